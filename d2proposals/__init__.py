@@ -1,0 +1,8 @@
+"""d2proposals: five region proposal generators for Detectron2.
+
+Importing this package registers its generators, backbones and datasets with Detectron2.
+"""
+
+from .config import add_d2proposals_config
+
+__all__ = ["add_d2proposals_config"]

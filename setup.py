@@ -1,0 +1,30 @@
+"""Install d2proposals: ``pip install -e .`` beside your own torch, torchvision and Detectron2."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="d2proposals",
+    version="0.1.0",
+    description="Five region proposal generators for Detectron2: ZIP, SC-RPN, DeepMask, SPOP, DetectorNet",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["d2proposals", "d2proposals.*"]),
+    python_requires=">=3.10",
+    # torch, torchvision and Detectron2 are chosen by whoever installs them: builds differ by CUDA
+    # version, and Detectron2 is not on PyPI.
+    install_requires=[
+        "fvcore>=0.1.5",
+        "matplotlib",
+        "numpy",
+        "opencv-python-headless",
+        "pillow",
+        "pycocotools>=2.0.6",
+        "scikit-image",
+        "scipy",
+        "tabulate",
+    ],
+    extras_require={"dev": ["pytest", "ruff"]},
+)

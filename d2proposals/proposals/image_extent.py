@@ -1,0 +1,86 @@
+"""Where the images of a padded batch end, and which cells of a feature map lie inside them.
+
+Detectron2 pads a batch with zeros at the right and the bottom and hands a backbone the padded
+tensor alone. Whatever looks further than a neighbourhood (global pools, windows, top-k) has to
+know where an image ends, or its result depends on the other images of the batch.
+
+Shape shorthand in this module:
+
+    N: number of images in the batch
+    H, W: height and width of the padded batch, in pixels
+    Hi, Wi: height and width of a feature map, in cells
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def recover_image_sizes(batch: torch.Tensor) -> torch.Tensor:
+    """Sizes of the images in a batch that was padded with zeros at the right and the bottom.
+
+    An image whose last rows or columns are zero themselves - every pixel exactly the mean that
+    was subtracted - comes out smaller than it is by those rows or columns.
+
+    Args:
+        batch: (N, C, H, W) normalised pixels.
+
+    Returns:
+        Tensor: (N, 2) int64 (height, width) in pixels, at least 1.
+    """
+    is_pixel = batch.ne(0).any(dim=1)  # (N, H, W)
+    sizes = []
+    for dim in (2, 1):
+        occupied = is_pixel.any(dim=dim)  # (N, H) or (N, W)
+        position = torch.arange(1, occupied.shape[1] + 1, device=batch.device)
+        sizes.append((occupied * position).amax(dim=1))
+    return torch.stack(sizes, dim=1).clamp(min=1)
+
+
+def valid_cells(
+    image_sizes: torch.Tensor, map_size: tuple[int, int], stride: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Mask of the cells of a feature map that begin inside their image.
+
+    Args:
+        image_sizes: (N, 2) (height, width) in pixels.
+        map_size: (Hi, Wi).
+        stride: pixels per cell.
+        dtype: of the result.
+
+    Returns:
+        Tensor: (N, 1, Hi, Wi), 1 inside the image, 0 in its padding. Of an image of height h,
+        ceil(h / stride) rows are inside.
+    """
+    rows, columns = (
+        torch.arange(size, device=image_sizes.device)[None] * stride < image_sizes[:, dim, None]
+        for dim, size in enumerate(map_size)
+    )  # (N, Hi), (N, Wi)
+    return (rows[:, None, :, None] & columns[:, None, None, :]).to(dtype)
+
+
+def resize_valid(
+    maps: torch.Tensor, valid: torch.Tensor, resized_valid: torch.Tensor
+) -> torch.Tensor:
+    """Resize maps bilinearly as if each image's map ended where the image ends.
+
+    The zeros of the padding take part in neither direction: each result is divided by the weight
+    that fell inside the image, which is the usual clamping at the border of a map.
+
+    Args:
+        maps: (N, C, Hi, Wi).
+        valid: (N, 1, Hi, Wi) of 0 and 1, the cells of ``maps`` inside the images.
+        resized_valid: (N, 1, Hj, Wj), the same for the result.
+
+    Returns:
+        Tensor: (N, C, Hj, Wj), zero in the padding.
+    """
+    size = resized_valid.shape[-2:]
+
+    def resize(x: torch.Tensor) -> torch.Tensor:
+        if size[0] >= x.shape[-2]:
+            return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        # Shrinking by an integer factor: the mean of the cells, none of them skipped.
+        return F.interpolate(x, size=size, mode="area")
+
+    weight = resize(valid)
+    return resize(maps * valid) / weight.clamp(min=1e-6) * resized_valid

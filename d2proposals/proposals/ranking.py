@@ -1,0 +1,108 @@
+"""Scores and order of proposals: logits, ranking ties, multi-threshold non-maximum suppression.
+
+Shape shorthand in this module:
+
+    R: number of boxes of one image
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torchvision.ops import nms
+
+
+def probability_to_logit(probability: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+    """Logit of probabilities, which are clamped to [eps, 1 - eps] first.
+
+    Args:
+        probability: any shape, values in [0, 1] (values outside are clamped as well).
+        eps: distance kept from 0 and 1.
+
+    Returns:
+        Tensor: float32 logits of the same shape, in +-13.8 for the default ``eps``.
+    """
+    return torch.logit(probability.double(), eps=eps).float()
+
+
+def strictly_decreasing(logits: torch.Tensor) -> torch.Tensor:
+    """Lower logits by the smallest amounts that make them strictly decreasing.
+
+    Everything downstream orders proposals by their score alone. A ranking that is not the order
+    of the scores (multi-threshold NMS), or that breaks ties, is written into the scores by this.
+
+    Args:
+        logits: (R,) finite, in the order of the ranking, best first.
+
+    Returns:
+        Tensor: (R,) float32, each the largest number that is not above its input and is below
+        its predecessor.
+    """
+    # The bits of a float32, read as an integer with the sign made arithmetic, count the floats in
+    # their order: "the next smaller float" is "minus one", and out[i] = min(in[i], out[i-1] - 1)
+    # becomes a cumulative minimum.
+    bits = logits.float().contiguous().view(torch.int32).long()
+    magnitude = bits & 0x7FFFFFFF
+    position = torch.arange(len(bits), device=bits.device)
+    ordered = torch.where(bits < 0, -magnitude, magnitude) + position
+    if len(ordered):
+        ordered = ordered.cummin(dim=0).values - position
+    floats = ordered.abs().int().view(torch.float32)
+    return torch.where(ordered < 0, -floats, floats)
+
+
+def multi_threshold_nms(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    thresholds: Sequence[float],
+    topks: Sequence[int],
+) -> torch.Tensor:
+    """Non-maximum suppression whose IoU threshold grows with the number of proposals wanted.
+
+    Source: S. Gidaris and N. Komodakis, "Attend Refine Repeat: Active Box Proposal Generation via
+    In-Out Localization", BMVC 2016, Sec. 3; used by ZIP, Sec. 3.4. The loosest threshold gives the
+    set S_1 of all proposals. Each stricter threshold t_i is applied to S_1 by itself and gives
+    S_i. The ranking begins with the best of the strictest set and goes on with the best boxes of
+    each looser set that it does not hold yet, until it holds as many as that set may fill.
+
+    Args:
+        boxes: (R, 4) XYXY.
+        scores: (R,) higher is better; equal scores keep the order of the input.
+        thresholds: IoU thresholds in [0, 1], loosest (highest) first, strictly decreasing.
+        topks: as many numbers, decreasing: how many boxes the ranking holds once threshold i has
+            contributed.
+
+    Returns:
+        Tensor: (K,) int64 indices of the kept boxes in the order of the ranking, best first.
+
+    Raises:
+        ValueError: thresholds and numbers do not match or are not decreasing.
+    """
+    check_multi_threshold_settings(thresholds, topks)
+    order = scores.argsort(descending=True, stable=True)
+    # Positions instead of scores from here on: NMS then cannot reorder equal scores.
+    best_first = -torch.arange(len(order), device=boxes.device, dtype=torch.float32)
+    loosest = nms(boxes[order], best_first, thresholds[0])[: topks[0]]
+    candidates = boxes[order[loosest]]
+    ranked = loosest.new_empty(0)
+    is_ranked = torch.zeros(len(loosest), dtype=torch.bool, device=boxes.device)
+    for threshold, topk in zip(reversed(thresholds), reversed(topks), strict=True):
+        if threshold == thresholds[0]:
+            kept = torch.arange(len(loosest), device=boxes.device)
+        else:
+            kept = nms(candidates, best_first[: len(loosest)], threshold)
+        added = kept[~is_ranked[kept]][: max(topk - len(ranked), 0)]
+        is_ranked[added] = True
+        ranked = torch.cat([ranked, added])
+    return order[loosest[ranked]]
+
+
+def check_multi_threshold_settings(thresholds: Sequence[float], topks: Sequence[int]) -> None:
+    """Raise ValueError unless both are decreasing and of one, non-zero length."""
+    decreasing = all(
+        a > b for values in (thresholds, topks) for a, b in zip(values, values[1:], strict=False)
+    )
+    if not thresholds or len(thresholds) != len(topks) or not decreasing:
+        raise ValueError(
+            "multi-threshold NMS needs as many thresholds as numbers of boxes, both decreasing, "
+            f"got thresholds {tuple(thresholds)} and numbers {tuple(topks)}"
+        )

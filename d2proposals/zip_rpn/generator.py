@@ -1,0 +1,490 @@
+"""ZIP: a proposal generator with anchors of each size on a level of their own.
+
+Source: H. Li, Y. Liu, W. Ouyang, X. Wang, "Zoom Out-and-In Network with Map Attention Decision for
+Region Proposal and Object Detection", IJCV 2019 (arXiv 1709.04347), Sec. 3.2-3.4.
+
+Shape shorthand in this module:
+
+    N: number of images in the batch
+    L: number of levels
+    Ri: anchors of level i, of all cells; R: of all levels
+    K: number of classes, 2 or (with the gray class) 3
+    T: number of candidate boxes of an image
+
+Naming convention:
+
+    valid: (N, 1, Hi, Wi) of 0 and 1, the cells of a map that begin inside the image. Anchors on
+        other cells are neither sampled nor proposed.
+    candidates: the boxes of an image after the NMS of each level, with their (biased) scores.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec, batched_nms
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, build_anchor_generator
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from ..proposals.image_extent import valid_cells
+from ..proposals.ranking import (
+    check_multi_threshold_settings,
+    multi_threshold_nms,
+    probability_to_logit,
+    strictly_decreasing,
+)
+from .gray_class_sampling import (
+    GRAY,
+    IGNORED,
+    NEGATIVE,
+    POSITIVE,
+    EquilibriumSampler,
+    GrayClassLabeler,
+)
+from .head import ZIPHeads
+from .zoom_network import IMAGE_SIZES
+
+logger = logging.getLogger(__name__)
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class ZIP(nn.Module):
+    """Zoom out-and-in network for object proposals; runs on the zoom network or on any FPN."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        strides: Sequence[int],
+        heads: nn.Module,
+        anchor_generator: nn.Module,
+        labeler: GrayClassLabeler,
+        sampler: EquilibriumSampler,
+        box2box_transform: Box2BoxTransform,
+        box_reg_loss_type: str = "squared_l2",
+        smooth_l1_beta: float = 1.0,
+        loss_weight: dict[str, float] | None = None,
+        pre_nms_topk: tuple[int, int] = (6000, 6000),
+        level_nms_thresh: float = 0.5,
+        level_nms_topk: int = 2000,
+        level_bias: Sequence[float] = (),
+        multi_nms_thresholds: Sequence[float] = (),
+        multi_nms_topks: Sequence[int] = (),
+        post_nms_topk: tuple[int, int] = (2000, 1000),
+        min_box_size: float = 0.0,
+        proposals_in_training: bool = True,
+    ):
+        """
+        Args:
+            in_features: names of the feature maps, one level each, high to low resolution.
+            strides: of these maps, in pixels.
+            heads: class logits and offsets of each level, e.g. :class:`ZIPHeads`.
+            anchor_generator: Detectron2's, for these maps.
+            labeler: labels anchors by IoU.
+            sampler: draws the anchors that take part in the loss.
+            box2box_transform: encoding of boxes relative to anchors.
+            box_reg_loss_type: "squared_l2" (Eq. 6) or "smooth_l1".
+            smooth_l1_beta: of "smooth_l1".
+            loss_weight: "loss_zip_cls", "loss_zip_loc" -> weight, 1 where absent.
+            pre_nms_topk: (training, test) best boxes of a level that enter its NMS.
+            level_nms_thresh: IoU threshold of that NMS.
+            level_nms_topk: boxes that it keeps.
+            level_bias: added to the probabilities of each level; empty for none.
+            multi_nms_thresholds: of the second NMS; empty for none.
+            multi_nms_topks: of the second NMS.
+            post_nms_topk: (training, test) proposals per image.
+            min_box_size: smaller boxes are dropped, in pixels of the network input.
+            proposals_in_training: whether to decode proposals while training.
+
+        Raises:
+            ValueError: settings contradict each other.
+        """
+        super().__init__()
+        if box_reg_loss_type not in ("squared_l2", "smooth_l1"):
+            raise ValueError(
+                "MODEL.ZIP.BBOX_REG_LOSS_TYPE must be 'squared_l2' or 'smooth_l1', "
+                f"got '{box_reg_loss_type}'"
+            )
+        if level_bias and len(level_bias) != len(in_features):
+            raise ValueError(
+                f"MODEL.ZIP.LEVEL_BIAS has {len(level_bias)} numbers for {len(in_features)} levels "
+                f"({list(in_features)})"
+            )
+        if multi_nms_thresholds or multi_nms_topks:
+            check_multi_threshold_settings(multi_nms_thresholds, multi_nms_topks)
+        self.in_features = list(in_features)
+        self.strides = list(strides)
+        self.heads = heads
+        self.anchor_generator = anchor_generator
+        self.labeler = labeler
+        self.sampler = sampler
+        self.box2box_transform = box2box_transform
+        self.box_reg_loss_type = box_reg_loss_type
+        self.smooth_l1_beta = smooth_l1_beta
+        self.loss_weight = loss_weight or {}
+        # By self.training.
+        self.pre_nms_topk = {True: pre_nms_topk[0], False: pre_nms_topk[1]}
+        self.post_nms_topk = {True: post_nms_topk[0], False: post_nms_topk[1]}
+        self.level_nms_thresh = level_nms_thresh
+        self.level_nms_topk = level_nms_topk
+        self.level_bias = list(level_bias) or [0.0] * len(in_features)
+        self.multi_nms_thresholds = list(multi_nms_thresholds)
+        self.multi_nms_topks = list(multi_nms_topks)
+        self.min_box_size = min_box_size
+        self.proposals_in_training = proposals_in_training
+        self._warned_of_extent = False
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        node = cfg.MODEL.ZIP
+        shapes = _input_shapes(cfg, input_shape)
+        anchor_generator = build_anchor_generator(cfg, shapes)
+        return {
+            "in_features": node.IN_FEATURES,
+            "strides": [shape.stride for shape in shapes],
+            "heads": ZIPHeads(
+                in_channels=[shape.channels for shape in shapes],
+                channels=node.HEAD_CHANNELS,
+                num_anchors=anchor_generator.num_anchors,
+                num_classes=3 if node.GRAY_CLASS.ENABLED else 2,
+                shared=node.SHARED_HEAD,
+            ),
+            "anchor_generator": anchor_generator,
+            "labeler": GrayClassLabeler(
+                positive_iou=node.POSITIVE_IOU,
+                negative_iou=node.NEGATIVE_IOU,
+                negative_iou_min=node.NEGATIVE_IOU_MIN,
+                gray_iou=tuple(node.GRAY_CLASS.IOU) if node.GRAY_CLASS.ENABLED else None,
+                low_quality_match=node.LOW_QUALITY_MATCH,
+            ),
+            "sampler": EquilibriumSampler(
+                batch_size=node.BATCH_SIZE_PER_IMAGE,
+                batch_size_per_class=node.BATCH_SIZE_PER_CLASS,
+                equilibrium=node.EQUILIBRIUM.ENABLED,
+                negative_ratio=node.EQUILIBRIUM.NEGATIVE_RATIO,
+                share_without_positives=node.EQUILIBRIUM.SHARE_WITHOUT_POSITIVES,
+                gray_ratio=node.GRAY_CLASS.RATIO if node.GRAY_CLASS.ENABLED else 0.0,
+            ),
+            "box2box_transform": Box2BoxTransform(weights=node.BBOX_REG_WEIGHTS),
+            "box_reg_loss_type": node.BBOX_REG_LOSS_TYPE,
+            "smooth_l1_beta": node.SMOOTH_L1_BETA,
+            "loss_weight": {
+                "loss_zip_cls": node.LOSS_WEIGHT,
+                "loss_zip_loc": node.LOSS_WEIGHT * node.BBOX_REG_LOSS_WEIGHT,
+            },
+            "pre_nms_topk": (node.PRE_NMS_TOPK_TRAIN, node.PRE_NMS_TOPK_TEST),
+            "level_nms_thresh": node.LEVEL_NMS_THRESH,
+            "level_nms_topk": node.LEVEL_NMS_TOPK,
+            "level_bias": node.LEVEL_BIAS,
+            "multi_nms_thresholds": node.MULTI_NMS_THRESHOLDS,
+            "multi_nms_topks": node.MULTI_NMS_TOPKS,
+            "post_nms_topk": (node.POST_NMS_TOPK_TRAIN, node.POST_NMS_TOPK_TEST),
+            "min_box_size": node.MIN_BOX_SIZE,
+            "proposals_in_training": cfg.MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING,
+        }
+
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self,
+        anchors: Sequence[Boxes],
+        valid: Sequence[torch.Tensor],
+        gt_instances: Sequence[Instances],
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Labels of the sampled anchors, and the ground-truth box of each anchor.
+
+        Args:
+            anchors: of each level, Ri boxes.
+            valid: of each level.
+            gt_instances: of each image, with ``gt_boxes``.
+
+        Returns:
+            Per level: (N, Ri) labels, IGNORED where not sampled; and (N, Ri, 4) the box of each
+            anchor's best ground truth (zeros for images without objects).
+        """
+        all_anchors = Boxes.cat(list(anchors))
+        is_valid = torch.cat(
+            [_on_anchors(v, len(a)) for v, a in zip(valid, anchors, strict=True)], 1
+        )
+        labels, gt_boxes = [], []
+        for instances, is_valid_i in zip(gt_instances, is_valid, strict=True):
+            labels_i, index_i = self.labeler(all_anchors, instances.gt_boxes, is_valid_i)
+            boxes_i = instances.gt_boxes.tensor
+            labels.append(labels_i)
+            gt_boxes.append(
+                boxes_i[index_i] if len(boxes_i) else torch.zeros_like(all_anchors.tensor)
+            )
+        sizes = [len(a) for a in anchors]
+        sampled = [self.sampler(labels_i) for labels_i in torch.stack(labels).split(sizes, dim=1)]
+        return sampled, list(torch.stack(gt_boxes).split(sizes, dim=1))
+
+    def losses(
+        self,
+        anchors: Sequence[Boxes],
+        pred_class_logits: Sequence[torch.Tensor],
+        pred_anchor_deltas: Sequence[torch.Tensor],
+        gt_labels: Sequence[torch.Tensor],
+        gt_boxes: Sequence[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Eq. 6, summed over levels; on each level the mean over its samples in the batch.
+
+        Args:
+            anchors: of each level, Ri boxes.
+            pred_class_logits: of each level, (N, Ri, K).
+            pred_anchor_deltas: of each level, (N, Ri, 4).
+            gt_labels: of each level, (N, Ri), see :meth:`label_and_sample_anchors`.
+            gt_boxes: of each level, (N, Ri, 4).
+
+        Returns:
+            dict: "loss_zip_cls" and "loss_zip_loc", weighted scalars.
+        """
+        class_loss, box_loss = 0.0, 0.0
+        for anchors_i, logits_i, deltas_i, labels_i, boxes_i in zip(
+            anchors, pred_class_logits, pred_anchor_deltas, gt_labels, gt_boxes, strict=True
+        ):
+            is_sampled = labels_i != IGNORED
+            num_sampled = is_sampled.sum().clamp(min=1)
+            class_loss = class_loss + (
+                F.cross_entropy(logits_i[is_sampled].float(), labels_i[is_sampled], reduction="sum")
+                / num_sampled
+            )
+            is_positive = labels_i == POSITIVE
+            anchor_index = is_positive.nonzero()[:, 1]
+            gt_deltas = self.box2box_transform.get_deltas(
+                anchors_i.tensor[anchor_index], boxes_i[is_positive]
+            )
+            box_loss = box_loss + (
+                self._box_loss(deltas_i[is_positive].float(), gt_deltas) / num_sampled
+            )
+        self._log_counts(gt_labels)
+        losses = {"loss_zip_cls": class_loss, "loss_zip_loc": box_loss}
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def _box_loss(self, pred_deltas: torch.Tensor, gt_deltas: torch.Tensor) -> torch.Tensor:
+        """Sum over boxes of the regression loss; both (number of positives, 4)."""
+        if self.box_reg_loss_type == "smooth_l1":
+            return F.smooth_l1_loss(
+                pred_deltas, gt_deltas, beta=self.smooth_l1_beta, reduction="sum"
+            )
+        return F.mse_loss(pred_deltas, gt_deltas, reduction="sum")
+
+    def _log_counts(self, gt_labels: Sequence[torch.Tensor]) -> None:
+        """Numbers of samples per image and class, of all levels and (positives) of each."""
+        storage = get_event_storage()
+        names = {POSITIVE: "pos", NEGATIVE: "neg", GRAY: "gray"}
+        counts = torch.stack(
+            [torch.stack([(labels == c).sum() for c in names]) for labels in gt_labels]
+        ).float() / len(gt_labels[0])  # (L, 3)
+        counts = counts.tolist()
+        for column, name in enumerate(names.values()):
+            storage.put_scalar(f"zip/num_{name}_anchors", sum(row[column] for row in counts))
+        for feature, row in zip(self.in_features, counts, strict=True):
+            storage.put_scalar(f"zip/num_pos_anchors_{feature}", row[0])
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        gt_instances: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        """
+        Args:
+            images: N images, normalised and padded.
+            features: maps by name; those of ``in_features`` are used.
+            gt_instances: of each image, with ``gt_boxes`` (pixels of the network input); needed
+                in training.
+
+        Returns:
+            Proposals of each image with ``proposal_boxes`` (clipped, not empty) and
+            ``objectness_logits`` (strictly decreasing), or empty instances in training where
+            proposals are not wanted; and the losses, empty in evaluation.
+        """
+        anchors, valid, logits, deltas = self._predict(images, features)
+        losses = {}
+        if self.training:
+            assert gt_instances is not None, "ZIP needs gt_instances in training"
+            labels, gt_boxes = self.label_and_sample_anchors(anchors, valid, gt_instances)
+            losses = self.losses(anchors, logits, deltas, labels, gt_boxes)
+            if not self.proposals_in_training:
+                return [
+                    _empty_proposals(size, logits[0].device) for size in images.image_sizes
+                ], losses
+        return self.predict_proposals(anchors, valid, logits, deltas, images.image_sizes), losses
+
+    def _predict(self, images: ImageList, features: dict[str, torch.Tensor]):
+        """Anchors, valid cells, class logits and offsets of each level."""
+        image_sizes = torch.as_tensor(
+            [tuple(size) for size in images.image_sizes], device=images.tensor.device
+        )
+        self._check_extent(image_sizes, features)
+        maps = [features[name] for name in self.in_features]
+        valid = [
+            valid_cells(image_sizes, x.shape[-2:], stride, x.dtype)
+            for x, stride in zip(maps, self.strides, strict=True)
+        ]
+        maps = [x * v for x, v in zip(maps, valid, strict=True)]
+        return self.anchor_generator(maps), valid, *self.heads(maps)
+
+    def _check_extent(self, image_sizes: torch.Tensor, features: dict[str, torch.Tensor]) -> None:
+        """Warn once if the zoom network took the border of an image for padding."""
+        if self._warned_of_extent or IMAGE_SIZES not in features:
+            return
+        if not torch.equal(features[IMAGE_SIZES], image_sizes):
+            self._warned_of_extent = True
+            logger.warning(
+                "The zoom network took image borders for padding (sizes %s instead of %s): their "
+                "pixels equal MODEL.PIXEL_MEAN exactly. Attention there ignores these borders.",
+                features[IMAGE_SIZES].tolist(),
+                image_sizes.tolist(),
+            )
+
+    @torch.no_grad()
+    def predict_proposals(
+        self,
+        anchors: Sequence[Boxes],
+        valid: Sequence[torch.Tensor],
+        pred_class_logits: Sequence[torch.Tensor],
+        pred_anchor_deltas: Sequence[torch.Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[Instances]:
+        """Proposals of each image (Sec. 3.4). Arguments as in :meth:`losses`.
+
+        They are fixed for the R-CNN heads: no gradient flows through their coordinates.
+        """
+        candidates = self._level_candidates(
+            anchors, valid, pred_class_logits, pred_anchor_deltas, image_sizes
+        )
+        return [
+            self.select(boxes, scores, size)
+            for (boxes, scores), size in zip(candidates, image_sizes, strict=True)
+        ]
+
+    @torch.no_grad()
+    def candidates(
+        self, images: ImageList, features: dict[str, torch.Tensor]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What enters the second NMS, for tests at several scales that run it once over all.
+
+        Returns:
+            Per image: (T, 4) boxes in pixels of the network input and (T,) scores.
+        """
+        anchors, valid, logits, deltas = self._predict(images, features)
+        return self._level_candidates(anchors, valid, logits, deltas, images.image_sizes)
+
+    @torch.no_grad()
+    def select(
+        self, boxes: torch.Tensor, scores: torch.Tensor, image_size: tuple[int, int]
+    ) -> Instances:
+        """The second NMS and the final ranking.
+
+        Args:
+            boxes: (T, 4) XYXY.
+            scores: (T,) probabilities with the level's bias.
+            image_size: (height, width) of the frame of ``boxes``.
+
+        Returns:
+            Instances: ``proposal_boxes`` and ``objectness_logits``, best first.
+        """
+        if self.multi_nms_thresholds:
+            keep = multi_threshold_nms(
+                boxes, scores, self.multi_nms_thresholds, self.multi_nms_topks
+            )
+        else:
+            keep = scores.argsort(descending=True, stable=True)
+        keep = keep[: self.post_nms_topk[self.training]]
+        proposals = Instances(image_size)
+        proposals.proposal_boxes = Boxes(boxes[keep])
+        proposals.objectness_logits = strictly_decreasing(probability_to_logit(scores[keep]))
+        return proposals
+
+    def _level_candidates(
+        self,
+        anchors: Sequence[Boxes],
+        valid: Sequence[torch.Tensor],
+        pred_class_logits: Sequence[torch.Tensor],
+        pred_anchor_deltas: Sequence[torch.Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The best boxes of each level after its own NMS; see :meth:`candidates`."""
+        boxes, scores, levels = [], [], []
+        for i, (logits_i, deltas_i) in enumerate(
+            zip(pred_class_logits, pred_anchor_deltas, strict=True)
+        ):
+            # The gray class only keeps positives and negatives apart; it is no object.
+            probability = logits_i.float().softmax(dim=-1)[..., POSITIVE]  # (N, Ri)
+            on_image = _on_anchors(valid[i], probability.shape[1])
+            # Best of the level first, decoded afterwards: most boxes are never looked at.
+            topk = min(self.pre_nms_topk[self.training], probability.shape[1])
+            scores_i, index = probability.masked_fill(~on_image, -1.0).topk(topk, dim=1)
+            deltas_i = deltas_i.gather(1, index[..., None].expand(-1, -1, 4))
+            boxes_i = self.box2box_transform.apply_deltas(
+                deltas_i.flatten(0, 1).float(), anchors[i].tensor[index.flatten()]
+            )
+            boxes.append(boxes_i.view(*index.shape, 4))
+            scores.append(scores_i)
+            levels.append(torch.full_like(index[0], i))
+        boxes, scores, levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels)
+        return [
+            self._nms_by_level(boxes_n, scores_n, levels, size)
+            for boxes_n, scores_n, size in zip(boxes, scores, image_sizes, strict=True)
+        ]
+
+    def _nms_by_level(
+        self,
+        boxes: torch.Tensor,
+        scores: torch.Tensor,
+        levels: torch.Tensor,
+        image_size: tuple[int, int],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip the boxes of one image, drop empty ones, NMS on each level, add the biases."""
+        is_finite = boxes.isfinite().all(dim=1) & scores.isfinite()
+        if self.training and not is_finite.all():
+            raise FloatingPointError("ZIP predicts Inf or NaN: training has diverged.")
+        clipped = Boxes(boxes)
+        clipped.clip(image_size)
+        keep = is_finite & (scores >= 0) & clipped.nonempty(threshold=self.min_box_size)
+        boxes, scores, levels = clipped.tensor[keep], scores[keep], levels[keep]
+        keep = batched_nms(boxes, scores, levels, self.level_nms_thresh)
+        # Best first over all levels: a box's place on its own level is a cumulative count.
+        on_level = F.one_hot(levels[keep], len(self.in_features))
+        place = on_level.cumsum(dim=0).gather(1, levels[keep, None])[:, 0]
+        keep = keep[place <= self.level_nms_topk]
+        bias = scores.new_tensor(self.level_bias)
+        return boxes[keep], scores[keep] + bias[levels[keep]]
+
+
+def _on_anchors(valid: torch.Tensor, num_anchors: int) -> torch.Tensor:
+    """(N, 1, Hi, Wi) valid cells -> (N, Ri) bool, by anchor."""
+    per_cell = num_anchors // valid[0].numel()
+    return valid.flatten(1).bool().repeat_interleave(per_cell, dim=1)
+
+
+def _empty_proposals(image_size: tuple[int, int], device: torch.device) -> Instances:
+    proposals = Instances(image_size)
+    proposals.proposal_boxes = Boxes(torch.zeros(0, 4, device=device))
+    proposals.objectness_logits = torch.zeros(0, device=device)
+    return proposals
+
+
+def _input_shapes(cfg, input_shape: dict[str, ShapeSpec]) -> list[ShapeSpec]:
+    """Shapes of ZIP's feature maps; ValueError where config and backbone do not fit."""
+    names = cfg.MODEL.ZIP.IN_FEATURES
+    missing = [name for name in names if name not in input_shape]
+    if missing:
+        raise ValueError(
+            f"MODEL.ZIP.IN_FEATURES has {missing}, which the backbone {cfg.MODEL.BACKBONE.NAME} "
+            f"does not return; it returns {sorted(input_shape)}"
+        )
+    for key in ("SIZES", "ASPECT_RATIOS"):
+        groups = len(cfg.MODEL.ANCHOR_GENERATOR[key])
+        if groups not in (1, len(names)):
+            raise ValueError(
+                f"MODEL.ANCHOR_GENERATOR.{key} has {groups} groups for the {len(names)} levels of "
+                f"MODEL.ZIP.IN_FEATURES ({list(names)}): give one group per level, or one for all"
+            )
+    return [input_shape[name] for name in names]

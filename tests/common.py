@@ -1,0 +1,37 @@
+"""What several tests need: configurations, images and ground truth made by hand."""
+
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.structures import Boxes, ImageList, Instances
+
+from d2proposals import add_d2proposals_config
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def make_cfg(config: str | None = None, *overrides) -> CfgNode:
+    """Detectron2's and our defaults, a file below configs/ and KEY VALUE overrides; on the CPU."""
+    cfg = get_cfg()
+    add_d2proposals_config(cfg)
+    if config is not None:
+        cfg.merge_from_file(str(CONFIGS / config))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.merge_from_list(list(overrides))
+    return cfg
+
+
+def make_images(*sizes: tuple[int, int], divisibility: int = 32, seed: int = 0) -> ImageList:
+    """A batch of noise images of the given (height, width), padded as Detectron2 does."""
+    generator = torch.Generator().manual_seed(seed)
+    images = [torch.randn(3, *size, generator=generator) for size in sizes]
+    return ImageList.from_tensors(images, divisibility)
+
+
+def make_instances(image_size: tuple[int, int], boxes=()) -> Instances:
+    """Ground truth of an image: boxes (XYXY), all of class 0."""
+    instances = Instances(image_size)
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.zeros(len(instances.gt_boxes), dtype=torch.int64)
+    return instances

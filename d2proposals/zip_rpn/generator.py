@@ -445,9 +445,10 @@ class ZIP(nn.Module):
         is_finite = boxes.isfinite().all(dim=1) & scores.isfinite()
         if self.training and not is_finite.all():
             raise FloatingPointError("ZIP predicts Inf or NaN: training has diverged.")
-        clipped = Boxes(boxes)
+        keep = is_finite & (scores >= 0)  # cells in the padding have score -1
+        clipped, scores, levels = Boxes(boxes[keep]), scores[keep], levels[keep]
         clipped.clip(image_size)
-        keep = is_finite & (scores >= 0) & clipped.nonempty(threshold=self.min_box_size)
+        keep = clipped.nonempty(threshold=self.min_box_size)
         boxes, scores, levels = clipped.tensor[keep], scores[keep], levels[keep]
         keep = batched_nms(boxes, scores, levels, self.level_nms_thresh)
         # Best first over all levels: a box's place on its own level is a cumulative count.

@@ -1,0 +1,312 @@
+import math
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_proposal_generator
+from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
+
+from d2proposals.zip_rpn import ZIP
+from d2proposals.zip_rpn.gray_class_sampling import GRAY, IGNORED, NEGATIVE, POSITIVE
+from d2proposals.zip_rpn.zoom_network import IMAGE_SIZES
+from tests.common import make_cfg, make_images, make_instances
+
+LEVELS = {"zoom1": (8, 12), "zoom2": (16, 20), "zoom3": (32, 16)}  # name -> stride, channels
+SHAPES = {name: ShapeSpec(channels=c, stride=s) for name, (s, c) in LEVELS.items()}
+ANCHORS = ["MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32], [64, 128], [256, 512]],
+           "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.25, 0.5, 1.0, 2.0, 4.0]]]  # fmt: skip
+
+
+def build(*overrides, shapes=SHAPES) -> ZIP:
+    torch.manual_seed(0)
+    settings = ["MODEL.PROPOSAL_GENERATOR.NAME", "ZIP", "MODEL.ZIP.HEAD_CHANNELS", 16, *ANCHORS]
+    return build_proposal_generator(make_cfg(None, *settings, *overrides), shapes)
+
+
+def make_features(images, shapes=SHAPES, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    height, width = images.tensor.shape[-2:]
+    return {
+        name: torch.randn(
+            len(images), s.channels, height // s.stride, width // s.stride, generator=generator
+        )
+        for name, s in shapes.items()
+    }
+
+
+def run(generator, images, features, gt=None):
+    with EventStorage():
+        return generator(images, features, gt)
+
+
+def louder(generator):
+    """Larger weights, so that scores and boxes differ as they do after training."""
+    for parameter in generator.heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return generator
+
+
+def test_anchors_are_thirty_in_three_groups_with_unshared_heads():
+    generator = build()
+    assert generator.anchor_generator.num_anchors == [10, 10, 10]
+    areas = [
+        a.prod(1) for a in ((b[:, 2:] - b[:, :2]) for b in generator.anchor_generator.cell_anchors)
+    ]
+    for group, sizes in zip(areas, ((16, 32), (64, 128), (256, 512)), strict=True):
+        expected = torch.tensor(sizes).repeat_interleave(5).square().float()
+        assert torch.allclose(group, expected, rtol=1e-4)
+    assert len(generator.heads.heads) == 3
+
+
+def test_proposals_honour_the_contract():
+    generator = louder(build()).eval()
+    images = make_images((96, 120), (128, 100))
+    proposals, losses = run(generator, images, make_features(images))
+    assert losses == {} and len(proposals) == 2
+    for proposals_i, size in zip(proposals, images.image_sizes, strict=True):
+        assert proposals_i.image_size == tuple(size)
+        assert set(proposals_i.get_fields()) == {"proposal_boxes", "objectness_logits"}
+        boxes, logits = proposals_i.proposal_boxes.tensor, proposals_i.objectness_logits
+        assert 0 < len(boxes) <= 1000 and boxes.isfinite().all()
+        assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] > boxes[:, :2]).all()
+        assert (boxes[:, 2] <= size[1]).all() and (boxes[:, 3] <= size[0]).all()
+        assert (logits[1:] < logits[:-1]).all() and logits.abs().max() < 14
+
+
+def test_an_image_gets_the_same_proposals_alone_and_in_a_padded_batch():
+    generator = louder(build()).eval()
+    images = make_images((75, 100), (128, 160))
+    features = make_features(images)
+    alone = make_images((75, 100))
+    alone_features = {
+        name: x[:1, :, : 96 // LEVELS[name][0], : 128 // LEVELS[name][0]]
+        for name, x in features.items()
+    }
+    (first, _), _ = run(generator, images, features)
+    (only,), _ = run(generator, alone, alone_features)
+    assert len(first) == len(only)
+    assert torch.allclose(first.proposal_boxes.tensor, only.proposal_boxes.tensor, atol=1e-4)
+    assert torch.allclose(first.objectness_logits, only.objectness_logits, atol=1e-5)
+
+
+def test_labels_never_lie_in_the_padding_and_match_the_objects():
+    generator = build("MODEL.ZIP.LOW_QUALITY_MATCH", True)
+    images = make_images((64, 64), (128, 160))
+    gt = [
+        make_instances((64, 64), [[4, 4, 36, 36]]),
+        make_instances((128, 160), [[30, 40, 90, 100]]),
+    ]
+    anchors, valid, _, _ = generator._predict(images, make_features(images))
+    labels, boxes = generator.label_and_sample_anchors(anchors, valid, gt)
+    for level, (stride, _) in zip(labels, LEVELS.values(), strict=True):
+        cells = level[0].view(128 // stride, 160 // stride, 10)
+        assert (cells[math.ceil(64 / stride) :] == IGNORED).all()
+        assert (cells[:, math.ceil(64 / stride) :] == IGNORED).all()
+    for n in range(2):
+        positives = [(level[n] == POSITIVE) for level in labels]
+        assert sum(p.sum() for p in positives) > 0
+        for p, b in zip(positives, boxes, strict=True):
+            assert (b[n][p] == gt[n].gt_boxes.tensor).all()
+
+
+def hand_made_case():
+    """Two anchors on one level: a positive with its target, a negative, a gray, one ignored."""
+    anchors = [
+        Boxes(torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [0, 10, 10, 20], [5, 5, 9, 9]]))
+    ]
+    logits = [torch.tensor([[[0.0, 2.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 3.0], [9.0, 0.0, 0.0]]])]
+    deltas = [torch.tensor([[[0.1, 0.2, 0.3, 0.4], [9.0] * 4, [9.0] * 4, [9.0] * 4]])]
+    labels = [torch.tensor([[POSITIVE, NEGATIVE, GRAY, IGNORED]])]
+    gt_boxes = [torch.tensor([[[1.0, 0.0, 11.0, 10.0]] * 4])]  # shifted right by a tenth
+    return anchors, logits, deltas, labels, gt_boxes
+
+
+def test_losses_are_eq_6_by_hand():
+    generator = build(
+        "MODEL.ZIP.IN_FEATURES", ["zoom1"], "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32]]
+    )
+    with EventStorage():
+        losses = generator.losses(*hand_made_case())
+    cross_entropy = [
+        math.log(1 + math.exp(2) + math.e) - 2,
+        math.log(math.e + 2) - 1,
+        math.log(2 + math.exp(3)) - 3,
+    ]
+    assert losses["loss_zip_cls"].item() == pytest.approx(sum(cross_entropy) / 3, abs=1e-5)
+    # Target offsets (.1, 0, 0, 0): squared error 0 + .04 + .09 + .16, over three samples.
+    assert losses["loss_zip_loc"].item() == pytest.approx(0.29 / 3, abs=1e-5)
+
+
+def test_smooth_l1_and_weights_by_hand():
+    generator = build(
+        "MODEL.ZIP.IN_FEATURES", ["zoom1"], "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32]],
+        "MODEL.ZIP.BBOX_REG_LOSS_TYPE", "smooth_l1", "MODEL.ZIP.LOSS_WEIGHT", 3.0,
+        "MODEL.ZIP.BBOX_REG_LOSS_WEIGHT", 2.0,
+    )  # fmt: skip
+    with EventStorage():
+        losses = generator.losses(*hand_made_case())
+    assert losses["loss_zip_loc"].item() == pytest.approx(6 * 0.5 * 0.29 / 3, abs=1e-5)
+
+
+def test_levels_are_summed_not_averaged():
+    one = build("MODEL.ZIP.IN_FEATURES", ["zoom1"], "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32]])
+    two = build(
+        "MODEL.ZIP.IN_FEATURES", ["zoom1", "zoom2"],
+        "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32], [64, 128]],
+    )  # fmt: skip
+    case = hand_made_case()
+    with EventStorage():
+        single = one.losses(*case)
+        double = two.losses(*[values * 2 for values in case])
+    for name, value in single.items():
+        assert double[name].item() == pytest.approx(2 * value.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("two_classes", [False, True])
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        ([], []),
+        ([[10, 10, 50, 60]], []),
+        ([[10, 10, 11, 60]], [[3, 3, 4, 4]]),
+        ([[-50, -50, 300, 300]], [[0, 0, 160, 128]]),
+        ([[i, i, i + 20, i + 20] for i in range(100)], [[40, 40, 72, 72]]),
+    ],
+    ids=["none", "half_empty", "one_pixel", "bigger_than_image", "many"],
+)
+def test_training_losses_are_finite_and_reach_every_parameter(boxes, two_classes):
+    generator = build("MODEL.ZIP.GRAY_CLASS.ENABLED", not two_classes)
+    images = make_images((96, 120), (128, 160))
+    gt = [make_instances(s, b) for s, b in zip(images.image_sizes, boxes, strict=True)]
+    features = {k: v.requires_grad_() for k, v in make_features(images).items()}
+    proposals, losses = run(generator, images, features, gt)
+    assert set(losses) == {"loss_zip_cls", "loss_zip_loc"}
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in generator.parameters())
+    assert all(len(p) > 0 for p in proposals)
+
+
+def test_no_proposals_are_decoded_in_training_when_nobody_wants_them():
+    generator = build("MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING", False)
+    images = make_images((96, 120))
+    generator.predict_proposals = None  # calling it would fail
+    proposals, losses = run(generator, images, make_features(images), [make_instances((96, 120))])
+    assert [len(p) for p in proposals] == [0] and losses
+    assert set(proposals[0].get_fields()) == {"proposal_boxes", "objectness_logits"}
+
+
+def test_counts_are_logged():
+    generator = build()
+    images = make_images((128, 128), (128, 128))
+    gt = [make_instances((128, 128), [[0, 0, 64, 64]]), make_instances((128, 128))]
+    with EventStorage() as storage:
+        generator(images, make_features(images), gt)
+        logged = {name: value for name, (value, _) in storage.latest().items()}
+    assert logged["zip/num_pos_anchors"] > 0
+    by_level = sum(logged[f"zip/num_pos_anchors_{name}"] for name in LEVELS)
+    assert by_level == pytest.approx(logged["zip/num_pos_anchors"])
+    assert logged["zip/num_neg_anchors"] > 0 and "zip/num_gray_anchors" in logged
+
+
+def test_score_is_the_probability_of_an_object_without_the_gray_class():
+    generator = build("MODEL.ZIP.MULTI_NMS_THRESHOLDS", (), "MODEL.ZIP.MULTI_NMS_TOPKS", ()).eval()
+    images = make_images((32, 32))
+    anchors, valid, logits, deltas = generator._predict(images, make_features(images))
+    logits = [torch.zeros_like(x) for x in logits]
+    logits[1][0, 7] = torch.tensor([0.0, 2.0, 3.0])  # the gray class is the likeliest
+    (proposals,) = generator.predict_proposals(anchors, valid, logits, deltas, [(32, 32)])
+    best = proposals.objectness_logits[0].sigmoid().item()
+    others = math.exp(2) / (1 + math.exp(2) + math.exp(3))
+    assert best == pytest.approx(max(others, 1 / 3), abs=1e-4)
+
+
+def test_level_bias_moves_a_level_up_the_ranking():
+    images = make_images((128, 160))
+    features = make_features(images)
+    plain = louder(build()).eval()
+    biased = louder(build("MODEL.ZIP.LEVEL_BIAS", (0.0, 0.0, 1.0))).eval()
+    biased.load_state_dict(plain.state_dict())
+    (before,), (after,) = plain.candidates(images, features), biased.candidates(images, features)
+    assert torch.equal(before[0], after[0])
+    difference = (after[1] - before[1]).round(decimals=4)
+    assert set(difference.tolist()) == {0.0, 1.0}
+    sides = (after[0][:, 2:] - after[0][:, :2]).amax(dim=1)
+    assert sides[difference == 1].mean() > sides[difference == 0].mean()
+
+
+def test_level_nms_keeps_overlapping_boxes_of_different_levels_and_caps_each_level():
+    generator = build("MODEL.ZIP.LEVEL_NMS_TOPK", 2)
+    boxes = torch.tensor(
+        [[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]]
+    )
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
+    levels = torch.tensor([0, 0, 1, 0, 0])
+    kept, kept_scores = generator._nms_by_level(boxes, scores, levels, (64, 64))
+    # The second box is suppressed by the first, the third is of another level, the last is third.
+    assert torch.equal(kept, boxes[[0, 2, 3]]) and torch.equal(kept_scores, scores[[0, 2, 3]])
+
+
+def test_select_of_all_candidates_is_what_forward_returns():
+    generator = louder(build()).eval()
+    images = make_images((96, 120))
+    features = make_features(images)
+    ((boxes, scores),) = generator.candidates(images, features)
+    selected = generator.select(boxes, scores, (96, 120))
+    (proposals,), _ = run(generator, images, features)
+    assert torch.equal(selected.proposal_boxes.tensor, proposals.proposal_boxes.tensor)
+    assert torch.equal(selected.objectness_logits, proposals.objectness_logits)
+
+
+def test_runs_on_a_plain_fpn_with_a_shared_head():
+    shapes = {f"p{i}": ShapeSpec(channels=8, stride=2**i) for i in range(2, 7)}
+    generator = build(
+        "MODEL.ZIP.IN_FEATURES", list(shapes), "MODEL.ZIP.SHARED_HEAD", True,
+        "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32], [32, 64], [64, 128], [128, 256], [256, 512]],
+        shapes=shapes,
+    )  # fmt: skip
+    images = make_images((100, 90), divisibility=64)
+    proposals, losses = run(
+        generator,
+        images,
+        make_features(images, shapes),
+        [make_instances((100, 90), [[5, 5, 40, 50]])],
+    )
+    assert len(generator.heads.heads) == 1 and len(proposals[0]) > 0
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_a_wrong_extent_is_warned_of_once(caplog):
+    generator = build().eval()
+    images = make_images((96, 120))
+    features = {**make_features(images), IMAGE_SIZES: torch.tensor([[90, 120]])}
+    with caplog.at_level("WARNING"):
+        run(generator, images, features)
+        run(generator, images, features)
+    assert len([r for r in caplog.records if "took image borders for padding" in r.message]) == 1
+
+
+def test_infinite_predictions_end_training_and_are_dropped_in_evaluation():
+    generator = build()
+    boxes = torch.tensor([[0.0, 0, 10, 10], [float("nan"), 0, 10, 10]])
+    arguments = boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), (64, 64)
+    with pytest.raises(FloatingPointError, match="training has diverged"):
+        generator._nms_by_level(*arguments)
+    assert len(generator.eval()._nms_by_level(*arguments)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["MODEL.ZIP.IN_FEATURES", ["p2", "zoom2", "zoom3"]], r"\['p2'\], which the backbone"),
+        (["MODEL.ANCHOR_GENERATOR.SIZES", [[16], [64]]], "2 groups for the 3 levels"),
+        (["MODEL.ZIP.LEVEL_BIAS", (0.1, 0.2)], "2 numbers for 3 levels"),
+        (["MODEL.ZIP.BBOX_REG_LOSS_TYPE", "giou"], "BBOX_REG_LOSS_TYPE must be"),
+        (["MODEL.ZIP.SHARED_HEAD", True], "SHARED_HEAD needs the same channels"),
+        (["MODEL.ZIP.MULTI_NMS_TOPKS", (10,)], "both decreasing"),
+    ],
+)
+def test_bad_settings_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        build(*overrides)

@@ -55,6 +55,7 @@ def multi_threshold_nms(
     scores: torch.Tensor,
     thresholds: Sequence[float],
     topks: Sequence[int],
+    limit: int | None = None,
 ) -> torch.Tensor:
     """Non-maximum suppression whose IoU threshold grows with the number of proposals wanted.
 
@@ -70,6 +71,7 @@ def multi_threshold_nms(
         thresholds: IoU thresholds in [0, 1], loosest (highest) first, strictly decreasing.
         topks: as many numbers, decreasing: how many boxes the ranking holds once threshold i has
             contributed.
+        limit: how many boxes are wanted; all by default.
 
     Returns:
         Tensor: (K,) int64 indices of the kept boxes in the order of the ranking, best first.
@@ -79,21 +81,45 @@ def multi_threshold_nms(
     """
     check_multi_threshold_settings(thresholds, topks)
     order = scores.argsort(descending=True, stable=True)
-    # Positions instead of scores from here on: NMS then cannot reorder equal scores.
-    best_first = -torch.arange(len(order), device=boxes.device, dtype=torch.float32)
-    loosest = nms(boxes[order], best_first, thresholds[0])[: topks[0]]
-    candidates = boxes[order[loosest]]
-    ranked = loosest.new_empty(0)
-    is_ranked = torch.zeros(len(loosest), dtype=torch.bool, device=boxes.device)
+    order = order[first_of_nms(boxes[order], thresholds[0], topks[0])]
+    candidates = boxes[order]  # S_1
+    ranked = order.new_empty(0)
+    is_ranked = torch.zeros(len(order), dtype=torch.bool, device=boxes.device)
     for threshold, topk in zip(reversed(thresholds), reversed(topks), strict=True):
+        if limit is not None and len(ranked) >= limit:
+            break
         if threshold == thresholds[0]:
-            kept = torch.arange(len(loosest), device=boxes.device)
+            kept = torch.arange(len(order), device=boxes.device)
         else:
-            kept = nms(candidates, best_first[: len(loosest)], threshold)
+            kept = first_of_nms(candidates, threshold, topk)
         added = kept[~is_ranked[kept]][: max(topk - len(ranked), 0)]
         is_ranked[added] = True
         ranked = torch.cat([ranked, added])
-    return order[loosest[ranked]]
+    return order[ranked[:limit]]
+
+
+def first_of_nms(boxes: torch.Tensor, threshold: float, number: int) -> torch.Tensor:
+    """The first ``number`` boxes that NMS keeps, of boxes that are sorted already.
+
+    Whether NMS keeps a box depends on the boxes before it alone, so it is run on the beginning of
+    the list, which is doubled until it yields enough.
+
+    Args:
+        boxes: (R, 4) XYXY, best first.
+        threshold: IoU above which the later box goes.
+        number: how many are wanted.
+
+    Returns:
+        Tensor: at most ``number`` int64 indices, increasing.
+    """
+    # Positions instead of scores: NMS then cannot reorder equal scores.
+    scores = -torch.arange(len(boxes), device=boxes.device, dtype=torch.float32)
+    length = 2 * number
+    while True:
+        kept = nms(boxes[:length], scores[:length], threshold)
+        if len(kept) >= number or length >= len(boxes):
+            return kept[:number]
+        length *= 2
 
 
 def check_multi_threshold_settings(thresholds: Sequence[float], topks: Sequence[int]) -> None:

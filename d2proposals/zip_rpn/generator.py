@@ -390,13 +390,13 @@ class ZIP(nn.Module):
         Returns:
             Instances: ``proposal_boxes`` and ``objectness_logits``, best first.
         """
+        topk = self.post_nms_topk[self.training]
         if self.multi_nms_thresholds:
             keep = multi_threshold_nms(
-                boxes, scores, self.multi_nms_thresholds, self.multi_nms_topks
+                boxes, scores, self.multi_nms_thresholds, self.multi_nms_topks, limit=topk
             )
         else:
-            keep = scores.argsort(descending=True, stable=True)
-        keep = keep[: self.post_nms_topk[self.training]]
+            keep = scores.argsort(descending=True, stable=True)[:topk]
         proposals = Instances(image_size)
         proposals.proposal_boxes = Boxes(boxes[keep])
         proposals.objectness_logits = strictly_decreasing(probability_to_logit(scores[keep]))

@@ -5,6 +5,7 @@ import torch
 from torchvision.ops import box_iou, nms
 
 from d2proposals.proposals.ranking import (
+    first_of_nms,
     multi_threshold_nms,
     probability_to_logit,
     strictly_decreasing,
@@ -85,6 +86,23 @@ def test_multi_threshold_nms_equals_its_plain_twin():
     ranked = multi_threshold_nms(boxes, scores, *settings).tolist()
     assert ranked == multi_threshold_twin(boxes, scores, *settings)
     assert len(set(ranked)) == len(ranked)
+
+
+@pytest.mark.parametrize("limit", [0, 3, 12, 60, 500])
+def test_a_limit_gives_the_beginning_of_the_whole_ranking(limit):
+    boxes, scores = random_boxes(300, seed=2), torch.randperm(300).float()
+    settings = (0.9, 0.7, 0.5, 0.3), (200, 60, 20, 5)
+    everything = multi_threshold_nms(boxes, scores, *settings)
+    assert torch.equal(
+        multi_threshold_nms(boxes, scores, *settings, limit=limit), everything[:limit]
+    )
+
+
+@pytest.mark.parametrize("number", [1, 5, 40, 1000])
+def test_first_of_nms_is_the_beginning_of_nms(number):
+    boxes = random_boxes(400, seed=3)
+    everything = nms(boxes, -torch.arange(400.0), 0.2)
+    assert torch.equal(first_of_nms(boxes, 0.2, number), everything[:number])
 
 
 def test_multi_threshold_nms_hand_worked():

@@ -1,0 +1,19 @@
+"""Training and evaluation jobs."""
+
+from .bad_input import bad_input_in_one_line
+from .checkpointer import ProposalCheckpointer
+from .job import check_config, check_datasets, fit_to_device, load_config, prepare_launch
+from .test_time_augmentation import ProposalNetworkWithTTA
+from .trainer import Trainer
+
+__all__ = [
+    "ProposalCheckpointer",
+    "ProposalNetworkWithTTA",
+    "Trainer",
+    "bad_input_in_one_line",
+    "check_config",
+    "check_datasets",
+    "fit_to_device",
+    "load_config",
+    "prepare_launch",
+]

@@ -1,0 +1,102 @@
+"""dyTrainScale: the size at which an image is trained on, chosen by one of its objects.
+
+Li, Liu, Ouyang, Wang. Zoom Out-and-In Network with Map Attention Decision for Region Proposal and
+Object Detection. IJCV 2018. Sec. 3.3: "Each sample is resized to the extent where at least one of
+the ground truth boxes is covered by the medium anchors."
+
+The paper gives no formula. Here an object is drawn, its shorter side gets a random length within
+reach of the medium anchors, and the whole image is scaled with it.
+
+Shape shorthand in this module:
+
+    M: number of objects in the image
+"""
+
+import numpy as np
+from detectron2.data import transforms as T
+
+
+class ObjectScaleResize(T.Augmentation):
+    """Resize an image, its aspect ratio kept, so that one of its objects gets a drawn size.
+
+    Made anew for each image, because it holds that image's boxes.
+
+    Example::
+
+        resize = ObjectScaleResize(
+            boxes, object_side=(72, 128), min_image_side=100, max_image_side=1000
+        )
+        transform = resize.get_transform(image)
+    """
+
+    def __init__(
+        self,
+        boxes: np.ndarray,
+        *,
+        object_side: tuple[int, int],
+        min_image_side: int,
+        max_image_side: int,
+    ):
+        """
+        Args:
+            boxes: (M, 4) XYXY, pixels of the image before the resize, M >= 1, each box with two
+                positive sides (see :func:`measurable_boxes`).
+            object_side: lowest and highest length of the drawn object's shorter side, in pixels,
+                both included.
+            min_image_side: least length of the image's shorter side, in pixels.
+            max_image_side: greatest length of the image's longer side, in pixels. It wins where
+                both bounds cannot hold.
+        """
+        super().__init__()
+        assert len(boxes) > 0, "ObjectScaleResize needs at least one box"
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw an object and a length (Detectron2's seeded numpy generator), and scale to it.
+
+        Args:
+            image: (H, W) or (H, W, C).
+        """
+        height, width = image.shape[:2]
+        box = self.boxes[np.random.randint(len(self.boxes))]
+        side = np.random.randint(self.object_side[0], self.object_side[1] + 1)
+        scale = side / min(box[2] - box[0], box[3] - box[1])
+        new_height, new_width = bounded_image_size(
+            (height, width), scale, self.min_image_side, self.max_image_side
+        )
+        return T.ResizeTransform(height, width, new_height, new_width)
+
+
+def bounded_image_size(
+    image_size: tuple[int, int], scale: float, min_image_side: int, max_image_side: int
+) -> tuple[int, int]:
+    """Scale an image size, as far as the bounds on its sides allow.
+
+    Args:
+        image_size: (height, width), in pixels.
+        scale: wanted factor, positive.
+        min_image_side: least length of the shorter side.
+        max_image_side: greatest length of the longer side; it wins over ``min_image_side``.
+
+    Returns:
+        (height, width), whole pixels, at least 1 each.
+    """
+    scale = max(scale, min_image_side / min(image_size))
+    scale = min(scale, max_image_side / max(image_size))
+    height, width = (max(1, int(side * scale + 0.5)) for side in image_size)
+    return height, width
+
+
+def measurable_boxes(boxes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Clip boxes to the image and drop those without width or height there.
+
+    Args:
+        boxes: (M, 4) XYXY, pixels.
+        image_size: (height, width) of the image that the boxes lie in.
+
+    Returns:
+        (M', 4), M' <= M.
+    """
+    height, width = image_size
+    boxes = np.clip(boxes.reshape(-1, 4), 0, [width, height, width, height])
+    return boxes[(boxes[:, 2:] - boxes[:, :2]).min(axis=1) > 0]

@@ -1,0 +1,181 @@
+"""From command line to configuration, and what is checked before a job starts."""
+
+import difflib
+import logging
+import os
+from argparse import Namespace
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
+
+from ..config import add_d2proposals_config
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(args: Namespace) -> CfgNode:
+    """Make the configuration of a job: defaults, then the file, then the overrides.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``: ``config_file`` and ``opts`` are read.
+
+    Returns:
+        a configuration, not frozen.
+
+    Raises:
+        FileNotFoundError: when there is no such configuration file.
+        ValueError: when the file or an override has an unknown key or a value of another type.
+    """
+    cfg = get_cfg()
+    add_d2proposals_config(cfg)
+    if args.config_file:
+        if not os.path.isfile(args.config_file):
+            raise FileNotFoundError(
+                f"Configuration file {args.config_file} is missing (--config-file); the ones of "
+                "this project are in configs/."
+            )
+        try:
+            cfg.merge_from_file(args.config_file)
+        except (AssertionError, KeyError, ValueError, OSError, yaml.YAMLError) as error:
+            raise ValueError(
+                f"Configuration file {args.config_file}: {_first_line(error)}{_hint(cfg, error)}"
+            ) from error
+    try:
+        cfg.merge_from_list(args.opts or [])
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(f"Overrides KEY VALUE: {_first_line(error)}{_hint(cfg, error)}") from error
+    return cfg
+
+
+def prepare_launch(args: Namespace) -> None:
+    """Check the number of processes, and have Detectron2's ``launch`` pick the right backend.
+
+    ``launch`` takes nccl wherever it sees a GPU. A job on the CPU needs gloo, so it sees none.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``.
+
+    Raises:
+        ValueError: when there are fewer GPUs than processes.
+    """
+    if not load_config(args).MODEL.DEVICE.startswith("cuda"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
+        raise ValueError(
+            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}. Take "
+            "fewer, or run on the CPU: MODEL.DEVICE cpu."
+        )
+
+
+def fit_to_device(cfg: CfgNode) -> None:
+    """Change, in place and with a warning, what this machine's device cannot do.
+
+    Without a CUDA device, ``MODEL.DEVICE`` "cuda" (Detectron2's default) becomes "cpu"; on the CPU
+    there is no automatic mixed precision.
+    """
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning(f"No CUDA device: MODEL.DEVICE {cfg.MODEL.DEVICE} becomes cpu.")
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        logger.warning("SOLVER.AMP.ENABLED needs CUDA: it becomes False, training is in float32.")
+        cfg.SOLVER.AMP.ENABLED = False
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Check what would otherwise fail late or without a clear word.
+
+    Raises:
+        ValueError: names the key and what it may be.
+    """
+    for key, name, registry in [
+        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
+        (
+            "MODEL.PROPOSAL_GENERATOR.NAME",
+            cfg.MODEL.PROPOSAL_GENERATOR.NAME,
+            PROPOSAL_GENERATOR_REGISTRY,
+        ),
+    ]:
+        known = sorted(known_name for known_name, _ in registry)
+        known += ["PrecomputedProposals"] if registry is PROPOSAL_GENERATOR_REGISTRY else []
+        if name not in known:
+            raise ValueError(f"Unknown {key} '{name}'. Known: {', '.join(known)}.")
+    is_detector = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+    if is_detector and not cfg.MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING:
+        raise ValueError(
+            "MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING must be True with "
+            "MODEL.META_ARCHITECTURE 'GeneralizedRCNN': its heads train on the proposals."
+        )
+
+
+def check_datasets(names: list[str] | tuple[str, ...]) -> None:
+    """Check that datasets are known and their files in place, before hours of work depend on it.
+
+    Args:
+        names: of registered datasets.
+
+    Raises:
+        ValueError: when a name is not registered.
+        FileNotFoundError: when a file or folder of a dataset is missing; names it.
+    """
+    for name in names:
+        if name not in DatasetCatalog.list():
+            close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+            close = close or ["d2p_shapes_train", "d2p_shapes_val", "coco_2017_train"]
+            raise ValueError(
+                f"Unknown dataset '{name}' in DATASETS.TRAIN or DATASETS.TEST. Did you mean "
+                f"{' or '.join(close)}? Own datasets are registered with "
+                "detectron2.data.datasets.register_coco_instances."
+            )
+        if _missing_path(name) is None:
+            continue
+        # A dataset that makes its own files does so when it is read.
+        try:
+            DatasetCatalog.get(name)
+        except FileNotFoundError as error:
+            raise _missing_dataset_error(name, error.filename) from error
+        if (path := _missing_path(name)) is not None:
+            raise _missing_dataset_error(name, path)
+
+
+def _missing_path(name: str) -> str | None:
+    """The first of a dataset's known files and folders that is not there, None if all are."""
+    metadata = MetadataCatalog.get(name)
+    paths = [metadata.get(key, None) for key in ("json_file", "image_root", "dirname")]
+    return next((path for path in paths if path and not os.path.exists(path)), None)
+
+
+def _missing_dataset_error(name: str, path: str | None) -> FileNotFoundError:
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    return FileNotFoundError(
+        f"Dataset '{name}' needs {path}, which is missing. Set DETECTRON2_DATASETS (now '{root}') "
+        "to the folder that has the datasets; the configurations in configs/shapes/ need no "
+        "download."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    return message.strip().splitlines()[0].rstrip(".") + "."
+
+
+def _hint(cfg: CfgNode, error: Exception) -> str:
+    """Name the keys closest to an unknown one that an error of yacs complains of."""
+    message = _first_line(error).rstrip(".")
+    if not message.startswith("Non-existent"):
+        return ""
+    unknown = message.rsplit(": ", maxsplit=1)[-1]
+    close = difflib.get_close_matches(unknown, list(_all_keys(cfg)), n=3)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in node.items():
+        keys.append(prefix + key)
+        if isinstance(value, CfgNode):
+            keys.extend(_all_keys(value, f"{prefix}{key}."))
+    return keys

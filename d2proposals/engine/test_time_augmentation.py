@@ -1,0 +1,163 @@
+"""Test-time augmentation for proposals: several image scales, with or without flips.
+
+Detectron2's own wrapper takes R-CNN detectors only. This one takes a stock ``ProposalNetwork`` and
+is the multi-scale test of the proposal papers (e.g. Li et al., IJCV 2018, Sec. 3.4: scales 1000 to
+250).
+
+Shape shorthand in this module:
+
+    R: number of boxes of one image, at one scale or over all of them
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+from detectron2.modeling import DatasetMapperTTA
+from detectron2.modeling.meta_arch import ProposalNetwork
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torchvision.ops import nms
+
+
+class ProposalNetworkWithTTA(nn.Module):
+    """A ``ProposalNetwork`` that sees each image at several scales and merges what it proposes.
+
+    Inputs and outputs are those of ``ProposalNetwork`` in evaluation; the proposals have the
+    fields ``proposal_boxes`` and ``objectness_logits``, nothing else.
+
+    A generator can take part in the merge by two methods:
+
+    * ``candidates(images, features) -> list[tuple[Tensor, Tensor]]``: of each image, boxes (R, 4)
+      XYXY in pixels of the network input and scores (R,), before the last suppression;
+    * ``select(boxes, scores, image_size) -> Instances``: the last suppression, called once per
+      image, on the candidates of all scales in pixels of the original image.
+
+    Proposals of any other generator are merged by a plain non-maximum suppression over all scales.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        tta_mapper: Callable[[dict], list[dict]],
+        nms_thresh: float,
+        post_nms_topk: int,
+    ):
+        """
+        Args:
+            model: a ``ProposalNetwork``, possibly in ``DistributedDataParallel``.
+            tta_mapper: makes a list of augmented inputs, each with its "transforms", from one
+                input.
+            nms_thresh: IoU above which a box is suppressed by a better one, for generators
+                without ``candidates``.
+            post_nms_topk: number of proposals kept per image, for the same generators.
+        """
+        super().__init__()
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        if not isinstance(model, ProposalNetwork):
+            raise ValueError(
+                "ProposalNetworkWithTTA needs MODEL.META_ARCHITECTURE 'ProposalNetwork', got a "
+                f"{type(model).__name__}."
+            )
+        self.model = model
+        self.tta_mapper = tta_mapper
+        self.nms_thresh = nms_thresh
+        self.post_nms_topk = post_nms_topk
+        self.train(model.training)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        return {
+            "model": model,
+            "tta_mapper": DatasetMapperTTA(cfg),
+            "nms_thresh": cfg.MODEL.RPN.NMS_THRESH,
+            "post_nms_topk": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
+        }
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        """Propose on each image.
+
+        Args:
+            batched_inputs: as for ``ProposalNetwork``.
+
+        Returns:
+            per image {"proposals": Instances}, in pixels of the original image ("height",
+            "width").
+        """
+        return [{"proposals": self._propose(x)} for x in batched_inputs]
+
+    def _propose(self, dataset_dict: dict[str, Any]) -> Instances:
+        """Propose on one image: every scale by itself, then one merge."""
+        height, width = dataset_dict["image"].shape[1:]
+        image_size = (dataset_dict.get("height", height), dataset_dict.get("width", width))
+        dataset_dict = {**dataset_dict, "height": image_size[0], "width": image_size[1]}
+        generator = self.model.proposal_generator
+        merges_itself = hasattr(generator, "candidates") and hasattr(generator, "select")
+        all_boxes, all_scores = [], []
+        inputs = self.tta_mapper(dataset_dict)
+        # One by one: batched with larger ones, a small image would be mostly padding.
+        for augmented in inputs:
+            images, features = self._images_and_features(augmented["image"])
+            if merges_itself:
+                ((boxes, scores),) = generator.candidates(images, features)
+            else:
+                (proposals,), _ = generator(images, features, None)
+                boxes, scores = proposals.proposal_boxes.tensor, proposals.objectness_logits
+            boxes, scores = _to_original_image(boxes, scores, augmented["transforms"], image_size)
+            all_boxes.append(boxes)
+            all_scores.append(scores)
+        boxes, scores = torch.cat(all_boxes), torch.cat(all_scores)
+        if merges_itself:
+            return generator.select(boxes, scores, image_size)
+        # The generator has already suppressed within a scale, so one scale needs no merge.
+        if len(inputs) > 1:
+            keep = nms(boxes, scores, self.nms_thresh)
+        else:
+            keep = scores.argsort(descending=True, stable=True)
+        keep = keep[: self.post_nms_topk]
+        return Instances(
+            image_size, proposal_boxes=Boxes(boxes[keep]), objectness_logits=scores[keep]
+        )
+
+    def _images_and_features(
+        self, image: torch.Tensor
+    ) -> tuple[ImageList, dict[str, torch.Tensor]]:
+        """Normalise one image (C, H, W) and run the backbone, as ``ProposalNetwork`` does."""
+        model = self.model
+        image = (image.to(model.device) - model.pixel_mean) / model.pixel_std
+        images = ImageList.from_tensors(
+            [image],
+            model.backbone.size_divisibility,
+            padding_constraints=model.backbone.padding_constraints,
+        )
+        return images, model.backbone(images.tensor)
+
+
+def _to_original_image(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    transforms: T.TransformList,
+    image_size: tuple[int, int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Undo an input's transforms on its boxes; clip them, and drop those left empty.
+
+    Args:
+        boxes: (R, 4) XYXY, pixels of the network input.
+        scores: (R,).
+        transforms: from the original image to the network input.
+        image_size: (height, width) of the original image.
+
+    Returns:
+        boxes (R', 4) XYXY, pixels of the original image, and scores (R',), R' <= R.
+    """
+    original = transforms.inverse().apply_box(boxes.cpu().numpy())
+    original = Boxes(torch.from_numpy(original).to(boxes))
+    original.clip(image_size)
+    keep = original.nonempty()
+    return original.tensor[keep], scores[keep]

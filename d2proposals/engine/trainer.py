@@ -1,0 +1,182 @@
+"""The trainer: Detectron2's, with this project's mapper, evaluator and test-time augmentation."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import DefaultTrainer, defaults, hooks
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+)
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..data.mapper import ProposalDatasetMapper
+from ..evaluation.evaluator import ProposalEvaluator
+from .checkpointer import ProposalCheckpointer
+from .test_time_augmentation import ProposalNetworkWithTTA
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates any Detectron2 model with this project's data and evaluation.
+
+    Proposal networks are evaluated by :class:`ProposalEvaluator`, detectors by Detectron2's
+    evaluators. With ``TEST.AUG.ENABLED`` a second evaluation with test-time augmentation follows
+    the last one of the training.
+
+    Example::
+
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        trainer.train()
+    """
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: a configuration with this project's keys.
+        """
+        with _distributed_on_cpu(cfg.MODEL.DEVICE):
+            super().__init__(cfg)
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        """Return Detectron2's hooks, with safe checkpoints and the last, augmented evaluation."""
+        # The checkpoint hook takes the checkpointer from here; Detectron2 has no method for it.
+        self.checkpointer = ProposalCheckpointer(
+            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        ret = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            # Before the writers, so that they write its results too.
+            index = next(
+                (i for i, hook in enumerate(ret) if isinstance(hook, hooks.PeriodicWriter)),
+                len(ret),
+            )
+            ret.insert(index, hooks.EvalHook(0, self._test_augmented))
+        return ret
+
+    def _test_augmented(self) -> dict[str, Any]:
+        results = self.test_with_TTA(self.cfg, self.model)
+        self._last_eval_results.update(results)
+        return results
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        """Build Detectron2's training loader with :class:`ProposalDatasetMapper`.
+
+        Raises:
+            ValueError: when the batch does not split evenly over the processes.
+        """
+        num_processes = comm.get_world_size()
+        if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % num_processes != 0:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a positive multiple "
+                f"of the number of processes ({num_processes})."
+            )
+        return build_detection_train_loader(cfg, mapper=ProposalDatasetMapper(cfg, True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """Build Detectron2's test loader with :class:`ProposalDatasetMapper`."""
+        mapper = ProposalDatasetMapper(cfg, False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        """Build the evaluator of a dataset.
+
+        Args:
+            cfg: a configuration.
+            dataset_name: a registered dataset.
+            output_folder: for the evaluator's files; by default ``inference`` in ``OUTPUT_DIR``,
+                with a folder per dataset where several are tested.
+
+        Returns:
+            :class:`ProposalEvaluator` for proposal networks, else the stock one of the dataset's
+            "evaluator_type".
+
+        Raises:
+            ValueError: for a detector on a dataset that has no stock evaluator.
+        """
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        if len(cfg.DATASETS.TEST) > 1:
+            folder = os.path.join(folder, dataset_name)
+        if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+            return ProposalEvaluator(
+                dataset_name, limits=cfg.TEST.PROPOSALS.LIMITS, distributed=True, output_dir=folder
+            )
+        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+        if evaluator_type == "coco":
+            return DatasetEvaluators([COCOEvaluator(dataset_name, output_dir=folder)])
+        if evaluator_type == "lvis":
+            return DatasetEvaluators([LVISEvaluator(dataset_name, output_dir=folder)])
+        if evaluator_type == "pascal_voc":
+            return DatasetEvaluators([PascalVOCDetectionEvaluator(dataset_name)])
+        raise ValueError(
+            f"Dataset '{dataset_name}' has evaluator_type '{evaluator_type}'; detectors are "
+            "evaluated on 'coco', 'lvis' and 'pascal_voc'."
+        )
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
+        """Evaluate with test-time augmentation (``TEST.AUG``).
+
+        Args:
+            cfg: a configuration.
+            model: without augmentation, a ``ProposalNetwork`` or ``GeneralizedRCNN``.
+
+        Returns:
+            as ``test``, each name with "_TTA" behind it.
+        """
+        logger.info(f"Evaluating with test-time augmentation, scales {cfg.TEST.AUG.MIN_SIZES}")
+        cfg = cfg.clone()
+        cfg.defrost()
+        # Each scale is then resized from the original image, not from a resized one.
+        cfg.INPUT.MIN_SIZE_TEST = 0
+        is_proposal_network = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+        wrapper = ProposalNetworkWithTTA if is_proposal_network else GeneralizedRCNNWithTTA
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, wrapper(cfg, model), evaluators)
+        return OrderedDict({f"{name}_TTA": value for name, value in results.items()})
+
+
+@contextmanager
+def _distributed_on_cpu(device: str) -> Iterator[None]:
+    """Let ``DefaultTrainer`` make a ``DistributedDataParallel`` model on CPUs within this context.
+
+    Detectron2 always passes ``device_ids``, which torch takes for GPUs only, and offers no way to
+    change that but the name its constructor looks up.
+    """
+    if device != "cpu" or comm.get_world_size() == 1:
+        yield
+        return
+    create_ddp_model = defaults.create_ddp_model
+    defaults.create_ddp_model = functools.partial(create_ddp_model, device_ids=None)
+    try:
+        yield
+    finally:
+        defaults.create_ddp_model = create_ddp_model

@@ -1,0 +1,80 @@
+"""Train the small ZIP on the embedded dataset and show what it has learnt.
+
+Usage: python dev/quickstart.py [KEY VALUE ...]
+"""
+
+import json
+import os
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from detectron2.evaluation import inference_on_dataset
+from tabulate import tabulate
+
+from d2proposals.engine import Trainer, bad_input_in_one_line
+from d2proposals.evaluation.evaluator import ProposalEvaluator
+from d2proposals.evaluation.fixed_grid import evaluate_fixed_grid
+from train_net import setup
+
+CONFIG = "configs/shapes/zip_rpn_only.yaml"
+COLUMNS = ("AR@10", "AR@100", "AR@1000", "ARs@100", "ARm@100", "ARl@100")
+
+
+def main(overrides: list[str]) -> None:
+    started = time.perf_counter()
+    cfg = setup(
+        Namespace(
+            config_file=CONFIG,
+            opts=["OUTPUT_DIR", os.path.join("output", "quickstart"), *overrides],
+            eval_only=False,
+            resume=False,
+        )
+    )
+    (dataset,) = cfg.DATASETS.TEST
+    trainer = Trainer(cfg)
+    output = Path(cfg.OUTPUT_DIR)
+    untrained = inference_on_dataset(
+        trainer.model,
+        Trainer.build_test_loader(cfg, dataset),
+        ProposalEvaluator(cfg, dataset, output_dir=str(output / "untrained")),
+    )
+    trainer.resume_or_load(resume=False)
+    trainer.train()  # ends with an evaluation
+    trained = json.loads((output / "inference" / "proposal_results.json").read_text())["metrics"]
+    rows = {
+        "grid of 100 boxes": evaluate_fixed_grid(dataset)["box_proposals"],
+        "ZIP, untrained": untrained["box_proposals"],
+        f"ZIP, {cfg.SOLVER.MAX_ITER} iterations": trained,
+    }
+    table = tabulate(
+        [[name, *(row[column] for column in COLUMNS)] for name, row in rows.items()],
+        headers=["proposals", *COLUMNS],
+        floatfmt=".1f",
+    )
+    picture = output / "proposals.png"
+    write_picture(trainer.model, cfg, dataset, picture)
+    minutes = (time.perf_counter() - started) / 60
+    print(
+        f"\nAverage recall on the 200 images of {dataset}, in percent ({minutes:.1f} minutes):\n\n"
+        f"{table}\n\n"
+        f"Found and missed objects:  {picture}\n"
+        f"Recall curves:             {output / 'inference' / 'proposal_curves.png'}\n"
+        f"Training curves:           tensorboard --logdir {output}\n\n"
+        "What to run next:\n"
+        "  bash dev/test.sh                                             the tests\n"
+        f"  python train_net.py --config-file {CONFIG} SOLVER.MAX_ITER 3000 "
+        '"SOLVER.STEPS" "(2500,)"\n'
+        "                                                               longer, better\n"
+        "  python train_net.py --config-file configs/shapes/rpn_only.yaml\n"
+        "                                                               Detectron2's own RPN\n"
+        "  python train_net.py --config-file configs/zip_rpn_only.yaml  the paper's network, COCO\n"
+        "with the environment active:  source "
+        f"{Path(sys.prefix) / 'bin' / 'activate'}"
+    )
+
+
+if __name__ == "__main__":
+    with bad_input_in_one_line():
+        main(sys.argv[1:])

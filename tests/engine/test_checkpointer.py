@@ -1,0 +1,140 @@
+"""Tests of d2proposals.engine.checkpointer."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from d2proposals.engine import ProposalCheckpointer
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Linear(3, 2)
+
+
+class RunsCode:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_save_and_resume(model, tmp_path):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    checkpointer = ProposalCheckpointer(model, str(tmp_path), optimizer=optimizer)
+    checkpointer.save("model_0000001", iteration=1)
+    expected = {k: v.clone() for k, v in model.state_dict().items()}
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["last_checkpoint", "model_0000001.pth"]
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+
+    other = nn.Linear(3, 2)
+    rest = ProposalCheckpointer(other, str(tmp_path)).resume_or_load("", resume=True)
+    assert rest["iteration"] == 1
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, expected[name])
+
+
+def test_interrupted_save_leaves_the_last_checkpoint(model, tmp_path, monkeypatch):
+    checkpointer = ProposalCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_final")
+    before = (tmp_path / "model_final.pth").read_bytes()
+
+    def interrupted(data, f):
+        f.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpointer.save("model_final")
+    assert (tmp_path / "model_final.pth").read_bytes() == before
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+@pytest.mark.parametrize("size", [0, 10, 500, -1])
+@pytest.mark.parametrize("suffix", ["pth", "pkl"])
+def test_truncated_file_is_named(model, tmp_path, size, suffix):
+    file = tmp_path / f"weights.{suffix}"
+    state = {"weight": np.zeros((64, 3), np.float32)}
+    if suffix == "pth":
+        torch.save({"model": model.state_dict()}, file)
+    else:
+        file.write_bytes(pickle.dumps({"model": state, "__author__": "me"}))
+    content = file.read_bytes()
+    file.write_bytes(content[:size])
+    with pytest.raises(ValueError) as error:
+        ProposalCheckpointer(model, str(tmp_path)).load(str(file))
+    message = str(error.value)
+    assert f"{file} ({len(content[:size])} bytes) cannot be read" in message
+    assert "cut off" in message and str(tmp_path / "last_checkpoint") in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pth", "pyth"])
+def test_code_is_refused_and_not_run(model, tmp_path, suffix):
+    file, folder = tmp_path / f"evil.{suffix}", tmp_path / "made"
+    if suffix == "pkl":
+        file.write_bytes(pickle.dumps({"model": RunsCode(folder), "__author__": "me"}))
+    else:
+        torch.save({"model_state": RunsCode(folder)}, file)
+    with pytest.raises(ValueError, match="plain tensors or arrays"):
+        ProposalCheckpointer(model, str(tmp_path)).load(str(file))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("numpy_1", [False, True])
+def test_model_zoo_pickle_loads(model, tmp_path, protocol, numpy_1):
+    state = {"weight": np.full((2, 3), 2, np.float32), "bias": np.arange(2, dtype=np.float32)}
+    content = pickle.dumps(
+        {"model": state, "__author__": "me", "scalar": np.float32(3)}, protocol=protocol
+    )
+    if numpy_1:
+        if protocol > 2:
+            pytest.skip("only protocol 2 writes names without their lengths")
+        content = content.replace(b"numpy._core", b"numpy.core")
+    file = tmp_path / "zoo.pkl"
+    file.write_bytes(content)
+    ProposalCheckpointer(model, str(tmp_path)).load(str(file))
+    assert model.weight.tolist() == [[2, 2, 2], [2, 2, 2]]
+    assert model.bias.tolist() == [0, 1]
+
+
+def test_missing_file_is_named(model, tmp_path):
+    checkpointer = ProposalCheckpointer(model, str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth is missing\. Set MODEL\.WEIGHTS"):
+        checkpointer.load(str(tmp_path / "gone.pth"))
+    (tmp_path / "last_checkpoint").write_text("removed.pth")
+    with pytest.raises(FileNotFoundError, match=r"removed\.pth.*last_checkpoint"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+def test_address_without_network_is_named(model, tmp_path, monkeypatch):
+    checkpointer = ProposalCheckpointer(model, str(tmp_path))
+
+    def no_network(path):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(checkpointer.path_manager, "get_local_path", no_network)
+    with pytest.raises(FileNotFoundError, match=r"x/R-50\.pkl cannot be fetched \(no route"):
+        checkpointer.load("detectron2://x/R-50.pkl")
+
+
+def test_query_in_a_path_still_works(model, tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, file)
+    ProposalCheckpointer(model, str(tmp_path)).load(f"{file}?matching_heuristics=True")
+    assert model.weight.tolist() == [[1, 1, 1], [1, 1, 1]]
+
+
+def test_empty_path_leaves_the_model(model, tmp_path):
+    before = model.weight.clone()
+    assert ProposalCheckpointer(model, str(tmp_path)).load("") == {}
+    assert torch.equal(model.weight, before)

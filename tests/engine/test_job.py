@@ -1,0 +1,144 @@
+"""Tests of d2proposals.engine.job."""
+
+import os
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from d2proposals.engine import (
+    check_config,
+    check_datasets,
+    fit_to_device,
+    load_config,
+    prepare_launch,
+)
+from tests.common import make_cfg
+from tests.engine.tiny_coco import make_args
+
+
+def test_file_then_overrides():
+    cfg = load_config(make_args("SOLVER.MAX_ITER", "7"))
+    assert cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+    assert cfg.DATASETS.TRAIN == ("d2p_shapes_train",)
+    assert cfg.SOLVER.MAX_ITER == 7
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (("MODEL.ZIPP.HEAD_CHANNELS", "3"), r"MODEL\.ZIPP\.HEAD_CHANNELS.*Did you mean MODEL\.ZIP"),
+        (("SOLVER.MAX_ITERS", "3"), r"Did you mean SOLVER\.MAX_ITER"),
+        (("SOLVER.MAX_ITER",), "odd length"),
+        (("SOLVER.MAX_ITER", "many"), "SOLVER.MAX_ITER"),
+    ],
+)
+def test_bad_override(opts, message):
+    with pytest.raises(ValueError, match=f"^Overrides KEY VALUE: .*{message}"):
+        load_config(make_args(*opts))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("VERSION: 2\nMODEL: {ZIPP: {HEAD_CHANNELS: 3}}", "MODEL.ZIPP.*Did you mean MODEL.ZIP"),
+        ("VERSION: 2\nSOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER"),
+        ("VERSION: 2\nSOLVER: [", "while parsing"),
+        ("_BASE_: gone.yaml", "gone.yaml"),
+    ],
+)
+def test_bad_file(tmp_path, content, message):
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=rf"^Configuration file .*bad\.yaml: .*{message}"):
+        load_config(make_args(config_file=str(file)))
+
+
+def test_missing_file():
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml is missing \(--config-file\)"):
+        load_config(make_args(config_file="gone.yaml"))
+
+
+def test_without_cuda_the_cpu_is_taken(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = make_cfg(None, "SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cuda")
+    fit_to_device(cfg)
+    assert cfg.MODEL.DEVICE == "cpu" and not cfg.SOLVER.AMP.ENABLED
+    assert "No CUDA device" in caplog.text and "SOLVER.AMP.ENABLED needs CUDA" in caplog.text
+
+
+def test_with_cuda_nothing_changes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = make_cfg(None, "SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cuda")
+    fit_to_device(cfg)
+    assert cfg.MODEL.DEVICE == "cuda" and cfg.SOLVER.AMP.ENABLED
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("MODEL.PROPOSAL_GENERATOR.NAME", "ZAP"),
+            "Unknown MODEL.PROPOSAL_GENERATOR.NAME 'ZAP'.*RPN",
+        ),
+        (("MODEL.META_ARCHITECTURE", "X"), "Unknown MODEL.META_ARCHITECTURE 'X'.*ProposalNetwork"),
+        (("MODEL.BACKBONE.NAME", "X"), "Unknown MODEL.BACKBONE.NAME 'X'.*build_resnet_backbone"),
+        (("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"), "PROPOSALS_IN_TRAINING must be True"),
+    ],
+)
+def test_bad_configuration(overrides, message):
+    check_config(make_cfg("rpn_only.yaml"))
+    with pytest.raises(ValueError, match=message):
+        check_config(make_cfg("rpn_only.yaml", *overrides))
+
+
+def test_unknown_dataset_gets_a_suggestion():
+    with pytest.raises(ValueError, match="Unknown dataset 'coco_2017_trian'.*coco_2017_train"):
+        check_datasets(("coco_2017_trian",))
+    with pytest.raises(ValueError, match="d2p_shapes_train"):
+        check_datasets(("mine",))
+
+
+@pytest.mark.parametrize("missing", ["annotations/instances_val2017.json", "val2017"])
+def test_missing_dataset_files_are_named(tiny_coco, missing):
+    check_datasets(("tiny_train", "tiny_val"))
+    (tiny_coco / missing).rename(tiny_coco / "elsewhere")
+    with pytest.raises(FileNotFoundError) as error:
+        check_datasets(("tiny_train", "tiny_val"))
+    message = str(error.value)
+    assert f"Dataset 'tiny_val' needs {tiny_coco / missing}, which is missing." in message
+    assert "DETECTRON2_DATASETS" in message
+    assert "configs/shapes/ need no download" in message
+
+
+def test_dataset_that_makes_its_files_is_asked_to(tmp_path):
+    file = tmp_path / "made.json"
+
+    def make():
+        file.write_text("{}")
+        return []
+
+    DatasetCatalog.register("makes_itself", make)
+    MetadataCatalog.get("makes_itself").set(json_file=str(file))
+    try:
+        check_datasets(("makes_itself",))
+    finally:
+        DatasetCatalog.remove("makes_itself")
+        MetadataCatalog.remove("makes_itself")
+    assert file.exists()
+
+
+def test_launch_on_the_cpu_sees_no_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    args = make_args("MODEL.DEVICE", "cuda")
+    args.num_gpus = 2
+    prepare_launch(args)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    args.num_gpus = 3
+    with pytest.raises(ValueError, match="--num-gpus 3, but this machine has 2"):
+        prepare_launch(args)
+    args.opts += ["MODEL.DEVICE", "cpu"]
+    prepare_launch(args)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

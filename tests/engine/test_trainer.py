@@ -1,0 +1,160 @@
+"""Tests of d2proposals.engine.trainer."""
+
+import json
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluators
+from detectron2.utils.env import seed_all_rng
+
+from d2proposals.engine import ProposalCheckpointer, Trainer
+from d2proposals.evaluation import ProposalEvaluator
+from tests.common import make_cfg
+from tests.engine.tiny_coco import SMALL
+
+DATASETS = ("DATASETS.TRAIN", ("tiny_train",), "DATASETS.TEST", ("tiny_val",))
+
+
+def tiny_cfg(output_dir, *overrides):
+    cfg = make_cfg("shapes/rpn_only.yaml", *SMALL, *DATASETS, "OUTPUT_DIR", str(output_dir))
+    cfg.merge_from_list(list(overrides))
+    return cfg
+
+
+def train(cfg, resume=False):
+    seed_all_rng(cfg.SEED)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def read_metrics(output_dir):
+    lines = (output_dir / "metrics.json").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_same_seed_same_losses(tiny_coco, tmp_path, monkeypatch):
+    losses = {}
+    for run in ("first", "second", "other_seed"):
+        losses[run] = []
+        write_metrics = Trainer.run_step
+
+        def run_step(self, seen=losses[run], run_step=write_metrics):
+            run_step(self)
+            seen.append(self.storage.latest()["total_loss"][0])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "run_step", run_step)
+            overrides = ["DATALOADER.NUM_WORKERS", 2, "INPUT.DY_TRAIN_SCALE.ENABLED", True]
+            overrides += ["INPUT.DY_TRAIN_SCALE.OBJECT_SIDE", (20, 40), "DATASETS.TEST", ()]
+            overrides += ["SEED", 2 if run == "other_seed" else 1]
+            train(tiny_cfg(tmp_path / run, *overrides))
+    assert len(losses["first"]) == 2
+    assert losses["first"] == losses["second"]
+    assert losses["first"] != losses["other_seed"]
+
+
+def test_train_evaluate_resume(tiny_coco, tmp_path):
+    trainer = train(tiny_cfg(tmp_path / "out", "TEST.AUG.ENABLED", True))
+    assert isinstance(trainer.checkpointer, ProposalCheckpointer)
+    results = read_metrics(tmp_path / "out")[-1]
+    # The evaluation and the augmented one after it both reach the writers.
+    assert 0 <= results["box_proposals/AR@100"] <= 100
+    assert 0 <= results["box_proposals_TTA/AR@100"] <= 100
+    assert set(trainer._last_eval_results) == {"box_proposals", "box_proposals_TTA"}
+    for folder in ("inference", "inference_TTA"):
+        assert (tmp_path / "out" / folder / "box_proposals.pkl").is_file()
+    assert not list((tmp_path / "out").glob("*partial*"))
+
+    momentum = trainer.optimizer.state_dict()["state"][0]["momentum_buffer"].clone()
+    again = tiny_cfg(tmp_path / "out", "SOLVER.MAX_ITER", 3)
+    resumed = Trainer(again)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 2
+    assert torch.equal(resumed.optimizer.state_dict()["state"][0]["momentum_buffer"], momentum)
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, trainer.model.state_dict()[name]), name
+    resumed.train()
+    assert resumed.iter == 3
+    assert [x["iteration"] for x in read_metrics(tmp_path / "out") if "lr" in x] == [1, 2]
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_infinite_loss_stops_and_keeps_the_last_checkpoint(tiny_coco, tmp_path, monkeypatch):
+    cfg = tiny_cfg(tmp_path / "out", "SOLVER.MAX_ITER", 9, "SOLVER.CHECKPOINT_PERIOD", 1)
+    run_step = Trainer.run_step
+
+    def poisoned(self):
+        if self.iter == 2:
+            next(self.model.parameters()).data.fill_(float("nan"))
+        run_step(self)
+
+    monkeypatch.setattr(Trainer, "run_step", poisoned)
+    # Detectron2's RPN notices infinite proposals itself; with finite ones the loss is checked.
+    with pytest.raises(FloatingPointError):
+        train(cfg)
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000001.pth"
+    state = torch.load(tmp_path / "out" / "model_0000001.pth", weights_only=True)["model"]
+    assert all(x.isfinite().all() for x in state.values())
+
+
+def test_augmented_test_resizes_from_the_original_image(tiny_coco, tmp_path, monkeypatch):
+    cfg = tiny_cfg(tmp_path / "out", "INPUT.MIN_SIZE_TEST", 16)
+    seen = []
+    test = Trainer.test.__func__
+
+    def spy(cls, cfg, model, evaluators=None):
+        seen.append(next(iter(cls.build_test_loader(cfg, "tiny_val")))[0]["image"].shape)
+        return test(cls, cfg, model, evaluators)
+
+    monkeypatch.setattr(Trainer, "test", classmethod(spy))
+    results = Trainer.test_with_TTA(cfg, Trainer.build_model(cfg))
+    assert list(results) == ["box_proposals_TTA"]
+    assert [tuple(x) for x in seen] == [(3, 64, 80)]
+    assert cfg.INPUT.MIN_SIZE_TEST == 16
+
+
+def test_evaluators(tiny_coco, tmp_path, monkeypatch):
+    cfg = tiny_cfg(tmp_path / "out")
+    assert isinstance(Trainer.build_evaluator(cfg, "tiny_val"), ProposalEvaluator)
+
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    made = []
+    for name in ("COCOEvaluator", "LVISEvaluator", "PascalVOCDetectionEvaluator"):
+        # Some need packages or files that are not here.
+        monkeypatch.setattr(
+            f"d2proposals.engine.trainer.{name}",
+            lambda *args, name=name, **kwargs: made.append((name, args, kwargs)),
+        )
+    for evaluator_type in ("coco", "lvis", "pascal_voc"):
+        name = f"some_{evaluator_type}"
+        MetadataCatalog.get(name).set(evaluator_type=evaluator_type)
+        assert isinstance(Trainer.build_evaluator(cfg, name), DatasetEvaluators)
+        MetadataCatalog.remove(name)
+    folder = {"output_dir": str(tmp_path / "out" / "inference")}
+    assert made == [
+        ("COCOEvaluator", ("some_coco",), folder),
+        ("LVISEvaluator", ("some_lvis",), folder),
+        ("PascalVOCDetectionEvaluator", ("some_pascal_voc",), {}),
+    ]
+    with pytest.raises(ValueError, match="'odd' has evaluator_type 'None'"):
+        Trainer.build_evaluator(cfg, "odd")
+    MetadataCatalog.remove("odd")
+
+
+def test_several_datasets_have_their_own_folders(tiny_coco, tmp_path):
+    cfg = tiny_cfg(tmp_path / "out", "DATASETS.TEST", ("tiny_train", "tiny_val"))
+    results = Trainer.test(cfg, Trainer.build_model(cfg))
+    assert set(results) == {"tiny_train", "tiny_val"}
+    for name in results:
+        assert (tmp_path / "out" / "inference" / name / "box_proposals.pkl").is_file()
+
+
+@pytest.mark.parametrize(("batch", "num_processes"), [(0, 1), (16, 3)])
+def test_batch_must_split_over_the_processes(tmp_path, monkeypatch, batch, num_processes):
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: num_processes)
+    cfg = tiny_cfg(tmp_path, "SOLVER.IMS_PER_BATCH", batch)
+    with pytest.raises(ValueError, match=rf"\({batch}\).*number of processes \({num_processes}\)"):
+        Trainer.build_train_loader(cfg)

@@ -1,0 +1,127 @@
+#!/usr/bin/env python
+"""Train and evaluate region proposal generators, with the flags of Detectron2's train_net.py.
+
+Examples:
+
+    Train, then evaluate (needs no download):
+        python train_net.py --config-file configs/shapes/rpn_only.yaml
+
+    Go on after an interruption:
+        python train_net.py --config-file configs/shapes/rpn_only.yaml --resume
+
+    Evaluate only:
+        python train_net.py --config-file configs/shapes/rpn_only.yaml --eval-only \\
+            MODEL.WEIGHTS output/shapes/rpn_only/model_final.pth
+
+    Several GPUs, or several processes on the CPU:
+        python train_net.py --config-file configs/rpn_only.yaml --num-gpus 8
+        python train_net.py --config-file configs/rpn_only.yaml --num-gpus 2 MODEL.DEVICE cpu
+"""
+
+import logging
+from argparse import Namespace
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessExitedException
+
+from d2proposals.engine import (
+    ProposalCheckpointer,
+    Trainer,
+    bad_input_in_one_line,
+    check_config,
+    check_datasets,
+    fit_to_device,
+    load_config,
+    prepare_launch,
+)
+
+logger = logging.getLogger("d2proposals.train_net")
+
+
+def setup(args: Namespace) -> CfgNode:
+    """Make the configuration, start the loggers and seed the generators.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``.
+
+    Returns:
+        a frozen configuration.
+    """
+    cfg = load_config(args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2proposals")
+    fit_to_device(cfg)
+    check_config(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args: Namespace) -> dict[str, Any] | None:
+    """Run one job: training with a last evaluation, or an evaluation alone.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``.
+
+    Returns:
+        results by dataset or task; None from processes that hold none.
+
+    Raises:
+        SystemExit: for bad input, with one line that says what to mend.
+    """
+    with bad_input_in_one_line():
+        cfg = setup(args)
+        if args.eval_only:
+            return evaluate(cfg, resume=args.resume)
+        check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+
+
+def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
+    """Evaluate a model on ``DATASETS.TEST``; with ``TEST.AUG.ENABLED`` also with augmentation.
+
+    Args:
+        cfg: a configuration; ``MODEL.WEIGHTS`` names the checkpoint.
+        resume: take the last checkpoint in ``OUTPUT_DIR`` instead.
+    """
+    check_datasets(cfg.DATASETS.TEST)
+    model = Trainer.build_model(cfg)
+    checkpointer = ProposalCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        logger.warning("Evaluating random weights: name a checkpoint in MODEL.WEIGHTS.")
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_TTA(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def invoke() -> None:
+    """Run the command line, in as many processes as it asks for."""
+    args = default_argument_parser().parse_args()
+    with bad_input_in_one_line():
+        prepare_launch(args)
+    try:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except ProcessExitedException as error:
+        # The process has printed why it stopped.
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    invoke()

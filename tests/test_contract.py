@@ -125,8 +125,9 @@ def test_proposals_of_an_image_do_not_depend_on_the_padding_of_its_batch(generat
     alone = make_images((64, 96), divisibility=32)
     torch.manual_seed(0)
     shapes = model.backbone.output_shape()
+    # Large values, so that untrained scores differ by more than rounding.
     features = {
-        n: torch.randn(2, s.channels, -(-128 // s.stride), -(-160 // s.stride))
+        n: 30 * torch.randn(2, s.channels, -(-128 // s.stride), -(-160 // s.stride))
         for n, s in shapes.items()
     }
     alone_features = {

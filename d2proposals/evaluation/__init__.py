@@ -1,0 +1,5 @@
+"""Evaluation of object proposals."""
+
+from .evaluator import ProposalEvaluator
+
+__all__ = ["ProposalEvaluator"]

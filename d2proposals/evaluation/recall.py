@@ -1,0 +1,408 @@
+"""Recall of object proposals: matching and measures, on plain arrays.
+
+Measures:
+
+* AR, average recall: recall at the IoU thresholds .50:.05:.95, averaged; the form that COCO made
+  of Hosang, Benenson, Dollar, Schiele, "What makes for effective detection proposals?", TPAMI 2016.
+* AR-cont: the same paper's continuous form, 2 * mean(max(IoU - .5, 0)). The two differ by some
+  points on the same boxes and are never compared.
+* ABO, average best overlap, and MABO, its mean over categories: Uijlings et al., "Selective search
+  for object recognition", IJCV 2013. Several objects may share a proposal here.
+* AUC: the area under AR over the logarithm of the number of proposals, from 1 to 1,000, divided by
+  the length of that interval; the range with which Pinheiro, Collobert, Dollar, "Learning to
+  segment object candidates", NIPS 2015, agrees with its own AR.
+
+AR and AR-cont match one to one and greedily: the pair of the highest IoU first, then the best pair
+of what is left, and so on, within an image, among its k best-scored proposals and the ground truth
+of an area range alone. Of pairs with equal IoU the one of the earlier ground truth goes first, then
+the one of the better-ranked proposal.
+
+Shape shorthand:
+    G, R: ground truths and proposals of an image
+    M: ground truths of all images, in order
+    A: area ranges
+    K: numbers of proposals at which recall is measured
+    E: edges, that is pairs of a ground truth and a proposal whose IoU is at least .5
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.integrate import trapezoid
+
+# float32 as the IoU itself: 3 / 5 must reach the threshold .6.
+IOU_THRESHOLDS = np.arange(50, 100, 5, dtype=np.float32) / np.float32(100)
+# Closed ranges of the annotated area in square pixels, as in COCO: an area of exactly 32^2 is
+# small and medium. By the suffix in the measures' names; "" is all ground truth.
+AREA_RANGES = {
+    "": (0.0, np.inf),
+    "s": (0.0, 32.0**2),
+    "m": (32.0**2, 96.0**2),
+    "l": (96.0**2, np.inf),
+}
+# Where the curve of AR over the number of proposals, and so AUC, is sampled.
+CURVE_NUM_PROPOSALS = (1, 2, 3, 5, 7, 10, 20, 30, 50, 70, 100, 200, 300, 500, 700, 1000)
+CURVE_IOU_THRESHOLDS = np.arange(50, 101, dtype=np.float32) / np.float32(100)
+# Single thresholds (in percent) whose recall is among the measures.
+DETAIL_IOU_THRESHOLDS = (50, 70)
+MAX_LIMIT = 2000
+
+# No measure of matched pairs looks at an IoU below .5, and greedy matching comes to those pairs
+# last: leaving them out changes nothing and makes the matching small.
+_MIN_MATCHED_IOU = 0.5
+# Images are matched in blocks: enough of them to keep array operations long, few enough to keep
+# memory small.
+_BLOCK_IMAGES = 256
+_BLOCK_EDGES = 2**20
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What the proposals of a dataset reach, ground truth by ground truth.
+
+    Attributes:
+        num_proposals: the K numbers of best-scored proposals per image, ascending.
+        in_range: (A, M) bool, whether a ground truth belongs to an area range, in the order of
+            ``AREA_RANGES``.
+        matched_iou: (A, M, K) float32, IoU with the proposal matched one to one; 0 where there is
+            none with an IoU of at least .5, and outside the area range.
+        best_iou: (M, K) float32, highest IoU with any proposal.
+    """
+
+    num_proposals: tuple[int, ...]
+    in_range: np.ndarray
+    matched_iou: np.ndarray
+    best_iou: np.ndarray
+
+    def column(self, num_proposals: int) -> int:
+        """Index into K of one of ``num_proposals``."""
+        return self.num_proposals.index(num_proposals)
+
+
+def check_limits(limits: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of proposals, ascending.
+
+    Raises:
+        ValueError: if there are none, or one is not a whole number from 1 to 2,000.
+    """
+    valid = all(int(limit) == limit and 1 <= limit <= MAX_LIMIT for limit in limits)
+    if not limits or not valid:
+        raise ValueError(
+            f"limits (TEST.PROPOSALS.LIMITS) must be whole numbers from 1 to {MAX_LIMIT}, "
+            f"not {tuple(limits)}"
+        )
+    return tuple(sorted({int(limit) for limit in limits}))
+
+
+def box_overlaps(
+    gt_boxes: Iterable[np.ndarray], proposal_boxes: Iterable[np.ndarray]
+) -> Iterator[np.ndarray]:
+    """IoU of boxes, image by image.
+
+    Args:
+        gt_boxes: per image (G, 4) float32, XYXY.
+        proposal_boxes: per image (R, 4) float32, XYXY in the same pixels, best score first.
+
+    Yields:
+        Per image (G, R) float32.
+    """
+    for gt_boxes_i, proposal_boxes_i in zip(gt_boxes, proposal_boxes, strict=True):
+        yield box_iou(gt_boxes_i, proposal_boxes_i)
+
+
+def box_iou(gt_boxes: np.ndarray, proposal_boxes: np.ndarray) -> np.ndarray:
+    """IoU of all pairs, to the bit as Detectron2's ``pairwise_iou``.
+
+    The boxes of an image are too few for several threads: torch's spend more time on waiting for
+    each other than on these operations, many times more on a busy machine. NumPy has one.
+
+    Args:
+        gt_boxes, proposal_boxes: (G, 4) and (R, 4) float32, XYXY.
+
+    Returns:
+        (G, R) float32; 0 where boxes do not meet.
+    """
+    x1, y1, x2, y2 = gt_boxes.T[:, :, None]  # (G, 1) each
+    # Contiguous rows make the operations on (G, R) faster.
+    other_x1, other_y1, other_x2, other_y2 = np.ascontiguousarray(proposal_boxes.T)  # (R,) each
+    width = np.minimum(x2, other_x2)
+    width -= np.maximum(x1, other_x1)
+    height = np.minimum(y2, other_y2)
+    height -= np.maximum(y1, other_y1)
+    np.maximum(width, 0, out=width)
+    np.maximum(height, 0, out=height)
+    intersection = np.multiply(width, height, out=width)
+    union = (x2 - x1) * (y2 - y1) + (other_x2 - other_x1) * (other_y2 - other_y1)
+    union -= intersection
+    meets = intersection > 0
+    return np.divide(intersection, union, out=np.zeros_like(union), where=meets)
+
+
+def match_proposals(
+    overlaps: Iterable[np.ndarray], gt_areas: np.ndarray, num_proposals: Sequence[int]
+) -> Matches:
+    """Match proposals to ground truth for all numbers of proposals and area ranges at once.
+
+    An image without proposals counts: its ground truth is missed. Unlike Detectron2's
+    ``_evaluate_box_proposals``, which leaves it out; for all other images the results agree.
+
+    Args:
+        overlaps: per image (G, R) IoU of boxes or of masks, columns by descending score.
+        gt_areas: (M,) annotated areas in square pixels, of the rows of all ``overlaps``.
+        num_proposals: the K numbers of proposals.
+    """
+    num_proposals = tuple(sorted(num_proposals))
+    gt_areas = np.asarray(gt_areas, np.float32)
+    ranges = np.array(list(AREA_RANGES.values()), np.float32)  # (A, 2)
+    in_range = (gt_areas >= ranges[:, :1]) & (gt_areas <= ranges[:, 1:])  # (A, M)
+    matched_iou = np.zeros((*in_range.shape, len(num_proposals)), np.float32)
+    best_iou = np.zeros(matched_iou.shape[1:], np.float32)
+
+    block = _EdgeBlock(num_proposals, first_gt=0)
+    for overlaps_i in overlaps:
+        overlaps_i = overlaps_i[:, : num_proposals[-1]]
+        rows = slice(block.end_gt, block.end_gt + len(overlaps_i))
+        best_iou[rows] = _best_of_first(overlaps_i, num_proposals)
+        block.add(overlaps_i)
+        if block.is_full():
+            rows = slice(block.first_gt, block.end_gt)
+            matched_iou[:, rows] = block.match(in_range[:, rows])
+            block = _EdgeBlock(num_proposals, first_gt=block.end_gt)
+    rows = slice(block.first_gt, block.end_gt)
+    matched_iou[:, rows] = block.match(in_range[:, rows])
+    if block.end_gt != len(gt_areas):
+        raise ValueError(f"{len(gt_areas)} areas given for {block.end_gt} ground truths")
+    return Matches(num_proposals, in_range, matched_iou, best_iou)
+
+
+def _best_of_first(overlaps_i: np.ndarray, num_proposals: tuple[int, ...]) -> np.ndarray:
+    """Highest of the first k IoUs of each row for each k: (G, R) -> (G, K)."""
+    num_gt, num_columns = overlaps_i.shape
+    if overlaps_i.size == 0:
+        return np.zeros((num_gt, len(num_proposals)), np.float32)
+    # Maxima of the stretches between one number and the next, then their running maximum. A
+    # stretch that begins behind the last proposal is empty and repeats what came before.
+    starts = np.array([0, *num_proposals[:-1]])
+    num_stretches = int((starts < num_columns).sum())
+    stretches = np.maximum.reduceat(overlaps_i, starts[:num_stretches], axis=1)
+    best = np.maximum.accumulate(stretches, axis=1)
+    return np.pad(best, ((0, 0), (0, len(starts) - num_stretches)), mode="edge")
+
+
+class _EdgeBlock:
+    """The edges of consecutive images, to be matched together.
+
+    Attributes:
+        first_gt, end_gt: the ground truths of the block, as a range of M.
+    """
+
+    def __init__(self, num_proposals: tuple[int, ...], first_gt: int) -> None:
+        self.num_proposals = num_proposals
+        self.first_gt = self.end_gt = first_gt
+        self._num_images = 0
+        self._num_edges = 0
+        self._gt, self._image, self._rank, self._iou = [], [], [], []
+
+    def is_full(self) -> bool:
+        return self._num_images >= _BLOCK_IMAGES or self._num_edges >= _BLOCK_EDGES
+
+    def add(self, overlaps_i: np.ndarray) -> None:
+        """Add an image by its (G, R) IoU."""
+        edges = np.flatnonzero(overlaps_i >= _MIN_MATCHED_IOU)
+        gt, rank = np.divmod(edges, max(overlaps_i.shape[1], 1))
+        self._gt.append(gt + (self.end_gt - self.first_gt))
+        self._rank.append(rank)
+        self._image.append(np.full(len(edges), self._num_images))
+        self._iou.append(overlaps_i.reshape(-1)[edges])
+        self._num_images += 1
+        self._num_edges += len(edges)
+        self.end_gt += len(overlaps_i)
+
+    def match(self, in_range: np.ndarray) -> np.ndarray:
+        """Match all images of the block.
+
+        Args:
+            in_range: (A, M) bool, M being the ground truths of the block.
+
+        Returns:
+            (A, M, K) float32 as ``Matches.matched_iou``.
+        """
+        num_ranges, num_gt = in_range.shape
+        matched_iou = np.zeros((len(self.num_proposals), num_ranges, num_gt), np.float32)
+        if self._num_edges == 0:
+            return np.moveaxis(matched_iou, 0, -1)
+        gt, rank, image, iou = map(np.concatenate, (self._gt, self._rank, self._image, self._iou))
+        # Lowest IoU first; reversed before the stable sort, so that of equal ones the earlier
+        # ground truth and then the better rank comes last and wins.
+        order = np.argsort(iou[::-1], kind="stable")
+        gt, rank, image, iou = (array[::-1][order] for array in (gt, rank, image, iou))
+        # Area ranges do not compete: each has its own copies of ground truths and proposals.
+        range_index, edge = np.nonzero(in_range[:, gt])
+        max_rank = self.num_proposals[-1]
+        proposal = (range_index * self._num_images + image[edge]) * max_rank + rank[edge]
+        gt = range_index * num_gt + gt[edge]
+        rank, iou = rank[edge], iou[edge]
+
+        num_copies = num_ranges * self._num_images * max_rank
+        # Fewer proposals have fewer edges: from the most to the least.
+        for column in reversed(range(len(self.num_proposals))):
+            kept = rank < self.num_proposals[column]
+            gt, proposal, rank, iou = gt[kept], proposal[kept], rank[kept], iou[kept]
+            matched = match_edges(gt, proposal, iou, num_ranges * num_gt, num_copies)
+            matched_iou[column] = matched.reshape(num_ranges, num_gt)
+        return np.moveaxis(matched_iou, 0, -1)
+
+
+def match_edges(
+    gt: np.ndarray, proposal: np.ndarray, iou: np.ndarray, num_gt: int, num_proposals: int
+) -> np.ndarray:
+    """Greedy one-to-one matching, best edge first, without a loop over edges or ground truths.
+
+    An edge that is the best of its ground truth and the best of its proposal is taken by the
+    greedy order whatever happens elsewhere, so each round takes all such edges at once and removes
+    their neighbours. A round takes at least the best edge left; a few rounds empty real data.
+
+    Args:
+        gt, proposal: (E,) int, the ends of the edges, worst edge first.
+        iou: (E,) float32.
+        num_gt, num_proposals: one more than the largest possible ``gt`` and ``proposal``.
+
+    Returns:
+        (num_gt,) float32, IoU of each ground truth's edge, 0 without one.
+    """
+    matched_iou = np.zeros(num_gt, np.float32)
+    best_of_gt = np.empty(num_gt, np.int64)
+    best_of_proposal = np.empty(num_proposals, np.int64)
+    is_matched = np.zeros(num_gt, bool)
+    is_used = np.zeros(num_proposals, bool)
+    while len(iou):
+        position = np.arange(len(iou))
+        # Of several values assigned to an element the last stays: that of the best edge.
+        best_of_gt[gt] = position
+        best_of_proposal[proposal] = position
+        taken = np.flatnonzero(
+            (best_of_gt[gt] == position) & (best_of_proposal[proposal] == position)
+        )
+        matched_iou[gt[taken]] = iou[taken]
+        is_matched[gt[taken]] = True
+        is_used[proposal[taken]] = True
+        left = ~(is_matched[gt] | is_used[proposal])
+        gt, proposal, iou = gt[left], proposal[left], iou[left]
+    return matched_iou
+
+
+def average_recall(matches: Matches) -> np.ndarray:
+    """AR by area range and number of proposals.
+
+    Returns:
+        (A, K) in [0, 1]; NaN for an area range without ground truth.
+    """
+    recall = np.full((len(matches.in_range), len(matches.num_proposals)), np.nan)
+    for row, in_range, matched_iou in zip(
+        recall, matches.in_range, matches.matched_iou, strict=True
+    ):
+        if in_range.any():
+            num_reached = np.searchsorted(IOU_THRESHOLDS, matched_iou[in_range], side="right")
+            row[:] = num_reached.mean(axis=0) / len(IOU_THRESHOLDS)
+    return recall
+
+
+def recall_at_iou(matched_iou: np.ndarray, iou_thresholds: np.ndarray) -> np.ndarray:
+    """Share of ground truths matched with at least an IoU.
+
+    Args:
+        matched_iou: (M,) float32, M > 0.
+        iou_thresholds: (T,) float32, each at least .5.
+
+    Returns:
+        (T,) in [0, 1].
+    """
+    num_below = np.searchsorted(np.sort(matched_iou), iou_thresholds, side="left")
+    return 1 - num_below / len(matched_iou)
+
+
+def continuous_average_recall(matched_iou: np.ndarray) -> np.ndarray:
+    """AR-cont: (M, K) IoU of M > 0 matched ground truths -> (K,) in [0, 1]."""
+    return 2 * np.maximum(matched_iou - 0.5, 0).mean(axis=0, dtype=np.float64)
+
+
+def mean_average_best_overlap(best_iou: np.ndarray, categories: np.ndarray) -> np.ndarray:
+    """MABO: (M, K) best IoU and (M,) categories, M > 0 -> (K,) in [0, 1]."""
+    _, categories, counts = np.unique(categories, return_inverse=True, return_counts=True)
+    weights = 1 / (counts[categories] * len(counts))
+    return weights @ best_iou.astype(np.float64)
+
+
+def area_under_curve(num_proposals: Sequence[int], recall: np.ndarray) -> np.ndarray:
+    """Area under AR over the logarithm of the number of proposals, by the trapezoid rule.
+
+    Args:
+        num_proposals: (K,) ascending; the published range is from 1 to 1,000.
+        recall: (..., K) AR.
+
+    Returns:
+        (...), in the unit of ``recall``: the area is divided by the length of the interval.
+    """
+    log_number = np.log(num_proposals)
+    return trapezoid(recall, log_number, axis=-1) / (log_number[-1] - log_number[0])
+
+
+def recall_metrics(
+    matches: Matches, categories: np.ndarray, limits: Sequence[int]
+) -> dict[str, float]:
+    """All measures, in percent, under the names with which they are printed.
+
+    Keys without "-" are the headline: ``AR@k``, ``ARs@k``, ``ARm@k``, ``ARl@k``, ``ABO@k``,
+    ``MABO@k`` and ``AUC``, ``AUCs``, ``AUCm``, ``AUCl``; those with it are details, which
+    Detectron2's ``print_csv_format`` leaves out: ``AR-cont@k``, ``ABO-s@k`` (``-m``, ``-l``) and
+    ``Recall-IoU50@k`` (``70``). A measure of an area range without ground truth is left out.
+
+    Args:
+        matches: must have been made for ``limits`` and ``CURVE_NUM_PROPOSALS``.
+        categories: (M,) int.
+        limits: numbers of proposals k.
+    """
+    if len(categories) == 0:
+        return {}
+    columns = [matches.column(limit) for limit in limits]
+    by_limit = {
+        "MABO": mean_average_best_overlap(matches.best_iou[:, columns], categories),
+        "AR-cont": continuous_average_recall(matches.matched_iou[0][:, columns]),
+    }
+    thresholds = np.array(DETAIL_IOU_THRESHOLDS, np.float32) / np.float32(100)
+    recall = [recall_at_iou(matches.matched_iou[0, :, column], thresholds) for column in columns]
+    for percent, values in zip(DETAIL_IOU_THRESHOLDS, np.transpose(recall), strict=True):
+        by_limit[f"Recall-IoU{percent}"] = values
+
+    ar = average_recall(matches)
+    curve = ar[:, [matches.column(number) for number in CURVE_NUM_PROPOSALS]]
+    auc = area_under_curve(CURVE_NUM_PROPOSALS, curve)
+    metrics = {}
+    for row, suffix in enumerate(AREA_RANGES):
+        in_range = matches.in_range[row]
+        if in_range.any():
+            by_limit[f"AR{suffix}"] = ar[row, columns]
+            abo = matches.best_iou[in_range][:, columns].mean(axis=0, dtype=np.float64)
+            by_limit[f"ABO-{suffix}" if suffix else "ABO"] = abo
+            metrics[f"AUC{suffix}"] = auc[row]
+    for name, values in by_limit.items():
+        for limit, value in zip(limits, values, strict=True):
+            metrics[f"{name}@{limit}"] = value
+    return {
+        name: 100 * float(metrics[name]) for name in sorted(metrics, key=_printing_order(limits))
+    }
+
+
+def _printing_order(limits: Sequence[int]) -> Callable[[str], tuple[int, int]]:
+    """Sorting key of measures: AR and its sizes by limit first, then the others."""
+    names = [f"AR{suffix}" for suffix in AREA_RANGES]
+    names += [f"AUC{suffix}" for suffix in AREA_RANGES] + ["ABO", "MABO", "AR-cont"]
+
+    def key(metric: str) -> tuple[int, int]:
+        name, _, limit = metric.partition("@")
+        position = names.index(name) if name in names else len(names)
+        group = 0 if position < len(AREA_RANGES) else position
+        return group, list(limits).index(int(limit)) if limit else 0
+
+    return key

@@ -1,0 +1,112 @@
+"""The results of a proposal evaluation as a table, as JSON content and as a picture."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from ..proposals.atomic_files import atomic_write
+from .recall import (
+    AREA_RANGES,
+    CURVE_IOU_THRESHOLDS,
+    DETAIL_IOU_THRESHOLDS,
+    Matches,
+    average_recall,
+    recall_at_iou,
+)
+
+AREA_NAMES = dict(zip(AREA_RANGES, ("all", "small", "medium", "large"), strict=True))
+# Okabe and Ito's colours, told apart under all common forms of colour blindness.
+_COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+_LINE_STYLES = ("-", "--", "-.", ":")
+
+
+def format_table(metrics: Mapping[str, float], limits: Sequence[int]) -> str:
+    """The measures as a table, one row per number of proposals, in percent.
+
+    "-" marks a measure without ground truth.
+    """
+    names = [f"AR{suffix}" for suffix in AREA_RANGES] + ["AR-cont", "ABO", "MABO"]
+    names += [f"Recall-IoU{percent}" for percent in DETAIL_IOU_THRESHOLDS]
+    rows = [[limit, *(metrics.get(f"{name}@{limit}") for name in names)] for limit in limits]
+    table = _tabulate(rows, ["proposals", *names])
+    auc = [f"AUC{suffix}" for suffix in AREA_RANGES]
+    return table + "\n" + _tabulate([[metrics.get(name) for name in auc]], auc)
+
+
+def _tabulate(rows: list[list], headers: list[str]) -> str:
+    alignment = ["right"] * len(headers)
+    return tabulate(
+        rows, headers, tablefmt="pipe", floatfmt=".2f", colalign=alignment, missingval="-"
+    )
+
+
+def recall_curves(matches: Matches, limits: Sequence[int]) -> dict:
+    """Curves in percent, for JSON.
+
+    Returns:
+        ``ar_by_num_proposals``: "num_proposals" (K values) and AR for each area's name, None
+        without ground truth. ``recall_by_iou``: "iou" and, for each limit as text, recall.
+        Recall is None throughout where the dataset has no ground truth.
+    """
+    ar = {
+        AREA_NAMES[suffix]: [100 * value for value in row] if in_range.any() else None
+        for suffix, row, in_range in zip(
+            AREA_RANGES, average_recall(matches).tolist(), matches.in_range, strict=True
+        )
+    }
+    recall_by_iou = {}
+    for limit in limits:
+        matched_iou = matches.matched_iou[0, :, matches.column(limit)]
+        recall_by_iou[str(limit)] = (
+            (100 * recall_at_iou(matched_iou, CURVE_IOU_THRESHOLDS)).tolist()
+            if len(matched_iou)
+            else None
+        )
+    return {
+        "ar_by_num_proposals": {"num_proposals": list(matches.num_proposals), **ar},
+        "recall_by_iou": {"iou": (np.arange(50, 101) / 100).tolist(), **recall_by_iou},
+    }
+
+
+def plot_curves(path: str | os.PathLike, curves: dict, title: str) -> None:
+    """Draw AR over the number of proposals, by size, and recall over IoU, by number.
+
+    Args:
+        path: of the PNG file, written atomically.
+        curves: of ``recall_curves``.
+        title: of the picture.
+    """
+    # A figure of its own: pyplot would keep it, and would look for a display.
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
+    by_number = dict(curves["ar_by_num_proposals"])
+    _draw(left, by_number.pop("num_proposals"), by_number, "objects")
+    left.set(xscale="log", xlabel="number of proposals", ylabel="average recall (%)")
+    by_iou = dict(curves["recall_by_iou"])
+    _draw(right, by_iou.pop("iou"), by_iou, "proposals")
+    right.set(xlabel="IoU", ylabel="recall (%)", xlim=(0.5, 1))
+    with atomic_write(path, "wb") as file:
+        canvas.print_png(file)
+
+
+def _draw(axes, horizontal: list[float], lines: dict[str, list | None], legend: str) -> None:
+    """Draw lines by name into ``axes``, each told by colour and by style."""
+    for index, (name, vertical) in enumerate(lines.items()):
+        if vertical is not None:
+            axes.plot(
+                horizontal,
+                vertical,
+                label=name,
+                color=_COLOURS[index % len(_COLOURS)],
+                linestyle=_LINE_STYLES[index % len(_LINE_STYLES)],
+            )
+    axes.set_ylim(0, 100)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(title=legend)

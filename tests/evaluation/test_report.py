@@ -1,0 +1,43 @@
+"""Tests of the table and the curves."""
+
+import numpy as np
+
+from d2proposals.evaluation.recall import CURVE_NUM_PROPOSALS, match_proposals, recall_metrics
+from d2proposals.evaluation.report import format_table, plot_curves, recall_curves
+
+
+def make_matches():
+    """One medium ground truth whose best overlap comes second: .5, then .8."""
+    overlaps = np.array([[0.5, 0.8]], np.float32)
+    return match_proposals([overlaps], np.array([50.0**2]), CURVE_NUM_PROPOSALS)
+
+
+def test_table():
+    table = format_table(recall_metrics(make_matches(), np.zeros(1, int), (1, 10)), (1, 10))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    columns = cells[0]
+    assert columns[:5] == ["proposals", "AR", "ARs", "ARm", "ARl"]
+    first, second = (dict(zip(columns, row, strict=True)) for row in cells[2:4])
+    assert first["proposals"] == "1" and second["proposals"] == "10"
+    assert first["AR"] == "10.00" and second["AR"] == "70.00"
+    assert first["ARs"] == "-" and first["ARm"] == "10.00"
+    assert second["ABO"] == second["MABO"] == "80.00"
+    assert second["AR-cont"] == "60.00" and second["Recall-IoU70"] == "100.00"
+    assert cells[4] == ["AUC", "AUCs", "AUCm", "AUCl"]
+
+
+def test_curves():
+    curves = recall_curves(make_matches(), (1, 10))
+    assert curves["ar_by_num_proposals"]["num_proposals"] == list(CURVE_NUM_PROPOSALS)
+    np.testing.assert_allclose(curves["ar_by_num_proposals"]["medium"], [10] + [70] * 15)
+    assert curves["ar_by_num_proposals"]["small"] is None
+    assert curves["recall_by_iou"]["1"] == [100] + [0] * 50
+    assert curves["recall_by_iou"]["10"] == [100] * 31 + [0] * 20
+
+
+def test_pictures_do_not_depend_on_pyplot(tmp_path):
+    import matplotlib.pyplot
+
+    plot_curves(tmp_path / "curves.png", recall_curves(make_matches(), range(1, 11)[::9]), "title")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert matplotlib.pyplot.get_fignums() == []

@@ -1,0 +1,129 @@
+"""Time ProposalEvaluator against Detectron2's own proposal evaluation, on simulated proposals.
+
+Detectron2 makes one pass per limit and area range, eight in its evaluator; ProposalEvaluator has
+all its measures from one. Both get the same outputs in the same run.
+
+    python tools/benchmark_evaluation.py --num-images 200
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import tempfile
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
+from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals
+from pycocotools.coco import COCO
+
+from d2proposals.evaluation import ProposalEvaluator
+from d2proposals.evaluation.simulation import simulate_dataset, simulate_outputs
+
+LIMITS = (100, 1000)
+AREAS = {"": "all", "s": "small", "m": "medium", "l": "large"}
+
+
+class Timed(NamedTuple):
+    """Results in percent with the elapsed and the processor time that they took, in seconds.
+
+    On a machine with other work, processor time is the one to compare.
+    """
+
+    results: dict[str, float]
+    elapsed: float
+    processor: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.elapsed:7.2f} s elapsed, {self.processor:7.2f} s of processor time, "
+            f"{len(self.results)} measures"
+        )
+
+
+def measure_time(evaluate: Callable[[], dict[str, float]]) -> Timed:
+    start, processor_start = time.perf_counter(), time.process_time()
+    results = evaluate()
+    return Timed(results, time.perf_counter() - start, time.process_time() - processor_start)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-images", type=int, default=5000)
+    parser.add_argument("--num-proposals", type=int, default=1000, help="per image")
+    parser.add_argument("--num-gt", type=int, default=36, help="ground truths per image")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def register(records: list[dict]) -> str:
+    name = "simulated_proposals"
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).thing_classes = [str(index) for index in range(80)]
+    return name
+
+
+def time_ours(name: str, outputs: list[tuple[dict, dict]]) -> Timed:
+    """From the model's outputs to results and files."""
+    with tempfile.TemporaryDirectory() as folder:
+        evaluator = ProposalEvaluator(name, output_dir=folder)
+
+        def evaluate() -> dict[str, float]:
+            for input_, output in outputs:
+                evaluator.process([input_], [output])
+            return evaluator.evaluate()["box_proposals"]
+
+        return measure_time(evaluate)
+
+
+def time_detectron2(name: str, outputs: list[tuple[dict, dict]]) -> Timed:
+    """From collected outputs to the results of Detectron2's eight passes."""
+    coco = COCO()
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.dataset = convert_to_coco_dict(name)
+        # Its conversion takes the boxes' areas.
+        annotations = (item for record, _ in outputs for item in record["annotations"])
+        for converted, annotation in zip(coco.dataset["annotations"], annotations, strict=True):
+            converted["area"] = annotation["area"]
+            converted["bbox"] = annotation["bbox"]
+        coco.createIndex()
+    predictions = [{"image_id": i["image_id"], "proposals": o["proposals"]} for i, o in outputs]
+
+    def evaluate() -> dict[str, float]:
+        results = {}
+        for limit, (suffix, area) in itertools.product(LIMITS, AREAS.items()):
+            stats = _evaluate_box_proposals(predictions, coco, area=area, limit=limit)
+            results[f"AR{suffix}@{limit}"] = 100 * stats["ar"].item()
+        return results
+
+    return measure_time(evaluate)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    records = simulate_dataset(arguments.num_images, arguments.num_gt, arguments.seed)
+    outputs = list(simulate_outputs(records, arguments.num_proposals, arguments.seed + 1))
+    name = register(records)
+    ours = time_ours(name, outputs)
+    theirs = time_detectron2(name, outputs)
+    difference = max(abs(ours.results[key] - value) for key, value in theirs.results.items())
+    print(
+        f"{arguments.num_images} images x {arguments.num_proposals} proposals x "
+        f"{arguments.num_gt} ground truths, {torch.get_num_threads()} thread(s); "
+        f"AR@100 {theirs.results['AR@100']:.2f}"
+    )
+    print(f"ProposalEvaluator: {ours} and the files")
+    print(f"Detectron2:        {theirs}")
+    print(
+        f"ratio: {theirs.elapsed / ours.elapsed:.1f} elapsed, "
+        f"{theirs.processor / ours.processor:.1f} processor; "
+        f"largest difference: {difference:.1e} points"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ Usage: python dev/quickstart.py [KEY VALUE ...]
 
 import json
 import os
+import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -54,7 +55,9 @@ def main(overrides: list[str]) -> None:
         floatfmt=".1f",
     )
     picture = output / "proposals.png"
-    write_picture(trainer.model, cfg, dataset, picture)
+    draw = [sys.executable, "tools/visualize_proposals.py", "--config-file", CONFIG]
+    proposals = output / "inference" / "box_proposals.pkl"
+    subprocess.run([*draw, "--proposals", proposals, "--output", picture], check=True)
     minutes = (time.perf_counter() - started) / 60
     print(
         f"\nAverage recall on the 200 images of {dataset}, in percent ({minutes:.1f} minutes):\n\n"
@@ -64,14 +67,14 @@ def main(overrides: list[str]) -> None:
         f"Training curves:           tensorboard --logdir {output}\n\n"
         "What to run next:\n"
         "  bash dev/test.sh                                             the tests\n"
+        f"  source {Path(sys.prefix) / 'bin' / 'activate'}\n"
+        "                                                               then:\n"
         f"  python train_net.py --config-file {CONFIG} SOLVER.MAX_ITER 3000 "
-        '"SOLVER.STEPS" "(2500,)"\n'
+        'SOLVER.STEPS "(2500,)"\n'
         "                                                               longer, better\n"
         "  python train_net.py --config-file configs/shapes/rpn_only.yaml\n"
         "                                                               Detectron2's own RPN\n"
-        "  python train_net.py --config-file configs/zip_rpn_only.yaml  the paper's network, COCO\n"
-        "with the environment active:  source "
-        f"{Path(sys.prefix) / 'bin' / 'activate'}"
+        "  python train_net.py --config-file configs/zip_rpn_only.yaml  the paper's network, COCO"
     )
 
 

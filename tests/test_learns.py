@@ -1,0 +1,102 @@
+"""Each generator learns: it overfits eight images of the embedded dataset."""
+
+import itertools
+
+import cv2
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import inference_on_dataset
+from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
+from detectron2.utils.events import EventStorage
+
+from d2proposals.data.mapper import ProposalDatasetMapper
+from d2proposals.data.shapes_rendering import render_image
+from d2proposals.engine import Trainer
+from d2proposals.evaluation import ProposalEvaluator
+from d2proposals.evaluation.fixed_grid import evaluate_fixed_grid
+from tests.common import make_cfg
+
+NAME = "eight_images"
+MIN_SIDE = 24  # pixels
+
+
+@pytest.fixture(scope="module")
+def eight_images(tmp_path_factory):
+    """Register eight images whose objects all have sides of at least 24 pixels."""
+    folder = tmp_path_factory.mktemp(NAME)
+    dicts = []
+    for index in itertools.count():
+        image, annotations = render_image(2, index)
+        sides = [min(x["bbox"][2:]) for x in annotations]
+        if not 1 <= len(sides) <= 8 or min(sides) < MIN_SIDE:
+            continue
+        file_name = str(folder / f"{index}.png")
+        assert cv2.imwrite(file_name, image)
+        for x in annotations:
+            x.update(bbox_mode=BoxMode.XYWH_ABS, category_id=0)
+        height, width = image.shape[:2]
+        dicts.append(
+            {"file_name": file_name, "image_id": index, "height": height, "width": width,
+             "annotations": annotations}
+        )  # fmt: skip
+        if len(dicts) == 8:
+            break
+    DatasetCatalog.register(NAME, lambda: dicts)
+    MetadataCatalog.get(NAME).thing_classes = ["object"]
+    yield NAME
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def evaluate(cfg, model) -> float:
+    """AR@100 in percent."""
+    evaluator = ProposalEvaluator(NAME, distributed=False)
+    results = inference_on_dataset(model, Trainer.build_test_loader(cfg, NAME), evaluator)
+    model.train()
+    return results["box_proposals"]["AR@100"]
+
+
+def overfit(cfg, *, iterations: int, learning_rate: float) -> tuple[float, float]:
+    """Train on all eight images at once; AR@100 before and after."""
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    untrained = evaluate(cfg, model)
+    mapper = ProposalDatasetMapper(cfg, True)
+    batch = [mapper(x) for x in DatasetCatalog.get(NAME)]
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, iterations)
+    with EventStorage():
+        for _ in range(iterations):
+            optimizer.zero_grad()
+            sum(model(batch).values()).backward()
+            optimizer.step()
+            schedule.step()
+    return untrained, evaluate(cfg, model)
+
+
+ZIP = ["DATASETS.TEST", (NAME,), "INPUT.RANDOM_FLIP", "none",
+       "INPUT.DY_TRAIN_SCALE.ENABLED", False, "MODEL.BN_INCEPTION.WIDTH_FACTOR", 0.125]  # fmt: skip
+# What configs/shapes/zip_rpn_only.yaml sets beside the paper.
+PAPER = ["MODEL.ZIP.LOW_QUALITY_MATCH", False, "MODEL.ZIP.LEVEL_NMS_THRESH", 0.5,
+         "MODEL.ZIP.BBOX_REG_LOSS_TYPE", "squared_l2",
+         "MODEL.ZIP.BBOX_REG_LOSS_WEIGHT", 1.0]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_zip_overfits_eight_images(eight_images):
+    cfg = make_cfg("shapes/zip_rpn_only.yaml", *ZIP)
+    untrained, trained = overfit(cfg, iterations=150, learning_rate=3e-3)
+    grid = evaluate_fixed_grid(NAME, distributed=False)["box_proposals"]["AR@100"]
+    print(f"AR@100: untrained {untrained:.1f}, grid {grid:.1f}, trained {trained:.1f}")
+    assert trained >= 70
+    assert trained > max(untrained, grid) + 20
+
+
+@pytest.mark.slow
+def test_zip_with_the_paper_s_settings_learns_too(eight_images):
+    cfg = make_cfg("shapes/zip_rpn_only.yaml", *ZIP, *PAPER)
+    untrained, trained = overfit(cfg, iterations=150, learning_rate=3e-3)
+    print(f"AR@100: untrained {untrained:.1f}, trained {trained:.1f}")
+    assert trained > untrained + 20

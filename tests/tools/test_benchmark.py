@@ -1,0 +1,157 @@
+"""Tests of the benchmark of models."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.common import CONFIGS
+from tests.engine.tiny_coco import SMALL as TINY
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
+RPN = str(CONFIGS / "shapes" / "rpn_only.yaml")
+ZIP = str(CONFIGS / "shapes" / "zip_rpn_only.yaml")
+SIZE = ("--height", "64", "--width", "96")
+CPU = ("MODEL.DEVICE", "cpu", "MODEL.BN_INCEPTION.WIDTH_FACTOR", "0.125")
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return runpy.run_path(str(TOOL))
+
+
+@pytest.mark.parametrize("mode", [(), ("--train",)], ids=["inference", "training"])
+def test_table_and_file(tool, tmp_path, capsys, mode):
+    output = tmp_path / "benchmark.json"
+    tool["main"]([RPN, ZIP, *mode, *SIZE, "--repeats", "2", "--batch", "2",
+                  "--output", str(output), *CPU])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "| config" in printed and RPN in printed and ZIP in printed
+    assert "CUDA devices only" in printed
+    content = json.loads(output.read_text())
+    assert content["conditions"]["mode"].startswith("training" if mode else "inference")
+    assert content["conditions"]["overrides"] == list(CPU)
+    rpn, zip_ = content["results"]
+    assert [rpn["config"], zip_["config"]] == [RPN, ZIP]
+    for row in (rpn, zip_):
+        total, backbone, generator = (row[x] for x in ("total", "backbone", "generator"))
+        assert total["least"] <= total["seconds_per_image"] <= total["greatest"]
+        assert 0 < backbone["least"] and 0 < generator["least"]
+        assert backbone["least"] + generator["least"] <= total["greatest"]
+        assert row["peak_memory_bytes"] is None and row["parameters"] > 0
+    assert rpn["total"]["ratio"] == rpn["backbone"]["ratio"] == rpn["generator"]["ratio"] == 1
+
+
+def test_zip_on_a_plain_fpn(tool, capsys):
+    """configs/zip_fpn_only.yaml builds, runs and trains beside the RPN on the same backbone."""
+    configs = [str(CONFIGS / name) for name in ("rpn_only.yaml", "zip_fpn_only.yaml")]
+    small = ("MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS",
+             "64", "MODEL.RESNETS.NORM", "BN")  # fmt: skip
+    arguments = [*configs, *SIZE, "--repeats", "1", "--warmup", "0", *small]
+    tool["main"](arguments)
+    tool["main"]([*arguments[:2], "--train", *arguments[2:]])
+    assert capsys.readouterr().out.count("zip_fpn_only.yaml") == 2
+
+
+def test_every_model_has_one_turn_in_each_round(tool):
+    order = []
+
+    class Model(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+            self.backbone, self.proposal_generator = torch.nn.Identity(), torch.nn.Identity()
+
+        def forward(self, inputs):
+            order.append(self.name)
+            return self.proposal_generator(self.backbone(inputs))
+
+    candidates = [tool["Candidate"](name, Model(name).eval(), [{}]) for name in "abc"]
+    turns = tool["measure"](candidates, repeats=2, warmup=1)
+    assert order == list("abcabcabc")
+    assert [len(own_turns) for own_turns in turns] == [2, 2, 2]
+    # Nothing is left on the models.
+    assert not candidates[0].model.backbone._forward_hooks
+
+
+def test_summary_worked_by_hand(tool):
+    turn = tool["Turn"]
+    candidates = [tool["Candidate"](name, torch.nn.Linear(3, 2), []) for name in "ab"]
+    turns = [
+        [turn(4.0, 2.0, 1.0, 10), turn(8.0, 2.0, 1.0, 30), turn(4.0, 4.0, 1.0, 20)],
+        [turn(4.0, 2.0, 3.0, 10), turn(16.0, 2.0, 3.0, 10), turn(12.0, 2.0, 3.0, 10)],
+    ]
+    first, second = tool["summarize"](candidates, turns, batch=2)
+    assert first["total"] == {
+        "seconds_per_image": 2.0, "least": 2.0, "greatest": 4.0, "ratio": 1.0
+    }  # fmt: skip
+    assert first["peak_memory_bytes"] == 30 and first["parameters"] == 8
+    # Ratios within the rounds: 1, 2 and 3.
+    assert second["total"]["ratio"] == 2.0 and second["generator"]["ratio"] == 3.0
+    assert "1.00" in tool["format_table"]([first, second])
+
+
+def test_inputs_are_the_same_for_all_and_reproducible(tool, tmp_path):
+    arguments = tool["parse_arguments"](["a.yaml", *SIZE, "--batch", "2"])
+    first, second = (tool["make_inputs"](arguments) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a["image"], b["image"]) and a["image"].shape == (3, 64, 96)
+        objects = a["instances"]
+        assert torch.equal(objects.gt_boxes.tensor, b["instances"].gt_boxes.tensor)
+        # Masks fill their boxes.
+        found = objects.gt_masks.get_bounding_boxes().tensor
+        assert (found - objects.gt_boxes.tensor).abs().max() <= 1
+    assert not torch.equal(first[0]["image"], first[1]["image"])
+    path = tmp_path / "red.png"
+    Image.fromarray(np.full((10, 10, 3), (255, 0, 9), np.uint8)).save(path)
+    arguments = tool["parse_arguments"](["a.yaml", *SIZE, "--input", str(path)])
+    (input_,) = tool["make_inputs"](arguments)
+    assert input_["image"].shape == (3, 64, 96)
+    assert input_["image"][:, 5, 5].tolist() == [9, 0, 255]  # BGR
+
+
+def test_configurations_and_overrides_are_told_apart(tool):
+    parse = tool["parse_arguments"]
+    args = parse(["a.yaml", "b.yml", "--height", "9", "KEY", "c.yaml"])
+    assert args.configs == ["a.yaml", "b.yml"] and args.opts == ["KEY", "c.yaml"]
+    assert args.height == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["MODEL.DEVICE", "cpu"], "name at least one configuration"),
+        ([RPN, "--repeats", "0"], "--repeats must be at least 1, not 0"),
+    ],
+)
+def test_wrong_command_line(tool, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        tool["main"](arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.yaml"], "Configuration file none.yaml is missing"),
+        ([RPN, "--input", "none.jpg"], "There is no image file none.jpg"),
+        ([RPN, *TINY, "MODEL.PROPOSAL_GENERATOR.NAME", "ZAP"], "Unknown MODEL.PROPOSAL_GENERATOR"),
+        (
+            [RPN, *TINY, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN",
+             "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals",
+             "MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING", "True",
+             "MODEL.ROI_HEADS.IN_FEATURES", "['p4']"],
+            "without a proposal generator to time",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input_in_one_line(tool, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        tool["main"](arguments)
+    assert message in str(stop.value) and "\n" not in str(stop.value)

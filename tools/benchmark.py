@@ -1,0 +1,340 @@
+"""Time models side by side on the same images, with random weights.
+
+    python tools/benchmark.py configs/rpn_only.yaml configs/zip_fpn_only.yaml
+    python tools/benchmark.py configs/rpn_only.yaml configs/zip_fpn_only.yaml --train --batch 2 \\
+        --output benchmark.json MODEL.DEVICE cuda
+
+In each round every model has one turn, so that whatever else the machine does meets all alike.
+"generator" is the proposal generator alone: of two configurations with the same backbone it
+compares the generators on the same features. With random weights the scores are random too, and
+the suppression of overlapping boxes meets boxes about as dense as anchors.
+"""
+
+import argparse
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from PIL import Image
+from tabulate import tabulate
+from torch import nn
+
+from d2proposals.data.image_files import read_rgb_image
+from d2proposals.engine import bad_input_in_one_line, check_config, fit_to_device, load_config
+from d2proposals.proposals.atomic_files import write_json
+
+NUM_OBJECTS = 8  # per image, in training
+
+
+class Candidate(NamedTuple):
+    """A model under test.
+
+    Attributes:
+        name: its configuration file.
+        model: in training or evaluation mode, on its device.
+        inputs: the batch, in the model's input format.
+    """
+
+    name: str
+    model: nn.Module
+    inputs: list[dict[str, Any]]
+
+
+class Turn(NamedTuple):
+    """One measured pass over a batch.
+
+    Attributes:
+        total: seconds of the whole pass.
+        backbone, generator: seconds of these two parts, in training of their forward pass.
+        memory: greatest number of bytes allocated on a CUDA device during the pass, less what was
+            allocated before it (all models, the images); None on other devices, which do not tell.
+    """
+
+    total: float
+    backbone: float
+    generator: float
+    memory: int | None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "configs",
+        nargs="+",
+        metavar="CONFIG.yaml",
+        help="configurations, then KEY VALUE overrides for all of them",
+    )
+    parser.add_argument("--height", type=int, default=800, help="of the images (default: 800)")
+    parser.add_argument("--width", type=int, default=1216, help="of the images (default: 1216)")
+    parser.add_argument("--batch", type=int, default=1, help="images in a batch (default: 1)")
+    parser.add_argument("--repeats", type=int, default=5, help="measured rounds (default: 5)")
+    parser.add_argument("--warmup", type=int, default=1, help="rounds before them (default: 1)")
+    parser.add_argument("--train", action="store_true", help="time training: losses and gradients")
+    parser.add_argument("--input", help="image file to use, resized, instead of noise")
+    parser.add_argument("--output", help="JSON file to write")
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
+    """Parse the command line; ``configs`` and ``opts`` are told apart by the suffix."""
+    parser = build_parser()
+    # Intermixed, so that overrides may also stand behind options.
+    args = parser.parse_intermixed_args(arguments)
+    is_config = [name.endswith((".yaml", ".yml")) for name in args.configs] + [False]
+    num_configs = is_config.index(False)
+    args.configs, args.opts = args.configs[:num_configs], args.configs[num_configs:]
+    if not args.configs:
+        parser.error("name at least one configuration, a file ending in .yaml")
+    for name in ("height", "width", "batch", "repeats"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
+    return args
+
+
+def make_inputs(args: Namespace) -> list[dict[str, Any]]:
+    """The batch that all models get, as Detectron2's mapper makes it, with ground truth."""
+    generator = torch.Generator().manual_seed(0)
+    size = (args.height, args.width)
+    if args.input:
+        picture = Image.fromarray(read_rgb_image(args.input)).resize(size[::-1])
+        # (H, W, RGB) -> (BGR, H, W), as all configurations here read images.
+        pixels = torch.from_numpy(np.array(picture))
+        images = [pixels.permute(2, 0, 1).flip(0).contiguous()] * args.batch
+    else:
+        images = [
+            torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+            for _ in range(args.batch)
+        ]
+    return [
+        {"image": image, "height": size[0], "width": size[1], "instances": objects}
+        for image, objects in zip(
+            images, (make_objects(size, generator) for _ in range(args.batch)), strict=True
+        )
+    ]
+
+
+def make_objects(image_size: tuple[int, int], generator: torch.Generator) -> Instances:
+    """Rectangles of an eighth to a half of the image's sides, of class 0, with their masks."""
+    height, width = image_size
+    extent = torch.tensor([width, height], dtype=torch.float32)
+    sides = extent * (0.125 + 0.375 * torch.rand(NUM_OBJECTS, 2, generator=generator))
+    corner = (extent - sides) * torch.rand(NUM_OBJECTS, 2, generator=generator)
+    boxes = torch.cat([corner, corner + sides], dim=1)
+    x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5
+    in_columns = (x >= boxes[:, :1]) & (x < boxes[:, 2:3])  # (number, W)
+    in_rows = (y >= boxes[:, 1:2]) & (y < boxes[:, 3:])  # (number, H)
+    return Instances(
+        image_size,
+        gt_boxes=Boxes(boxes),
+        gt_classes=torch.zeros(NUM_OBJECTS, dtype=torch.int64),
+        gt_masks=BitMasks(in_rows[:, :, None] & in_columns[:, None, :]),
+    )
+
+
+def build_candidate(
+    name: str, opts: Sequence[str], inputs: list[dict[str, Any]], *, train: bool
+) -> Candidate:
+    """Build the model of a configuration file, with random weights."""
+    cfg = load_config(Namespace(config_file=name, opts=list(opts)))
+    fit_to_device(cfg)
+    check_config(cfg)
+    torch.manual_seed(0)
+    model = build_model(cfg).train(train)
+    if getattr(model, "proposal_generator", None) is None:
+        raise SystemExit(
+            f"Error: {name} builds a {type(model).__name__} without a proposal generator to time; "
+            "set MODEL.META_ARCHITECTURE and MODEL.PROPOSAL_GENERATOR.NAME accordingly."
+        )
+    return Candidate(name, model, inputs_for(cfg, inputs, train=train))
+
+
+def inputs_for(cfg: CfgNode, inputs: list[dict[str, Any]], *, train: bool) -> list[dict[str, Any]]:
+    """The batch on the model's device, so that no transfer is measured."""
+    return [
+        {
+            key: value.to(cfg.MODEL.DEVICE) if hasattr(value, "to") else value
+            for key, value in input_.items()
+            if train or key != "instances"
+        }
+        for input_ in inputs
+    ]
+
+
+def take_turn(candidate: Candidate) -> Turn:
+    """Measure one pass of a model over its batch."""
+    model = candidate.model
+    device = model.device
+    before = 0
+    if device.type == "cuda":
+        synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    with (
+        part_timer(model.backbone, device) as backbone,
+        part_timer(model.proposal_generator, device) as generator,
+        torch.set_grad_enabled(model.training),
+        EventStorage(),
+    ):
+        start = now(device)
+        outputs = model(candidate.inputs)
+        if model.training:
+            sum(outputs.values()).backward()
+        total = now(device) - start
+    memory = None
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device) - before
+    model.zero_grad(set_to_none=True)
+    return Turn(total, sum(backbone), sum(generator), memory)
+
+
+@contextmanager
+def part_timer(part: nn.Module, device: torch.device) -> Iterator[list[float]]:
+    """Collect the seconds of every forward pass of a part of a model within this context."""
+    seconds: list[float] = []
+    started: list[float] = []
+    handles = [
+        part.register_forward_pre_hook(lambda *_: started.append(now(device))),
+        part.register_forward_hook(lambda *_: seconds.append(now(device) - started.pop())),
+    ]
+    try:
+        yield seconds
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when the device has done what it was given."""
+    synchronize(device)
+    return time.perf_counter()
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    repeats: int,
+    warmup: int,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[list[Turn]]:
+    """The measured turns of each model; round by round, each model once."""
+    turns: list[list[Turn]] = [[] for _ in candidates]
+    for round_ in range(-warmup, repeats):
+        for candidate, own_turns in zip(candidates, turns, strict=True):
+            turn = take_turn(candidate)
+            if round_ >= 0:
+                own_turns.append(turn)
+        label = f"round {round_ + 1} of {repeats}" if round_ >= 0 else "warm-up"
+        report(f"{label} done")
+    return turns
+
+
+def summarize(
+    candidates: Sequence[Candidate], turns: Sequence[Sequence[Turn]], batch: int
+) -> list[dict[str, Any]]:
+    """Seconds per image (median, least, greatest), ratios to the first model, memory, size.
+
+    A ratio is the median over the rounds of the ratio within a round.
+    """
+    rows = []
+    for candidate, own_turns in zip(candidates, turns, strict=True):
+        row: dict[str, Any] = {"config": candidate.name}
+        for part in ("total", "backbone", "generator"):
+            seconds = [getattr(turn, part) / batch for turn in own_turns]
+            first = [getattr(turn, part) / batch for turn in turns[0]]
+            row[part] = {
+                "seconds_per_image": statistics.median(seconds),
+                "least": min(seconds),
+                "greatest": max(seconds),
+                "ratio": statistics.median(
+                    own / other for own, other in zip(seconds, first, strict=True)
+                ),
+            }
+        memory = [turn.memory for turn in own_turns if turn.memory is not None]
+        row["peak_memory_bytes"] = max(memory, default=None)
+        row["parameters"] = sum(x.numel() for x in candidate.model.parameters())
+        rows.append(row)
+    return rows
+
+
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The summary as a table, times in seconds per image."""
+    headers = ["config", "parameters", "memory (MiB)"]
+    for part in ("total", "backbone", "generator"):
+        headers += [f"{part} (s)", "min..max", "ratio"]
+    cells = []
+    for row in rows:
+        memory = row["peak_memory_bytes"]
+        cells.append(
+            [
+                row["config"],
+                f"{row['parameters'] / 1e6:.2f} M",
+                "-" if memory is None else f"{memory / 2**20:.0f}",
+            ]
+        )
+        for part in ("total", "backbone", "generator"):
+            times = row[part]
+            cells[-1] += [
+                f"{times['seconds_per_image']:.4f}",
+                f"{times['least']:.4f}..{times['greatest']:.4f}",
+                f"{times['ratio']:.2f}",
+            ]
+    alignment = ["left", *["right"] * (len(headers) - 1)]
+    return tabulate(cells, headers, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+
+
+def describe_conditions(args: Namespace, device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on."""
+    is_cuda = device.type == "cuda"
+    return {
+        "mode": "training (forward and backward)" if args.train else "inference",
+        "device": torch.cuda.get_device_name(device) if is_cuda else str(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "height": args.height,
+        "width": args.width,
+        "batch": args.batch,
+        "repeats": args.repeats,
+        "input": args.input or "noise",
+        "overrides": args.opts,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ``arguments`` are those of the command line by default."""
+    args = parse_arguments(arguments)
+    with bad_input_in_one_line():
+        inputs = make_inputs(args)
+        candidates = [
+            build_candidate(name, args.opts, inputs, train=args.train) for name in args.configs
+        ]
+    turns = measure(candidates, args.repeats, args.warmup, lambda line: print(line, flush=True))
+    rows = summarize(candidates, turns, args.batch)
+    conditions = describe_conditions(args, candidates[0].model.device)
+    print(", ".join(f"{key} {value}" for key, value in conditions.items() if value != []))
+    print(format_table(rows))
+    if candidates[0].model.device.type == "cuda":
+        print("memory: peak of a pass beyond what was allocated before it (all models).")
+    else:
+        print("memory: measured on CUDA devices only.")
+    if args.output:
+        write_json(args.output, {"conditions": conditions, "results": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
 Importing this package registers its generators, backbones and datasets with Detectron2.
 """
 
-from . import backbones, data, zip_rpn
+from . import backbones, data, sc_rpn, zip_rpn
 from .config import add_d2proposals_config
 
-__all__ = ["add_d2proposals_config", "backbones", "data", "zip_rpn"]
+__all__ = ["add_d2proposals_config", "backbones", "data", "sc_rpn", "zip_rpn"]

@@ -14,6 +14,7 @@ def add_d2proposals_config(cfg: CN) -> None:
     add_bn_inception_config(cfg)
     add_zoom_network_config(cfg)
     add_zip_config(cfg)
+    add_sc_rpn_config(cfg)
 
 
 def add_common_config(cfg: CN) -> None:
@@ -55,7 +56,8 @@ def add_bn_inception_config(cfg: CN) -> None:
     cfg.MODEL.BN_INCEPTION.OUT_FEATURES = ["inception_3b", "inception_4d", "inception_5b"]
     # Factor on every layer's number of channels; 1.0 is the published network.
     cfg.MODEL.BN_INCEPTION.WIDTH_FACTOR = 1.0
-    # Normalisation: "FrozenBN" (pre-trained weights), "BN", "SyncBN" or "GN" (from scratch).
+    # Normalisation: "FrozenBN" (pre-trained weights), "BN", "SyncBN" or "GN" (from scratch), "" for
+    # none. MODEL.BACKBONE.FREEZE_AT counts conv1, conv2, 3a-3b, 3c-4d and 4e-5b as stages 1 to 5.
     cfg.MODEL.BN_INCEPTION.NORM = "FrozenBN"
     # Blocks stacked after 3b, 4d and 5b: the deeper zoom-out network of ZIP's Table 1 (e).
     cfg.MODEL.BN_INCEPTION.EXTRA_BLOCKS = (0, 0, 0)
@@ -151,3 +153,89 @@ def add_zip_config(cfg: CN) -> None:
     cfg.MODEL.ZIP.POST_NMS_TOPK_TEST = 1000
     # Boxes with a side below this are dropped, in pixels of the network input.
     cfg.MODEL.ZIP.MIN_BOX_SIZE = 0.0
+
+
+def add_sc_rpn_config(cfg: CN) -> None:
+    """Keys of the generator SCRPN (sc_rpn/generator.py). docs/sc_rpn.md has each table's rows."""
+    cfg.MODEL.SCRPN = CN()
+    # Feature maps, high to low resolution, with equal channels (Sec. III: P2-P6).
+    cfg.MODEL.SCRPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    # Channels of the hidden maps of the head, which all feature maps share.
+    cfg.MODEL.SCRPN.HEAD_CHANNELS = 256
+    # 3x3 convolutions before both stages. The paper shows none.
+    cfg.MODEL.SCRPN.NUM_CONVS = 0
+    # 2: initial proposals are aligned, classified and refined. 1: they are final, as RPN's.
+    cfg.MODEL.SCRPN.NUM_STAGES = 2
+    # "points": nine points and the box around them (Sec. III-C). "box": anchors and deltas.
+    cfg.MODEL.SCRPN.REPRESENTATION = "points"
+    # Side of the square on which points begin, or of the anchors, in strides.
+    cfg.MODEL.SCRPN.ANCHOR_SIDE = 8.0
+    # Height / width of the anchors of each location; points have none but the square.
+    cfg.MODEL.SCRPN.ANCHOR_ASPECT_RATIOS = (1.0,)
+    # Where the second stage looks. "point": at the initial points. "box": evenly over the initial
+    # box. "none": at the neighbouring cells.
+    cfg.MODEL.SCRPN.ALIGNMENT = "point"
+    # Factor on the gradient that point alignment hands to the initial points (RepPoints' value).
+    cfg.MODEL.SCRPN.ALIGNMENT_GRADIENT = 0.1
+    # Deformable convolution: "torchvision" or "gather", equal in value and gradient. "auto":
+    # gather on the CPU, where it is faster, torchvision elsewhere.
+    cfg.MODEL.SCRPN.DEFORM_SAMPLER = "auto"
+
+    # Positives of the first stage: "positive_region" (Algorithm 1) or "max_iou" (of anchors).
+    cfg.MODEL.SCRPN.INIT_ASSIGNER = "positive_region"
+    # Positives of the second stage: "size_aware_threshold" (Algorithm 2) or "max_iou" (of
+    # initial proposals).
+    cfg.MODEL.SCRPN.REFINED_ASSIGNER = "size_aware_threshold"
+    # sigma: sides of the positive region, relative to the object's (Table V).
+    cfg.MODEL.SCRPN.SIGMA = 0.2
+    # k: candidates per object and feature map (Table V).
+    cfg.MODEL.SCRPN.TOPK = 9
+    # N: feature maps that give an object candidates (Table V).
+    cfg.MODEL.SCRPN.NUM_LEVELS = 2
+    # "max_iou": (negative below, positive from). The values of RPN, and of Cascade RPN's stage 2.
+    cfg.MODEL.SCRPN.INIT_IOU_THRESHOLDS = (0.3, 0.7)
+    cfg.MODEL.SCRPN.REFINED_IOU_THRESHOLDS = (0.7, 0.7)
+    # Classification samples per image: all positives, filled up with random negatives, which are
+    # at least as many. The paper gives no number.
+    cfg.MODEL.SCRPN.BATCH_SIZE_PER_IMAGE = 256
+
+    # The light-weight IoU-mask branch (Sec. III-A).
+    cfg.MODEL.SCRPN.IOU_MASK = CN()
+    cfg.MODEL.SCRPN.IOU_MASK.ENABLED = True
+    # Map that predicts it (Table VII): "reg", "cls" or "fused" (their sum).
+    cfg.MODEL.SCRPN.IOU_MASK.FEATURE = "reg"
+    # Samples that train it (Table VI): "classification", "regression" (positives) or
+    # "regression_and_negatives" (positives and all negatives).
+    cfg.MODEL.SCRPN.IOU_MASK.SAMPLES = "classification"
+    # Sigmoids: two keep the mask within (0.5, 0.731), one within (0, 1).
+    cfg.MODEL.SCRPN.IOU_MASK.NUM_SIGMOID = 2
+    # Whether proposals are scored by the mean of classification and mask, or classification only.
+    cfg.MODEL.SCRPN.IOU_MASK.USE_AT_TEST = True
+    # lambda_mask of Eq. 3.
+    cfg.MODEL.SCRPN.IOU_MASK.LOSS_WEIGHT = 1.0
+
+    # Regression losses of the first and the second stage: "iou" (-ln IoU) or "smooth_l1" (of
+    # deltas, needs REPRESENTATION "box").
+    cfg.MODEL.SCRPN.BBOX_REG_LOSS_TYPE = ("iou", "iou")
+    cfg.MODEL.SCRPN.SMOOTH_L1_BETA = 1.0 / 9
+    # lambda_cls, lambda_init and lambda_refined of Eq. 3.
+    cfg.MODEL.SCRPN.CLS_LOSS_WEIGHT = 2.0
+    cfg.MODEL.SCRPN.INIT_LOSS_WEIGHT = 0.5
+    cfg.MODEL.SCRPN.REFINED_LOSS_WEIGHT = 10.0
+    # What the refined loss is divided by: "positives" (M_reg of Eq. 7) or classification "samples"
+    # (the default of the paper's code base; a gentler loss for training from scratch).
+    cfg.MODEL.SCRPN.REFINED_NORMALIZER = "positives"
+    # Factor on all of them, for training with a detector.
+    cfg.MODEL.SCRPN.LOSS_WEIGHT = 1.0
+
+    # Inference: the best proposals of each feature map enter its NMS; a second NMS is over all
+    # maps (Sec. III). The paper gives one threshold (Sec. IV-A) and no number.
+    cfg.MODEL.SCRPN.PRE_NMS_TOPK_TRAIN = 2000
+    cfg.MODEL.SCRPN.PRE_NMS_TOPK_TEST = 2000
+    cfg.MODEL.SCRPN.LEVEL_NMS_THRESH = 0.8
+    cfg.MODEL.SCRPN.NMS_THRESH = 0.8
+    # Proposals per image.
+    cfg.MODEL.SCRPN.POST_NMS_TOPK_TRAIN = 2000
+    cfg.MODEL.SCRPN.POST_NMS_TOPK_TEST = 1000
+    # Proposals with a side below this are dropped, in pixels of the network input.
+    cfg.MODEL.SCRPN.MIN_BOX_SIZE = 0.0

@@ -13,6 +13,8 @@ GENERATORS = {
             "MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16], [32], [64], [128]]],
     "ZIP": ["MODEL.ZIP.IN_FEATURES", ["p2", "p3", "p4", "p5"], "MODEL.ZIP.HEAD_CHANNELS", 16,
             "MODEL.ANCHOR_GENERATOR.SIZES", [[8, 12], [16, 24], [32, 48], [64, 128]]],
+    "SCRPN": ["MODEL.SCRPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"],
+              "MODEL.SCRPN.HEAD_CHANNELS", 16],
 }  # fmt: skip
 HOSTS = {
     "ProposalNetwork": ["MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING", False],
@@ -171,3 +173,17 @@ def test_explicit_constructor_equals_from_config(generator):
         (b,), _ = explicit(images, features)
     assert torch.equal(a.proposal_boxes.tensor, b.proposal_boxes.tensor)
     assert torch.equal(a.objectness_logits, b.objectness_logits)
+
+
+def test_zip_from_pixels_does_not_depend_on_the_padding_of_its_batch():
+    # Group normalisation takes statistics over the whole map: the padding must not be in them.
+    torch.manual_seed(0)
+    model = build_model(make_cfg("shapes/zip_rpn_only.yaml")).eval()
+    for parameter in model.proposal_generator.heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    small, large = torch.rand(3, 75, 100) * 255, torch.rand(3, 128, 160) * 255
+    with torch.no_grad():
+        together, alone = model([{"image": small}, {"image": large}]), model([{"image": small}])
+    together, alone = together[0]["proposals"][:50], alone[0]["proposals"][:50]
+    assert torch.allclose(together.proposal_boxes.tensor, alone.proposal_boxes.tensor, atol=1e-2)
+    assert torch.allclose(together.objectness_logits, alone.objectness_logits, atol=1e-3)

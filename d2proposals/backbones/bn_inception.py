@@ -32,6 +32,8 @@ from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from ..proposals.image_extent import recover_image_sizes, valid_cells
+
 NORMS = ("", "FrozenBN", "BN", "SyncBN", "GN")
 
 # Channels of the three convolutions before the first block.
@@ -174,8 +176,8 @@ class ConvNormReLU(Conv2d):
         """Apply the layer.
 
         Args:
-            x: (N, C, H, W); zero outside ``valid`` where that is given.
-            valid: (N, 1, H, W) as ``x.dtype``, or None. Only at stride 1.
+            x: (N, C, H, W); zero in the padding where ``valid`` is given.
+            valid: (N, 1, H', W') of 0 and 1, the cells of the **output** inside the images.
 
         Returns:
             (N, out_channels, H', W'); zero outside ``valid`` where that is given.
@@ -186,7 +188,7 @@ class ConvNormReLU(Conv2d):
             x = self.activation(self.norm(self._conv_forward(x, self.weight, self.bias), valid))
         else:
             x = super().forward(x)
-        return x * valid
+        return x * valid.to(x.dtype)
 
 
 class InceptionBlock(CNNBlockBase):
@@ -245,42 +247,49 @@ class InceptionBlock(CNNBlockBase):
             self.conv_1x1 = ConvNormReLU(in_channels, widths.conv_1x1, 1, norm=norm)
             self.conv_pool_proj = ConvNormReLU(in_channels, widths.conv_pool_proj, 1, norm=norm)
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, valid: Tensor | None = None, out_valid: Tensor | None = None
+    ) -> Tensor:
         """Apply the block.
 
         Args:
-            x: (N, in_channels, H, W). At stride 2, H and W are even: convolution and pooling would
-                give different sizes otherwise.
+            x: (N, in_channels, H, W). At stride 2, not negative, and H and W are even: convolution
+                and pooling would give different sizes otherwise.
             valid: (N, 1, H, W) of any dtype, 1 on each image's own cells and 0 on padding at its
                 right and bottom. With it, the result on an image's own cells is that of the image
                 alone (whose borders the convolutions and the average pool fill with zeros, too)
                 and the result on padding is zero; what ``x`` holds on padding has no effect.
-                Only at stride 1.
+            out_valid: (N, 1, H / 2, W / 2), the same for the result; needed beside ``valid`` at
+                stride 2.
 
         Returns:
             (N, out_channels, H / stride, W / stride).
         """
-        if self.stride == 2:
-            assert valid is None, "valid is supported by blocks of stride 1 only"
+        if valid is not None:
+            valid = valid.to(x.dtype)
+            x = x * valid
+        if self.stride == 1:
+            out_valid = valid
+        else:
             assert x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0, (
                 f"a block of stride 2 needs even sides, got a map of {tuple(x.shape[2:])}"
             )
-            branches = []
-        else:
-            if valid is not None:
-                valid = valid.to(x.dtype)
-                x = x * valid
-            branches = [self.conv_1x1(x, valid)]
-        branches.append(self.conv_3x3(self.conv_3x3_reduce(x, valid), valid))
+            assert (valid is None) == (out_valid is None), "valid and out_valid go together"
+        branches = [self.conv_1x1(x, valid)] if self.stride == 1 else []
+        branches.append(self.conv_3x3(self.conv_3x3_reduce(x, valid), out_valid))
         double = self.conv_double_3x3_1(self.conv_double_3x3_reduce(x, valid), valid)
-        branches.append(self.conv_double_3x3_2(double, valid))
+        branches.append(self.conv_double_3x3_2(double, out_valid))
         pooled = self._pool(x, valid)
-        branches.append(self.conv_pool_proj(pooled, valid) if self.stride == 1 else pooled)
+        if self.stride == 1:
+            branches.append(self.conv_pool_proj(pooled, valid))
+        else:
+            branches.append(pooled if out_valid is None else pooled * out_valid.to(x.dtype))
         return torch.cat(branches, dim=1)
 
     def _pool(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """Pool 3x3 cells at the block's stride; (N, C, H, W) -> (N, C, H / stride, W / stride)."""
         if self.stride == 2:
+            # Zeros of the padding never exceed a value of the image, which is not negative.
             return F.max_pool2d(x, 3, stride=2, ceil_mode=True)
         if self.pool == "avg":
             # The public network counts the border's zeros, so masked padding is like a border.
@@ -392,24 +401,35 @@ class BNInception(Backbone):
         """Compute the maps.
 
         Args:
-            x: (N, in_channels, H, W), normalised images. H and W are multiples of
-                :attr:`size_divisibility`, as Detectron2 pads them.
+            x: (N, in_channels, H, W), normalised images, padded with zeros at the right and the
+                bottom to multiples of :attr:`size_divisibility`, as Detectron2 does it.
 
         Returns:
             By name, each (N, C, H / stride, W / stride) with C and stride of ``output_shape()``;
-            values are not negative.
+            values are not negative, and zero in the padding. Unlike Detectron2's backbones, it
+            gives an image the same maps alone and in a padded batch.
         """
         height, width = x.shape[-2:]
         assert height % self.size_divisibility == 0 and width % self.size_divisibility == 0, (
             f"BN-Inception needs sides that are multiples of {self.size_divisibility}, got "
             f"{height} x {width}; pad the batch with ImageList.from_tensors"
         )
-        x = F.max_pool2d(self.conv1_7x7_s2(x), 3, stride=2, ceil_mode=True)
-        x = self.conv2_3x3(self.conv2_3x3_reduce(x))
-        x = F.max_pool2d(x, 3, stride=2, ceil_mode=True)
+        image_sizes = recover_image_sizes(x)
+        valid = {
+            stride: valid_cells(image_sizes, (height // stride, width // stride), stride, x.dtype)
+            for stride in (2, 4, 8, 16, 32)
+            if stride <= self.size_divisibility
+        }
+        # Max pools see zeros in the padding, which never exceed the image's values.
+        x = F.max_pool2d(self.conv1_7x7_s2(x, valid[2]), 3, stride=2, ceil_mode=True) * valid[4]
+        x = self.conv2_3x3(self.conv2_3x3_reduce(x, valid[4]), valid[4])
+        x = F.max_pool2d(x, 3, stride=2, ceil_mode=True) * valid[8]
+        stride = 8
         outputs = {}
         for block_name in (name for stage in self._stages[2:] for name in stage):
-            x = getattr(self, block_name)(x)
+            block = getattr(self, block_name)
+            x = block(x, valid[stride], valid.get(stride * block.stride))
+            stride *= block.stride
             name = self._last_blocks.get(block_name)
             if name in self._out_features:
                 outputs[name] = x

@@ -4,8 +4,9 @@ Li, Liu, Ouyang, Wang. Zoom Out-and-In Network with Map Attention Decision for R
 Object Detection. IJCV 2018. Sec. 3.3: "Each sample is resized to the extent where at least one of
 the ground truth boxes is covered by the medium anchors."
 
-The paper gives no formula. Here an object is drawn, its shorter side gets a random length within
-reach of the medium anchors, and the whole image is scaled with it.
+Unlike the paper, which gives no formula and asks for an object "covered by the medium anchors",
+this follows the released training code: an object is drawn, its shorter side gets a random length
+within reach of the medium anchors, and the whole image is scaled with it.
 
 Shape shorthand in this module:
 

@@ -231,7 +231,10 @@ class ZIP(nn.Module):
         gt_labels: Sequence[torch.Tensor],
         gt_boxes: Sequence[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """Eq. 6, summed over levels; on each level the mean over its samples in the batch.
+        """Eq. 6, summed over levels.
+
+        Unlike the paper, which sums over the samples of a level, their mean: the learning rate
+        then does not depend on how many samples equilibrium leaves.
 
         Args:
             anchors: of each level, Ri boxes.
@@ -418,7 +421,8 @@ class ZIP(nn.Module):
             # The gray class only keeps positives and negatives apart; it is no object.
             probability = logits_i.float().softmax(dim=-1)[..., POSITIVE]  # (N, Ri)
             on_image = _on_anchors(valid[i], probability.shape[1])
-            # Best of the level first, decoded afterwards: most boxes are never looked at.
+            # Unlike the paper, which names only the 2,000 boxes that the NMS keeps, a limited
+            # number enters it. Best first, decoded afterwards: most boxes are never looked at.
             topk = min(self.pre_nms_topk[self.training], probability.shape[1])
             scores_i, index = probability.masked_fill(~on_image, -1.0).topk(topk, dim=1)
             deltas_i = deltas_i.gather(1, index[..., None].expand(-1, -1, 4))

@@ -113,10 +113,12 @@ class EquilibriumSampler:
     """Draws the anchors of a level that take part in the loss (Sec. 3.3 "equilibrium", 5.1).
 
     At most ``batch_size_per_class`` positives. Negatives: at most ``negative_ratio`` per positive
-    and ``batch_size_per_class``; on a level without positives a share of the batch, so that it
-    sees background at all (the released training code does so, the paper is silent). Gray
-    anchors: ``gray_ratio`` of the positives and negatives together. Without equilibrium the
-    negatives fill the batch.
+    and ``batch_size_per_class``. Gray anchors: ``gray_ratio`` of the positives and negatives
+    together. Without equilibrium the negatives fill the batch. Never more than ``batch_size``:
+    positives come first, then negatives, then gray ones (without equilibrium gray before negative).
+
+    Unlike the paper, which would leave a level without positives no negatives at all, such a level
+    gets a share of the batch (as in the released training code): else it never sees background.
 
     Attributes:
         batch_size: samples of one level in one image.
@@ -138,17 +140,20 @@ class EquilibriumSampler:
         self, num_positive: torch.Tensor, num_negative: torch.Tensor, num_gray: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """How many of each class to draw, given how many there are; all (N,) int64."""
-        cap = self.batch_size_per_class
+        cap = min(self.batch_size_per_class, self.batch_size)
         positive = num_positive.clamp(max=cap)
         if self.equilibrium:
             limit = (positive * self.negative_ratio).long()
             alone = int(self.batch_size * self.share_without_positives)
             limit = torch.where(positive > 0, limit, alone).clamp(max=cap)
+            limit = torch.minimum(limit, self.batch_size - positive)
             negative = torch.minimum(num_negative, limit)
             limit = ((positive + negative) * self.gray_ratio).long().clamp(max=cap)
+            limit = torch.minimum(limit, self.batch_size - positive - negative)
             return positive, negative, torch.minimum(num_gray, limit)
         share = self.gray_ratio / (1 + self.gray_ratio)
-        gray = num_gray.clamp(max=min(int(self.batch_size * share), cap))
+        limit = (self.batch_size - positive).clamp(max=min(int(self.batch_size * share), cap))
+        gray = torch.minimum(num_gray, limit)
         return positive, torch.minimum(num_negative, self.batch_size - positive - gray), gray
 
     def __call__(self, labels: torch.Tensor) -> torch.Tensor:

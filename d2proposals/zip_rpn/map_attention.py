@@ -16,7 +16,6 @@ Naming convention:
         module here gives an image the same result alone and in a padded batch.
 """
 
-import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d
@@ -53,7 +52,8 @@ class MapAttentionDecision(nn.Module):
         )
         self.activation = ACTIVATIONS[activation]()
         for conv in self.convs[:2]:
-            weight_init.c2_msra_fill(conv)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
+            nn.init.zeros_(conv.bias)
         # The paper trains the unit from scratch and says no more. Starting at mu = 1 leaves the
         # maps as they are; starting at mu = 0 would switch both streams off.
         nn.init.normal_(self.convs[2].weight, std=0.001)
@@ -103,7 +103,11 @@ class MapAttentionDecision(nn.Module):
 
 
 class SpatialMapAttention(MapAttentionDecision):
-    """Table 2, "spatial MAD": no global maximum, the attention is resized to the maps instead."""
+    """Table 2, "spatial MAD": no global maximum, the attention is resized to the maps instead.
+
+    Unlike the paper, which aligns them "in help of deconvolution", bilinearly and without further
+    parameters: so does its zoom-in path, where that worked better than deconvolution (Sec. 3.1).
+    """
 
     def forward(
         self,

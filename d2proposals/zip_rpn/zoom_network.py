@@ -348,6 +348,11 @@ def _check_settings(
             "MODEL.ZOOM_NETWORK.MIRROR_DEPTHS must be three numbers of blocks (levels 3, 2, 1), "
             f"got {tuple(mirror_depths)}"
         )
+    if not zoom_in and num_sources != 2:
+        raise ValueError(
+            "MODEL.ZOOM_NETWORK.ZOOM_IN False merges no maps: leave MODEL.ZOOM_NETWORK.MAD.LAMBDA "
+            f"at 2, it is {num_sources}"
+        )
     if not zoom_in and attention_type != "none":
         raise ValueError(
             "MODEL.ZOOM_NETWORK.ZOOM_IN False leaves no second stream of maps to attend: set "

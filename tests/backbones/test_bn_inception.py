@@ -18,6 +18,7 @@ from d2proposals.backbones.bn_inception import (
     build_norm,
     scale_width,
 )
+from tests.common import make_images
 
 # Block: (channels in, channels out, branches). A branch is a chain of (kernel, channels out).
 LAYER_TABLE = {
@@ -388,3 +389,19 @@ def test_number_of_image_channels_follows_the_input_shape():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         BNInception(**{"width_factor": 0.1} | arguments)
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
+def test_an_image_has_the_same_maps_alone_and_in_a_padded_batch(norm):
+    torch.manual_seed(0)
+    backbone = BNInception(width_factor=0.125, norm=norm).eval()
+    sizes = [(75, 100), (128, 160)]
+    images = make_images(*sizes)
+    together = backbone(images.tensor)
+    alone = backbone(make_images(sizes[0]).tensor)
+    for name, shape in backbone.output_shape().items():
+        rows, columns = (-(-side // shape.stride) for side in sizes[0])
+        inside = alone[name][..., :rows, :columns]
+        assert inside.abs().max() > 0.01
+        assert torch.allclose(together[name][:1, :, :rows, :columns], inside, atol=1e-5)
+        assert (together[name][0, :, rows:] == 0).all()

@@ -1,0 +1,183 @@
+"""The deformable convolution that aligns features with the initial proposals of SC-RPN.
+
+Source: W. Zou, Z. Zhang, Y. Peng, C. Xiang, S. Tian and L. Zhang, "SC-RPN: A Strong Correlation
+Learning Framework for Region Proposal", IEEE Transactions on Image Processing 30, 2021,
+Sec. III and III-C (point alignment), after J. Dai et al., "Deformable Convolutional Networks",
+ICCV 2017.
+
+torchvision's operator is the reference. On a CPU it takes most of a generator's time, so there
+is a second sampler with the same values and gradients: each sampled value is a weighted sum of
+four rows of the feature table, which is what `torch.nn.functional.embedding_bag` computes.
+
+Shape shorthand in this module:
+
+    N: number of images in the batch
+    C, D: input and output channels
+    Hi, Wi: height and width of a feature map
+    T: number of kernel taps (9)
+    P: number of output positions (N * Hi * Wi), or those of one block
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import deform_conv2d
+
+KERNEL_SIZE = 3
+NUM_TAPS = KERNEL_SIZE**2
+SAMPLERS = ("auto", "torchvision", "gather")
+# Output positions whose sampled features are in memory at once: with 256 channels and 9 taps,
+# 1,024 positions are 9 MB. Larger blocks spend their time on fresh memory pages, smaller ones make
+# the matrix product slower.
+_POSITIONS_PER_BLOCK = 1024
+
+
+def kernel_grid(device: torch.device | None = None) -> torch.Tensor:
+    """Taps of a 3x3 kernel, (9, 2) as (y, x) in cells around the centre, row by row."""
+    steps = torch.arange(KERNEL_SIZE, dtype=torch.float32, device=device) - KERNEL_SIZE // 2
+    return torch.cartesian_prod(steps, steps)
+
+
+def gather_deform_conv2d(
+    x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """Deformable 3x3 convolution of stride 1 and padding 1 by gathering rows of a table.
+
+    Equal to ``torchvision.ops.deform_conv2d(x, offset, weight, padding=1)`` in value and
+    gradient. Memory stays bounded by one block of positions; in training the sampled features
+    are computed a second time in the backward pass instead of being kept.
+
+    Args:
+        x: (N, C, Hi, Wi).
+        offset: (N, 2 * 9, Hi, Wi) as (dy, dx) per tap, in cells.
+        weight: (D, C, 3, 3).
+
+    Returns:
+        Tensor: (N, D, Hi, Wi), channels last in memory.
+    """
+    num_images, channels, height, width = x.shape
+    # Contiguous rows, for N = 1 too, where reshape() alone would return a ten times slower view.
+    table = x.permute(0, 2, 3, 1).contiguous().view(-1, channels)  # (N*Hi*Wi, C)
+    matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)  # (D, 9*C), taps before channels
+    # (N, 18, Hi, Wi) -> (N, Hi, Wi, 18) -> (P, 9, 2)
+    offset = offset.permute(0, 2, 3, 1).reshape(-1, NUM_TAPS, 2)
+    rows, weights = _bilinear_corners(offset, height, width)  # (P, 9, 4) each
+    rows, weights = (t.split(_POSITIONS_PER_BLOCK) for t in (rows, weights))
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, offset, weight)):
+        output = torch.cat(
+            [
+                checkpoint(
+                    _convolve_block,
+                    *(table, rows_i, weights_i, matrix),
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+                for rows_i, weights_i in zip(rows, weights, strict=True)
+            ]
+        )
+    else:
+        output = table.new_empty(len(offset), len(weight))
+        blocks = zip(rows, weights, output.split(_POSITIONS_PER_BLOCK), strict=True)
+        for rows_i, weights_i, output_i in blocks:
+            _convolve_block(table, rows_i, weights_i, matrix, out=output_i)
+    output = output.view(num_images, height, width, -1)
+    return output.permute(0, 3, 1, 2)  # (N, Hi, Wi, D) -> (N, D, Hi, Wi)
+
+
+def _convolve_block(
+    table: torch.Tensor,
+    rows: torch.Tensor,
+    weights: torch.Tensor,
+    matrix: torch.Tensor,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Output (P, D) of one block of positions from its corners (P, 9, 4), into ``out`` if given."""
+    sampled = F.embedding_bag(
+        rows.flatten(0, 1), table, mode="sum", per_sample_weights=weights.flatten(0, 1)
+    )  # (P*9, C)
+    return torch.mm(sampled.view(len(rows), -1), matrix.t(), out=out)
+
+
+def _bilinear_corners(
+    offset: torch.Tensor, height: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the table around each sampled point, and their bilinear weights.
+
+    A corner outside the map has weight zero, as in torchvision.
+
+    Args:
+        offset: (P, 9, 2) as (dy, dx) per tap, in cells; all positions of the batch.
+        height, width: size of the map.
+
+    Returns:
+        Tensor: (P, 9, 4) int64 rows of the table.
+        Tensor: (P, 9, 4) weights, differentiable with respect to ``offset``.
+    """
+    position = torch.arange(len(offset), device=offset.device)
+    cell = position % (height * width)
+    origin = torch.stack([cell // width, cell % width], dim=1)[:, None]  # (P, 1, 2)
+    point = offset + (kernel_grid(offset.device) + origin)  # (P, 9, 2)
+    low = point.detach().floor()
+    fraction = point - low
+    size = low.new_tensor([height, width])
+    low_inside = (low >= 0) & (low < size)
+    high_inside = (low >= -1) & (low < size - 1)
+    weight = torch.stack([(1 - fraction) * low_inside, fraction * high_inside], dim=-1)
+    weights = weight[:, :, 0, :, None] * weight[:, :, 1, None, :]  # (P, 9, y corner, x corner)
+    low = low.long()
+    y = torch.stack([low[..., 0], low[..., 0] + 1], dim=-1).clamp_(0, height - 1)  # (P, 9, 2)
+    x = torch.stack([low[..., 1], low[..., 1] + 1], dim=-1).clamp_(0, width - 1)
+    image_start = (position - cell)[:, None, None, None]
+    rows = (y * width)[..., :, None] + x[..., None, :] + image_start  # (P, 9, 2, 2)
+    return rows.flatten(-2), weights.flatten(-2)
+
+
+class AlignedConv(nn.Module):
+    """A 3x3 convolution without bias whose taps can be moved at each position.
+
+    Both feature maps of SC-RPN's second stage (classification and regression) look at the same
+    points. One module with twice the output channels therefore samples them once for both.
+    """
+
+    def __init__(self, *, in_channels: int, out_channels: int, sampler: str = "auto"):
+        """
+        Args:
+            in_channels: C.
+            out_channels: D.
+            sampler: "torchvision": `torchvision.ops.deform_conv2d`; "gather":
+                :func:`gather_deform_conv2d`; "auto": gather on a CPU, torchvision elsewhere.
+
+        Raises:
+            ValueError: unknown sampler.
+        """
+        super().__init__()
+        if sampler not in SAMPLERS:
+            raise ValueError(
+                f"unknown MODEL.SCRPN.DEFORM_SAMPLER {sampler!r}, choose one of {SAMPLERS}"
+            )
+        self.sampler = sampler
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, KERNEL_SIZE, KERNEL_SIZE))
+        nn.init.normal_(self.weight, std=0.01)
+
+    def forward(self, x: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
+        """
+        Args:
+            x: (N, C, Hi, Wi).
+            offset: (N, 18, Hi, Wi) as (dy, dx) per tap in cells, taps row by row; None for the
+                plain convolution.
+
+        Returns:
+            Tensor: (N, D, Hi, Wi).
+        """
+        if offset is None:
+            return F.conv2d(x, self.weight, padding=KERNEL_SIZE // 2)
+        # Bilinear weights need more digits than half precision has on a large map.
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            x, offset, weight = x.float(), offset.float(), self.weight.float()
+            use_gather = self.sampler == "gather" or (
+                self.sampler == "auto" and x.device.type == "cpu"
+            )
+            if use_gather:
+                return gather_deform_conv2d(x, offset, weight)
+            return deform_conv2d(x, offset, weight, padding=KERNEL_SIZE // 2)

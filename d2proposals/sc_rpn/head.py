@@ -1,0 +1,230 @@
+"""The head of SC-RPN, shared by all feature maps.
+
+Source: W. Zou, Z. Zhang, Y. Peng, C. Xiang, S. Tian and L. Zhang, "SC-RPN: A Strong Correlation
+Learning Framework for Region Proposal", IEEE Transactions on Image Processing 30, 2021,
+Sec. III and Fig. 1.
+
+    feature map -> 3x3 conv -> init offset                                        (first stage)
+    feature map -> 3x3 conv at the initial points -> cls map -> classification   (second stage)
+                                                  -> reg map -> secondary offset
+                                                             -> IoU mask
+
+Shape shorthand in this module:
+
+    N: number of images in the batch
+    A: number of anchors per location
+    D: numbers that a proposal's shape has (points: 18, box: 4)
+    Hi, Wi: height and width of feature map i
+    R: number of locations of one image, sum of Hi * Wi over the feature maps
+"""
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec
+from torch import nn
+
+from .aligned_convolution import AlignedConv
+from .point_representation import (
+    BoxRepresentation,
+    PointRepresentation,
+    box_alignment_offset,
+    build_representation,
+    point_alignment_offset,
+)
+
+ALIGNMENTS = ("point", "box", "none")
+IOU_MASK_FEATURES = ("reg", "cls", "fused")
+
+
+@dataclass
+class HeadPredictions:
+    """Predictions for all locations of a batch, feature maps concatenated, float32.
+
+    Attributes:
+        init_shape: (N, R * A, D) initial points or boxes, in cells around the location.
+        class_logits: (N, R * A) logits of "object".
+        secondary: (N, R * A, D) secondary offsets or deltas; None with one stage.
+        iou_mask: (N, R * A) output of the IoU mask's convolution, before its sigmoids; None
+            without an IoU mask.
+    """
+
+    init_shape: torch.Tensor
+    class_logits: torch.Tensor
+    secondary: torch.Tensor | None
+    iou_mask: torch.Tensor | None
+
+
+class SCRPNHead(nn.Module):
+    """Both stages of SC-RPN on one feature map after the other, with shared weights."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        channels: int,
+        num_convs: int,
+        representation: PointRepresentation | BoxRepresentation,
+        num_stages: int,
+        alignment: str,
+        alignment_gradient: float,
+        iou_mask_feature: str | None,
+        sampler: str = "auto",
+    ):
+        """
+        Args:
+            in_channels: channels of every feature map.
+            channels: of each hidden map.
+            num_convs: 3x3 convolutions before both stages. The paper shows none.
+            representation: of the proposals.
+            num_stages: 1: initial proposals are classified (RPN); 2: SC-RPN.
+            alignment: where the second stage looks. "point": at the initial points; "box": evenly
+                over the initial box; "none": at the 3x3 cells around the location.
+            alignment_gradient: factor on the gradient from the second stage to the points.
+            iou_mask_feature: map that predicts the IoU mask: "reg", "cls" or "fused" (their sum);
+                None for no IoU mask.
+            sampler: of the deformable convolution, see :class:`AlignedConv`.
+
+        Raises:
+            ValueError: unknown names, or settings that exclude each other.
+        """
+        super().__init__()
+        self.representation = representation
+        self.num_stages = num_stages
+        self.alignment = alignment
+        self.alignment_gradient = alignment_gradient
+        self.iou_mask_feature = iou_mask_feature
+        self._check_settings()
+
+        num_anchors = representation.num_anchors
+        shape_channels = num_anchors * representation.shape_dim
+        self.tower = nn.Sequential()
+        for _ in range(num_convs):
+            self.tower.append(_conv3x3(in_channels, channels))
+            in_channels = channels
+        self.init_conv = _conv3x3(in_channels, channels)
+        self.init_offset = nn.Conv2d(channels, shape_channels, kernel_size=1)
+        if num_stages == 2:
+            # Classification and regression map in one, see AlignedConv.
+            self.aligned_conv = AlignedConv(
+                in_channels=in_channels, out_channels=2 * channels, sampler=sampler
+            )
+            self.secondary_offset = nn.Conv2d(channels, shape_channels, kernel_size=1)
+        self.classification = nn.Conv2d(channels, num_anchors, kernel_size=1)
+        if iou_mask_feature is not None:
+            self.iou_mask = nn.Conv2d(channels, num_anchors, kernel_size=1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.constant_(layer.bias, 0)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
+        node = cfg.MODEL.SCRPN
+        in_channels = {shape.channels for shape in input_shape}
+        if len(in_channels) != 1:
+            raise ValueError(
+                "SC-RPN's head is shared: the feature maps of MODEL.SCRPN.IN_FEATURES must have "
+                f"equal channels, got {[shape.channels for shape in input_shape]}"
+            )
+        return {
+            "in_channels": in_channels.pop(),
+            "channels": node.HEAD_CHANNELS,
+            "num_convs": node.NUM_CONVS,
+            "representation": build_representation(
+                node.REPRESENTATION, node.ANCHOR_SIDE, node.ANCHOR_ASPECT_RATIOS
+            ),
+            "num_stages": node.NUM_STAGES,
+            "alignment": node.ALIGNMENT,
+            "alignment_gradient": node.ALIGNMENT_GRADIENT,
+            "iou_mask_feature": node.IOU_MASK.FEATURE if node.IOU_MASK.ENABLED else None,
+            "sampler": node.DEFORM_SAMPLER,
+        }
+
+    def forward(self, features: list[torch.Tensor]) -> HeadPredictions:
+        """
+        Args:
+            features: one (N, C, Hi, Wi) per feature map.
+        """
+        per_level = [self._forward_level(x) for x in features]
+        return HeadPredictions(
+            *(
+                None if parts[0] is None else torch.cat(parts, dim=1)
+                for parts in zip(*per_level, strict=True)
+            )
+        )
+
+    def _forward_level(self, x: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The fields of HeadPredictions for one feature map."""
+        x = self.tower(x)
+        hidden = self.init_conv(x)
+        init_prediction = self._channels_last(self.init_offset(hidden))  # (N, Hi, Wi, A, D)
+        init_shape = self.representation.decode_init(init_prediction)
+        if self.num_stages == 1:
+            logits = self._channels_last(self.classification(hidden)).flatten(1)
+            return init_shape.flatten(1, 3), logits, None, None
+
+        aligned = self.aligned_conv(x, self._alignment_offset(init_shape)).relu_()
+        # Contiguous in the layout they have: convolutions of slices take a slow path on the CPU.
+        layout = torch.channels_last if _is_channels_last(aligned) else torch.contiguous_format
+        cls_map, reg_map = (m.contiguous(memory_format=layout) for m in aligned.chunk(2, dim=1))
+        logits = self._channels_last(self.classification(cls_map)).flatten(1)
+        secondary = self._channels_last(self.secondary_offset(reg_map)).flatten(1, 3)
+        iou_mask = None
+        if self.iou_mask_feature is not None:
+            mask_map = {"reg": reg_map, "cls": cls_map}.get(self.iou_mask_feature)
+            if mask_map is None:
+                mask_map = cls_map + reg_map
+            iou_mask = self._channels_last(self.iou_mask(mask_map)).flatten(1)
+        return init_shape.flatten(1, 3), logits, secondary, iou_mask
+
+    def _alignment_offset(self, init_shape: torch.Tensor) -> torch.Tensor | None:
+        """Offsets (N, 18, Hi, Wi) from initial shapes (N, Hi, Wi, A, D); None if there are none."""
+        if self.alignment == "none":
+            return None
+        if self.alignment == "point":
+            return point_alignment_offset(init_shape[..., 0, :], self.alignment_gradient)
+        return box_alignment_offset(self.representation.to_boxes(init_shape[..., 0, :]))
+
+    def _channels_last(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, A * D, Hi, Wi) -> (N, Hi, Wi, A, D), float32 for decoding."""
+        return x.float().permute(0, 2, 3, 1).unflatten(-1, (self.representation.num_anchors, -1))
+
+    def _check_settings(self) -> None:
+        """Raise ValueError for names that do not exist and settings that exclude each other."""
+        if self.num_stages not in (1, 2):
+            raise ValueError(f"MODEL.SCRPN.NUM_STAGES must be 1 or 2, got {self.num_stages}")
+        if self.alignment not in ALIGNMENTS:
+            raise ValueError(
+                f"unknown MODEL.SCRPN.ALIGNMENT {self.alignment!r}, choose one of {ALIGNMENTS}"
+            )
+        if self.iou_mask_feature not in (None, *IOU_MASK_FEATURES):
+            raise ValueError(
+                f"unknown MODEL.SCRPN.IOU_MASK.FEATURE {self.iou_mask_feature!r}, "
+                f"choose one of {IOU_MASK_FEATURES}"
+            )
+        if self.num_stages == 1 and (self.alignment != "none" or self.iou_mask_feature is not None):
+            raise ValueError(
+                "MODEL.SCRPN.NUM_STAGES 1 has nothing to align and no IoU mask: set ALIGNMENT to "
+                "'none' and IOU_MASK.ENABLED to False"
+            )
+        if self.alignment == "point" and isinstance(self.representation, BoxRepresentation):
+            raise ValueError(
+                "MODEL.SCRPN.ALIGNMENT 'point' needs REPRESENTATION 'points'; choose ALIGNMENT "
+                "'box' or 'none' for boxes"
+            )
+        if self.alignment != "none" and self.representation.num_anchors != 1:
+            raise ValueError(
+                "MODEL.SCRPN.ALIGNMENT follows one proposal per location: use one of "
+                "ANCHOR_ASPECT_RATIOS, or ALIGNMENT 'none'"
+            )
+
+
+def _conv3x3(in_channels: int, out_channels: int) -> Conv2d:
+    return Conv2d(in_channels, out_channels, kernel_size=3, padding=1, activation=nn.ReLU())
+
+
+def _is_channels_last(x: torch.Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -1,0 +1,368 @@
+"""Algorithms 1 and 2 and Eq. 1-2 against plain-Python twins of the paper's pseudo-code."""
+
+import math
+
+import pytest
+import torch
+
+from d2proposals.sc_rpn import size_aware_sampling
+from d2proposals.sc_rpn.locations import GroundTruth, PyramidLocations
+from d2proposals.sc_rpn.size_aware_sampling import (
+    adjacent_level,
+    assign_positive_region,
+    assign_size_aware_threshold,
+    candidate_levels,
+    check_strides,
+    nearest_candidates,
+    object_level,
+)
+
+STRIDES = [4, 8, 16, 32, 64]
+
+
+def build_locations(image_sizes, padded_size):
+    height, width = padded_size
+    map_sizes = [(math.ceil(height / s), math.ceil(width / s)) for s in STRIDES]
+    return PyramidLocations.build(map_sizes, STRIDES, image_sizes, torch.device("cpu"))
+
+
+def build_ground_truth(boxes_per_image):
+    boxes = [torch.tensor(b, dtype=torch.float32).reshape(-1, 4) for b in boxes_per_image]
+    index = [torch.full((len(b),), i) for i, b in enumerate(boxes)]
+    return GroundTruth(torch.cat(boxes), torch.cat(index))
+
+
+def random_boxes(image_size, num_boxes, generator):
+    height, width = image_size
+    size = torch.tensor([width, height])
+    side = 2 ** (torch.rand(num_boxes, 2, generator=generator) * 8 + 1)
+    center = torch.rand(num_boxes, 2, generator=generator) * size
+    low = torch.minimum((center - side / 2).clamp(min=0), size - 1)
+    return torch.cat(
+        [low, torch.minimum(torch.maximum(center + side / 2, low + 1), size)], 1
+    ).tolist()
+
+
+# The twins: one object, one sample after the other.
+
+
+def twin_level(area):
+    return min(max(math.floor((math.log2(area) - 9) / 2), 0), 4)
+
+
+def twin_levels(area, num_levels):
+    level = twin_level(area)
+    if num_levels == 1:
+        return [level]
+    if num_levels == 2:
+        if not 2**10 <= area < 2**18:
+            return [level]
+        return [level, level - 1 if area < 2 ** (2 * level + 10) else level + 1]
+    exact = (math.log2(area) - 10) / 2
+    return sorted(range(5), key=lambda x: (abs(x - exact), -x))[:num_levels]
+
+
+def twin_cells(locations, image, level):
+    """(index, row, column, x, y) of a feature map's cells that are centred in the image."""
+    columns, rows = locations.extents[image, level].tolist()
+    width, stride = locations.map_sizes[level][1], STRIDES[level]
+    for row in range(rows):
+        for column in range(columns):
+            index = locations.starts[level] + row * width + column
+            yield index, row, column, (column + 0.5) * stride, (row + 0.5) * stride
+
+
+def twin_inside(x, y, box):
+    return box[0] < x < box[2] and box[1] < y < box[3]
+
+
+def twin_iou(a, b):
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    inter = max(width, 0) * max(height, 0)
+    return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
+
+
+def twin_positive_region(locations, ground_truth, sigma):
+    best = {}
+    for g, (box, image) in enumerate(
+        zip(ground_truth.boxes.tolist(), ground_truth.image_index.tolist(), strict=True)
+    ):
+        area = (box[2] - box[0]) * (box[3] - box[1])
+        level = twin_level(area)
+        stride = STRIDES[level]
+        columns, rows = locations.extents[image, level].tolist()
+        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        half = [(box[2] - box[0]) * sigma / 2, (box[3] - box[1]) * sigma / 2]
+
+        def cell(value, count, stride=stride):
+            return min(max(math.floor(value / stride), 0), count - 1)
+
+        for index, row, column, cell_x, cell_y in twin_cells(locations, image, level):
+            in_region = cell(x - half[0], columns) <= column <= cell(x + half[0], columns) and cell(
+                y - half[1], rows
+            ) <= row <= cell(y + half[1], rows)
+            is_center = (column, row) == (cell(x, columns), cell(y, rows))
+            if is_center or (in_region and twin_inside(cell_x, cell_y, box)):
+                key = (image, index)
+                best[key] = min(best.get(key, (math.inf, 0)), (area, g))
+    return {key: g for key, (_, g) in best.items()}
+
+
+def twin_size_aware_threshold(locations, ground_truth, init_boxes, k, num_levels):
+    best = {}
+    for g, (box, image) in enumerate(
+        zip(ground_truth.boxes.tolist(), ground_truth.image_index.tolist(), strict=True)
+    ):
+        area = (box[2] - box[0]) * (box[3] - box[1])
+        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        candidates = []
+        for level in twin_levels(area, num_levels):
+            samples = []
+            for index, *_ in twin_cells(locations, image, level):
+                d = init_boxes[image, index].tolist()
+                d_x, d_y = (d[0] + d[2]) / 2, (d[1] + d[3]) / 2
+                samples.append(((d_x - x) ** 2 + (d_y - y) ** 2, index, d_x, d_y, twin_iou(d, box)))
+            candidates += sorted(samples)[:k]
+        mean = sum(c[4] for c in candidates) / len(candidates)
+        for _, index, d_x, d_y, iou in candidates:
+            if iou > mean and twin_inside(d_x, d_y, box):
+                key = (image, index)
+                best[key] = max(best.get(key, (-1, 0)), (iou, -g))
+    return {key: -g for key, (_, g) in best.items()}
+
+
+def positives(assignment):
+    found = {
+        tuple(i): assignment.matched[tuple(i)].item()
+        for i in (assignment.labels == 1).nonzero().tolist()
+    }
+    assert (assignment.matched[assignment.labels != 1] == -1).all()
+    return found
+
+
+def random_case(seed, image_sizes=((256, 320), (190, 333)), num_boxes=(12, 7), k_noise=6.0):
+    generator = torch.Generator().manual_seed(seed)
+    boxes = [
+        random_boxes(size, n, generator) for size, n in zip(image_sizes, num_boxes, strict=True)
+    ]
+    padded = [max(s[i] for s in image_sizes) // 32 * 32 + 32 for i in range(2)]
+    locations = build_locations(image_sizes, padded)
+    side = locations.stride_of_location[:, None] * 4
+    boxes_on_grid = torch.cat([locations.centers - side, locations.centers + side], dim=1)
+    noise = torch.randn(len(image_sizes), *boxes_on_grid.shape, generator=generator)
+    init_boxes = boxes_on_grid + noise * k_noise
+    low, high = init_boxes[..., :2], init_boxes[..., 2:]
+    return (
+        locations,
+        build_ground_truth(boxes),
+        torch.cat([torch.minimum(low, high), torch.maximum(low, high)], -1),
+    )
+
+
+@pytest.mark.parametrize("exponent", range(8, 21))
+def test_equations_1_and_2_tabulated(exponent):
+    # S from 2^8 to 2^20: i_g = floor((log2 S - 9) / 2), and its nearer neighbour.
+    i_g = dict(zip(range(8, 21), [0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 4, 4], strict=True))
+    # [2^10, 2^11): i_g 0 and above its middle, so 1. [2^11, 2^12): i_g 1, below its middle, so 0.
+    j_g = dict(zip(range(8, 21), [-1, -1, 1, 0, 2, 1, 3, 2, 4, 3, -1, -1, -1], strict=True))
+    first = torch.tensor(2.0**exponent)
+    area = torch.stack([first, torch.nextafter(first * 2, first)])
+    level = object_level(area, 5)
+    assert level.tolist() == [i_g[exponent]] * 2
+    assert adjacent_level(area, level, 5).tolist() == [j_g[exponent]] * 2
+    assert level.tolist() == [twin_level(a) for a in area.tolist()]
+    for num_levels in range(1, 6):
+        selected = candidate_levels(area, 5, 4, num_levels)
+        for row, a in zip(selected, area.tolist(), strict=True):
+            assert row.nonzero().flatten().tolist() == sorted(twin_levels(a, num_levels))
+
+
+def test_levels_of_a_pyramid_that_begins_elsewhere():
+    # A square of 8 strides a side belongs to the map of that stride, whatever the first map is.
+    for first_stride in (2, 8):
+        areas = torch.tensor([(8.0 * first_stride * 2**i) ** 2 for i in range(3)])
+        assert object_level(areas, 3, first_stride).tolist() == [0, 1, 2]
+        assert adjacent_level(areas, torch.arange(3), 3, first_stride).tolist() == [1, 2, -1]
+
+
+def test_strides_must_double():
+    check_strides([8, 16, 32])
+    with pytest.raises(ValueError, match=r"double from each to the next, got strides \[4, 8, 32\]"):
+        check_strides([4, 8, 32])
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("sigma", [0.0, 0.2, 0.5, 1.0])
+def test_positive_region_equals_its_twin(seed, sigma):
+    locations, ground_truth, _ = random_case(seed)
+    assignment = assign_positive_region(locations, ground_truth, sigma)
+    expected = twin_positive_region(locations, ground_truth, sigma)
+    assert len(expected) >= 10
+    assert positives(assignment) == expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("k", "num_levels"), [(9, 2), (3, 1), (18, 3), (5, 5), (1, 2)])
+def test_size_aware_threshold_equals_its_twin(seed, k, num_levels):
+    locations, ground_truth, init_boxes = random_case(seed)
+    assignment = assign_size_aware_threshold(locations, ground_truth, init_boxes, k, num_levels)
+    expected = twin_size_aware_threshold(locations, ground_truth, init_boxes, k, num_levels)
+    assert positives(assignment) == expected
+    assert expected or k == 1  # a single candidate per map is seldom above the mean of two
+
+
+def test_ties_are_broken_by_position():
+    # On the regular grid, objects centred on a cell's corner have four nearest cells.
+    locations = build_locations([(256, 256)], (256, 256))
+    side = locations.stride_of_location[:, None] * 4
+    init_boxes = torch.cat([locations.centers - side, locations.centers + side], dim=1)[None]
+    ground_truth = build_ground_truth([[[44, 44, 84, 84], [64, 64, 192, 192]]])
+    for k in (1, 2, 3, 9):
+        assignment = assign_size_aware_threshold(locations, ground_truth, init_boxes, k, 2)
+        assert positives(assignment) == twin_size_aware_threshold(
+            locations, ground_truth, init_boxes, k, 2
+        )
+
+
+def test_equal_ious_give_no_positive():
+    locations = build_locations([(64, 64)], (64, 64))
+    init_boxes = torch.tensor([10.0, 10, 43, 43]).expand(1, locations.num_locations, 4)
+    ground_truth = build_ground_truth([[[10, 10, 50, 50]]])
+    assignment = assign_size_aware_threshold(locations, ground_truth, init_boxes, 9, 2)
+    assert (assignment.labels == 0).sum() == locations.is_valid.sum()
+
+
+def test_hand_worked_threshold():
+    # A 32 x 32 object (i_g 0, j_g 1) and four proposals nearby, of IoU 1, .5, .25 and .25; k 2.
+    locations = build_locations([(64, 64)], (64, 64))
+    init_boxes = torch.tensor([500.0, 500, 501, 501]).repeat(1, locations.num_locations, 1)
+    first, second = locations.starts[:2]
+    init_boxes[0, first + 5] = torch.tensor([16.0, 16, 48, 48])
+    init_boxes[0, first + 9] = torch.tensor([16.0, 24, 48, 40])
+    init_boxes[0, second + 3] = torch.tensor([24.0, 24, 40, 40])
+    init_boxes[0, second + 7] = torch.tensor([24.0, 24, 40, 40])
+    ground_truth = build_ground_truth([[[16, 16, 48, 48]]])
+    candidates = nearest_candidates(locations, ground_truth, init_boxes, 2, 2)
+    assert candidates[candidates >= 0].tolist() == [first + 5, first + 9, second + 3, second + 7]
+    # The mean is .5: only the first proposal is above it.
+    assignment = assign_size_aware_threshold(locations, ground_truth, init_boxes, 2, 2)
+    assert positives(assignment) == {(0, first + 5): 0}
+
+
+def test_samples_do_not_depend_on_padding_or_on_other_images():
+    sizes = [(190, 333), (256, 200)]
+    together, ground_truth, init_boxes = random_case(0, tuple(sizes), (9, 6))
+    for image, size in enumerate(sizes):
+        alone = build_locations([size], (size[0] // 32 * 32 + 32, size[1] // 32 * 32 + 32))
+        own = ground_truth.image_index == image
+        own_truth = GroundTruth(
+            ground_truth.boxes[own], torch.zeros(int(own.sum()), dtype=torch.long)
+        )
+        # Where the same cell is in both layouts.
+        lookup = {
+            (x, y, s): i
+            for i, ((x, y), s) in enumerate(
+                zip(together.centers.tolist(), together.stride_of_location.tolist(), strict=True)
+            )
+        }
+        index = torch.tensor(
+            [
+                lookup.get((x, y, s), -1)
+                for (x, y), s in zip(
+                    alone.centers.tolist(), alone.stride_of_location.tolist(), strict=True
+                )
+            ]
+        )
+        assert (index >= 0).all()
+        pairs = [
+            (
+                assign_positive_region(alone, own_truth, 0.2),
+                assign_positive_region(together, ground_truth, 0.2),
+            ),
+            (
+                assign_size_aware_threshold(
+                    alone, own_truth, init_boxes[image : image + 1, index], 9, 2
+                ),
+                assign_size_aware_threshold(together, ground_truth, init_boxes, 9, 2),
+            ),
+        ]
+        first_object = int((ground_truth.image_index < image).sum())
+        for by_itself, in_batch in pairs:
+            torch.testing.assert_close(by_itself.labels[0], in_batch.labels[image, index])
+            matched = in_batch.matched[image, index]
+            matched = torch.where(matched >= 0, matched - first_object, matched)
+            torch.testing.assert_close(by_itself.matched[0], matched)
+            # Nothing is positive or negative outside of the image.
+            outside = torch.ones(together.num_locations, dtype=torch.bool)
+            outside[index[alone.is_valid[0]]] = False
+            assert (in_batch.labels[image, outside] == -1).all()
+
+
+def test_objects_are_balanced_and_positives_are_inside():
+    locations, ground_truth, init_boxes = random_case(7, ((512, 512),), (20,), k_noise=2.0)
+    assignment = assign_size_aware_threshold(locations, ground_truth, init_boxes, 9, 2)
+    image, location = (assignment.labels == 1).nonzero(as_tuple=True)
+    center = (init_boxes[image, location, :2] + init_boxes[image, location, 2:]) / 2
+    box = ground_truth.boxes[assignment.matched[image, location]]
+    assert ((center > box[:, :2]) & (center < box[:, 2:])).all()
+    counts = torch.bincount(assignment.matched[image, location], minlength=20)
+    assert counts.max() < 2 * 9
+
+
+EDGE_BOXES = {
+    "none": [],
+    "one pixel wide": [[50, 20, 51, 120]],
+    "one pixel": [[50, 20, 51, 21]],
+    "bigger than the image": [[-100, -100, 500, 500]],
+    "whole image": [[0, 0, 128, 128]],
+    "in the corner": [[126, 126, 128, 128]],
+    "twice the same": [[20, 20, 60, 60], [20, 20, 60, 60]],
+    "beyond the image": [[300, 300, 340, 340]],
+}
+
+
+@pytest.mark.parametrize("boxes", EDGE_BOXES.values(), ids=EDGE_BOXES.keys())
+def test_edge_cases_equal_the_twins(boxes):
+    locations = build_locations([(128, 128), (100, 60)], (128, 160))
+    ground_truth = build_ground_truth([boxes, []])
+    side = locations.stride_of_location[:, None] * 4
+    init_boxes = torch.cat([locations.centers - side, locations.centers + side], dim=1).expand(
+        2, -1, -1
+    )
+    first = assign_positive_region(locations, ground_truth, 0.2)
+    assert positives(first) == twin_positive_region(locations, ground_truth, 0.2)
+    second = assign_size_aware_threshold(locations, ground_truth, init_boxes, 9, 2)
+    assert positives(second) == twin_size_aware_threshold(locations, ground_truth, init_boxes, 9, 2)
+    if boxes:
+        assert (first.labels == 1).any()
+    assert (first.labels[1] <= 0).all()
+
+
+def test_an_image_smaller_than_a_cell_keeps_a_location_on_each_map():
+    locations = build_locations([(20, 10), (256, 256)], (256, 256))
+    per_map = [locations.is_valid[0, locations.level_slice(i)].sum().item() for i in range(5)]
+    # 5 x 2 cells of stride 4 (centres up to 18 and 6), 2 x 1 of stride 8, then one each.
+    assert per_map == [5 * 2, 2 * 1, 1, 1, 1]
+
+
+def test_five_hundred_objects_in_bounded_memory(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    locations = build_locations([(800, 1216)], (800, 1216))
+    ground_truth = build_ground_truth([random_boxes((800, 1216), 500, generator)])
+    side = locations.stride_of_location[:, None] * 4
+    init_boxes = torch.cat([locations.centers - side, locations.centers + side], dim=1)[None]
+    largest = []
+    smallest = size_aware_sampling._smallest
+
+    def watched(values, k):
+        largest.append(values.numel())
+        return smallest(values, k)
+
+    monkeypatch.setattr(size_aware_sampling, "_smallest", watched)
+    assignment = assign_size_aware_threshold(locations, ground_truth, init_boxes, 9, 2)
+    assert max(largest) <= size_aware_sampling._MAX_DISTANCES
+    monkeypatch.setattr(size_aware_sampling, "_MAX_DISTANCES", 1 << 30)
+    at_once = assign_size_aware_threshold(locations, ground_truth, init_boxes, 9, 2)
+    torch.testing.assert_close(assignment.matched, at_once.matched)
+    assert len(at_once.matched.unique()) > 100

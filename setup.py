@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 setup(
     name="d2proposals",
     version="0.1.0",
-    description="Five region proposal generators for Detectron2: ZIP, SC-RPN, DeepMask, SPOP, DetectorNet",
+    description="Region proposal generators for Detectron2, after their papers",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

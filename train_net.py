@@ -38,6 +38,7 @@ from d2proposals.engine import (
     fit_to_device,
     load_config,
     prepare_launch,
+    warn_of_frozen_random_norm,
 )
 
 logger = logging.getLogger("d2proposals.train_net")
@@ -78,6 +79,7 @@ def main(args: Namespace) -> dict[str, Any] | None:
         if args.eval_only:
             return evaluate(cfg, resume=args.resume)
         check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        warn_of_frozen_random_norm(cfg)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()

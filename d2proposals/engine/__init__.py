@@ -2,7 +2,14 @@
 
 from .bad_input import bad_input_in_one_line
 from .checkpointer import ProposalCheckpointer
-from .job import check_config, check_datasets, fit_to_device, load_config, prepare_launch
+from .job import (
+    check_config,
+    check_datasets,
+    fit_to_device,
+    load_config,
+    prepare_launch,
+    warn_of_frozen_random_norm,
+)
 from .test_time_augmentation import ProposalNetworkWithTTA
 from .trainer import Trainer
 
@@ -16,4 +23,5 @@ __all__ = [
     "fit_to_device",
     "load_config",
     "prepare_launch",
+    "warn_of_frozen_random_norm",
 ]

@@ -84,6 +84,24 @@ def fit_to_device(cfg: CfgNode) -> None:
         cfg.SOLVER.AMP.ENABLED = False
 
 
+def warn_of_frozen_random_norm(cfg: CfgNode) -> None:
+    """Warn where a network that starts from random weights has normalisation that cannot adapt."""
+    if cfg.MODEL.WEIGHTS:
+        return
+    keys = {"build_bn_inception_backbone": [("MODEL.BN_INCEPTION.NORM", cfg.MODEL.BN_INCEPTION)]}
+    keys["build_zoom_network_backbone"] = [
+        ("MODEL.ZOOM_NETWORK.NORM", cfg.MODEL.ZOOM_NETWORK),
+        *(keys.get(cfg.MODEL.ZOOM_NETWORK.BOTTOM_UP, [])),
+    ]
+    frozen = [key for key, node in keys.get(cfg.MODEL.BACKBONE.NAME, []) if node.NORM == "FrozenBN"]
+    if frozen:
+        logger.warning(
+            f"MODEL.WEIGHTS is empty, and {' and '.join(frozen)} 'FrozenBN' normalises nothing "
+            "without trained statistics. Convert pre-trained weights (tools/convert_weights.py), "
+            "or set 'GN' to train from scratch."
+        )
+
+
 def check_config(cfg: CfgNode) -> None:
     """Check what would otherwise fail late or without a clear word.
 

@@ -12,6 +12,7 @@ from d2proposals.engine import (
     fit_to_device,
     load_config,
     prepare_launch,
+    warn_of_frozen_random_norm,
 )
 from tests.common import make_cfg
 from tests.engine.tiny_coco import make_args
@@ -142,3 +143,20 @@ def test_launch_on_the_cpu_sees_no_gpu(monkeypatch):
     args.opts += ["MODEL.DEVICE", "cpu"]
     prepare_launch(args)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        ([], ["MODEL.ZOOM_NETWORK.NORM", "MODEL.BN_INCEPTION.NORM"]),
+        (["MODEL.BN_INCEPTION.NORM", "GN"], ["MODEL.ZOOM_NETWORK.NORM"]),
+        (["MODEL.BN_INCEPTION.NORM", "GN", "MODEL.ZOOM_NETWORK.NORM", "GN"], []),
+        (["MODEL.WEIGHTS", "some.pkl"], []),
+    ],
+)
+def test_random_weights_with_frozen_normalisation_are_warned_of(overrides, keys, caplog):
+    with caplog.at_level("WARNING"):
+        warn_of_frozen_random_norm(make_cfg("zip_rpn_only.yaml", *overrides))
+    messages = [r.message for r in caplog.records if "normalises nothing" in r.message]
+    assert len(messages) == bool(keys)
+    assert all(key in message for key in keys for message in messages)

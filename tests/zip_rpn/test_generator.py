@@ -248,6 +248,56 @@ def test_level_nms_keeps_overlapping_boxes_of_different_levels_and_caps_each_lev
     assert torch.equal(kept, boxes[[0, 2, 3]]) and torch.equal(kept_scores, scores[[0, 2, 3]])
 
 
+NO_MULTI_NMS = ["MODEL.ZIP.MULTI_NMS_THRESHOLDS", (), "MODEL.ZIP.MULTI_NMS_TOPKS", ()]
+
+
+@pytest.mark.parametrize("training, topk", [(True, 5), (False, 50)])
+def test_pre_nms_topk_boxes_of_each_level_enter_its_nms(training, topk):
+    # A threshold that no box exceeds; untrained, boxes are about anchors, none of them empty.
+    generator = build(
+        "MODEL.ZIP.PRE_NMS_TOPK_TRAIN", 5, "MODEL.ZIP.PRE_NMS_TOPK_TEST", 50,
+        "MODEL.ZIP.LEVEL_NMS_THRESH", 1.0,
+    ).train(training)  # fmt: skip
+    images = make_images((128, 160), (96, 128))
+    features = make_features(images)
+    _, valid, logits, _ = generator._predict(images, features)
+    candidates = generator.candidates(images, features)
+    for n, (boxes, scores) in enumerate(candidates):
+        assert len(boxes) == 3 * topk
+        best = []
+        for logits_i, valid_i in zip(logits, valid, strict=True):
+            on_image = valid_i[n].flatten().bool().repeat_interleave(10)
+            probability = logits_i[n].softmax(dim=1)[on_image, POSITIVE]
+            best.append(probability.sort(descending=True).values[:topk])
+        assert torch.allclose(scores.sort().values, torch.cat(best).sort().values)
+
+
+@pytest.mark.parametrize("multi_nms", [[], NO_MULTI_NMS], ids=["multi_nms", "by_score"])
+@pytest.mark.parametrize("training, topk", [(True, 40), (False, 7)])
+def test_post_nms_topk_proposals_are_left(training, topk, multi_nms):
+    generator = build(
+        "MODEL.ZIP.POST_NMS_TOPK_TRAIN", 40, "MODEL.ZIP.POST_NMS_TOPK_TEST", 7, *multi_nms
+    ).train(training)
+    images = make_images((128, 160), (96, 128))
+    gt = [make_instances(size, [[20, 20, 80, 70]]) for size in images.image_sizes]
+    proposals, losses = run(generator, images, make_features(images), gt if training else None)
+    assert [len(p) for p in proposals] == [topk, topk]
+    assert bool(losses) == training
+
+
+def test_boxes_with_a_short_side_are_dropped():
+    every_box = ["MODEL.ZIP.LEVEL_NMS_THRESH", 1.0, "MODEL.ZIP.LEVEL_NMS_TOPK", 10_000]
+    images = make_images((128, 160))
+    features = make_features(images)
+    ((boxes, _),) = build(*every_box).eval().candidates(images, features)
+    generator = build(*every_box, "MODEL.ZIP.MIN_BOX_SIZE", 20.0).eval()
+    ((left, _),) = generator.candidates(images, features)
+    is_long = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) > 20
+    assert is_long.any() and not is_long.all()
+    # Sorted, as boxes of equal scores are in no particular order.
+    assert sorted(left.tolist()) == sorted(boxes[is_long].tolist())
+
+
 def test_select_of_all_candidates_is_what_forward_returns():
     generator = louder(build()).eval()
     images = make_images((96, 120))

@@ -92,29 +92,34 @@ def test_overlapping_bands_are_named(settings):
 
 
 def quotas_twin(sampler, positive, negative, gray):
-    """Sec. 3.3 and 5.1 in plain Python."""
-    cap = sampler.batch_size_per_class
-    p = min(positive, cap)
+    """Sec. 3.3 and 5.1 in plain Python, with each class in what the earlier ones left."""
+    batch, cap = sampler.batch_size, sampler.batch_size_per_class
+    p = min(positive, cap, batch)
     if sampler.equilibrium:
         most = (
-            int(p * sampler.negative_ratio)
-            if p
-            else int(sampler.batch_size * sampler.share_without_positives)
+            int(p * sampler.negative_ratio) if p else int(batch * sampler.share_without_positives)
         )
-        n = min(negative, most, cap)
-        return p, n, min(gray, int((p + n) * sampler.gray_ratio), cap)
+        n = min(negative, most, cap, batch - p)
+        return p, n, min(gray, int((p + n) * sampler.gray_ratio), cap, batch - p - n)
     share = sampler.gray_ratio / (1 + sampler.gray_ratio)
-    g = min(gray, int(sampler.batch_size * share), cap)
-    return p, min(negative, sampler.batch_size - p - g), g
+    g = min(gray, int(batch * share), cap, batch - p)
+    return p, min(negative, batch - p - g), g
 
 
+@pytest.mark.parametrize("batch_size, cap", [(300, 100), (100, 100), (60, 100), (256, 128)])
 @pytest.mark.parametrize("equilibrium", [True, False])
-@pytest.mark.parametrize("gray_ratio", [0.5, 0.0])
-def test_sampled_counts_equal_the_rules(equilibrium, gray_ratio):
-    sampler = EquilibriumSampler(equilibrium=equilibrium, gray_ratio=gray_ratio)
+@pytest.mark.parametrize("gray_ratio", [0.5, 0.0, 1.0])
+def test_sampled_counts_equal_the_rules(batch_size, cap, equilibrium, gray_ratio):
+    sampler = EquilibriumSampler(
+        batch_size=batch_size,
+        batch_size_per_class=cap,
+        equilibrium=equilibrium,
+        gray_ratio=gray_ratio,
+    )
     counts = [
         (0, 0, 0), (0, 5000, 0), (0, 5000, 40), (1, 5000, 40), (3, 2, 40), (30, 5000, 10),
         (100, 5000, 500), (400, 5000, 500), (400, 0, 500), (0, 0, 500), (50, 5000, 500),
+        (500, 500, 500), (20, 5000, 500), (90, 5, 500),
     ]  # fmt: skip
     labels = torch.full((len(counts), 6000), IGNORED)
     for row, (p, n, g) in zip(labels, counts, strict=True):
@@ -125,7 +130,31 @@ def test_sampled_counts_equal_the_rules(equilibrium, gray_ratio):
     for row, count in zip(sampled, counts, strict=True):
         drawn = tuple(int((row == c).sum()) for c in (POSITIVE, NEGATIVE, GRAY))
         assert drawn == quotas_twin(sampler, *count)
-        assert sum(drawn) <= sampler.batch_size
+        assert sum(drawn) <= batch_size
+    for quota in sampler.quotas(*torch.tensor(counts).unbind(dim=1)):
+        assert (quota >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "batch_size, cap, equilibrium, expected",
+    [
+        (300, 100, True, (100, 100, 100)),
+        (300, 100, False, (100, 100, 100)),
+        (100, 100, True, (100, 0, 0)),
+        (100, 100, False, (100, 0, 0)),
+        (60, 100, True, (60, 0, 0)),
+        (60, 100, False, (60, 0, 0)),
+        (256, 128, True, (128, 128, 0)),
+        # A third of 256 are gray, half of the others; negatives fill the batch.
+        (256, 128, False, (128, 43, 85)),
+    ],
+)
+def test_quotas_of_500_anchors_of_each_class_by_hand(batch_size, cap, equilibrium, expected):
+    sampler = EquilibriumSampler(
+        batch_size=batch_size, batch_size_per_class=cap, equilibrium=equilibrium
+    )
+    quotas = sampler.quotas(*torch.full((3, 1), 500))
+    assert tuple(quota.item() for quota in quotas) == expected
 
 
 def test_sampling_is_uniform_and_needs_fewer_anchors_than_the_batch():

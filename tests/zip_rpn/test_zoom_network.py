@@ -122,6 +122,45 @@ def test_level_2_of_the_attended_maps_is_f_and_h_times_the_vector():
     assert torch.equal(maps["attended"][2], features["inception_5b"])  # level 3: F3 alone
 
 
+def maps_of_one_image(network):
+    """All maps of an image without padding: 8 x 12 cells on level 1, 4 x 6 and 2 x 3."""
+    features = network.bottom_up(make_images((64, 96)).tensor)
+    zoom_out = [features[name] for name in network.in_features]
+    return network.zoom_maps(zoom_out, torch.tensor([[64, 96]]))
+
+
+@torch.no_grad()
+def test_excitation_vectors_come_from_each_level_s_own_maps_and_act_on_f3_too():
+    network = build("MODEL.ZOOM_NETWORK.MAD.TYPE", "excitation").eval()
+    maps = maps_of_one_image(network)
+    inputs = [*maps["concatenated"], maps["zoom_out"][2]]  # "for level m = 3, [...] F(3)"
+    for level, (x, attended) in enumerate(zip(inputs, maps["attended"], strict=True)):
+        unit = network.attentions[level]
+        vector = unit.excite(unit.squeeze(x.mean(dim=(2, 3))).relu()).sigmoid()
+        assert torch.allclose(attended, x * vector[:, :, None, None], atol=1e-6)
+        assert (x > 0).any() and vector.std() > 0
+
+
+@torch.no_grad()
+def test_lambda_4_appends_the_other_levels_projected_and_resampled():
+    network = build("MODEL.ZOOM_NETWORK.MAD.LAMBDA", 4).eval()
+    maps = maps_of_one_image(network)
+    (f1, f2, f3), (h1, h2) = maps["zoom_out"], maps["zoom_in"]
+    (f2_to_1, f3_to_1), (f1_to_2, f3_to_2) = network.source_projections
+
+    def enlarge(x, factor):
+        return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+
+    level1 = torch.cat([f1, h1, enlarge(f2_to_1(f2), 2), enlarge(f3_to_1(f3), 4)], dim=1)
+    level2 = torch.cat([f2, h2, F.avg_pool2d(f1_to_2(f1), 2), enlarge(f3_to_2(f3), 2)], dim=1)
+    for actual, expected in zip(maps["concatenated"], (level1, level2), strict=True):
+        assert torch.allclose(actual, expected, atol=1e-5)
+        # None of the four sources is blank.
+        assert all(source.any() for source in expected.chunk(4, dim=1))
+    vector = network.attentions[0].vector(f3, torch.ones(1, 1, 2, 3))
+    assert torch.equal(maps["attended"][0], maps["concatenated"][0] * vector)
+
+
 def test_h2_is_the_mirrored_top_resized_and_convolved():
     network = build("MODEL.ZOOM_NETWORK.MIRROR_DEPTHS", (1, 0, 0)).eval()
     path = network.zoom_in_path

@@ -59,7 +59,7 @@ def evaluate(cfg, model) -> float:
 
 
 def overfit(cfg, *, iterations: int, learning_rate: float) -> tuple[float, float]:
-    """Train on all eight images at once; AR@100 before and after."""
+    """Train on four of the eight images at a time; AR@100 before and after."""
     torch.manual_seed(0)
     model = build_model(cfg).train()
     untrained = evaluate(cfg, model)
@@ -68,9 +68,9 @@ def overfit(cfg, *, iterations: int, learning_rate: float) -> tuple[float, float
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, iterations)
     with EventStorage():
-        for _ in range(iterations):
+        for i in range(iterations):
             optimizer.zero_grad()
-            sum(model(batch).values()).backward()
+            sum(model(batch[i % 2 :: 2]).values()).backward()
             optimizer.step()
             schedule.step()
     return untrained, evaluate(cfg, model)
@@ -87,7 +87,7 @@ PAPER = ["MODEL.ZIP.LOW_QUALITY_MATCH", False, "MODEL.ZIP.LEVEL_NMS_THRESH", 0.5
 @pytest.mark.slow
 def test_zip_overfits_eight_images(eight_images):
     cfg = make_cfg("shapes/zip_rpn_only.yaml", *ZIP)
-    untrained, trained = overfit(cfg, iterations=150, learning_rate=3e-3)
+    untrained, trained = overfit(cfg, iterations=220, learning_rate=2e-3)
     grid = evaluate_fixed_grid(NAME, distributed=False)["box_proposals"]["AR@100"]
     print(f"AR@100: untrained {untrained:.1f}, grid {grid:.1f}, trained {trained:.1f}")
     assert trained >= 70
@@ -97,6 +97,6 @@ def test_zip_overfits_eight_images(eight_images):
 @pytest.mark.slow
 def test_zip_with_the_paper_s_settings_learns_too(eight_images):
     cfg = make_cfg("shapes/zip_rpn_only.yaml", *ZIP, *PAPER)
-    untrained, trained = overfit(cfg, iterations=150, learning_rate=3e-3)
+    untrained, trained = overfit(cfg, iterations=220, learning_rate=2e-3)
     print(f"AR@100: untrained {untrained:.1f}, trained {trained:.1f}")
     assert trained > untrained + 20

@@ -43,7 +43,9 @@ def main(overrides: list[str]) -> None:
     )
     trainer.resume_or_load(resume=False)
     trainer.train()  # ends with an evaluation
-    trained = json.loads((output / "inference" / "proposal_results.json").read_text())["metrics_in_percent"]
+    trained = json.loads((output / "inference" / "proposal_results.json").read_text())[
+        "metrics_in_percent"
+    ]
     rows = {
         "grid of 100 boxes": evaluate_fixed_grid(dataset)["box_proposals"],
         "ZIP, untrained": untrained["box_proposals"],

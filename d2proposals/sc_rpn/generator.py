@@ -24,10 +24,16 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, batched_nms, nms
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from ..proposals.candidates import (
+    clip_candidates,
+    make_empty_proposals,
+    make_proposals,
+    select_input_shapes,
+)
 from ..proposals.ranking import probability_to_logit
 from .head import HeadPredictions, SCRPNHead
 from .locations import Assignment, GroundTruth, PyramidLocations
@@ -121,13 +127,9 @@ class SCRPN(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.SCRPN
-        missing = [name for name in node.IN_FEATURES if name not in input_shape]
-        if missing:
-            raise ValueError(
-                f"MODEL.SCRPN.IN_FEATURES has {missing}, which the backbone "
-                f"{cfg.MODEL.BACKBONE.NAME} does not return; it returns {sorted(input_shape)}"
-            )
-        shapes = [input_shape[name] for name in node.IN_FEATURES]
+        shapes = select_input_shapes(
+            "MODEL.SCRPN.IN_FEATURES", node.IN_FEATURES, input_shape, cfg.MODEL.BACKBONE.NAME
+        )
         weight = node.LOSS_WEIGHT
         return {
             "in_features": node.IN_FEATURES,
@@ -336,8 +338,7 @@ class SCRPN(nn.Module):
             samples = self.label_and_sample_locations(predictions, locations, ground_truth)
             losses = self.losses(predictions, locations, ground_truth, samples)
             if not self.proposals_in_training:
-                empty = predictions.class_logits.new_zeros(0, 4)
-                return [_proposals(size, empty, empty[:, 0]) for size in images.image_sizes], losses
+                return make_empty_proposals(images.image_sizes, maps[0].device), losses
         return self.predict_proposals(predictions, locations, images.image_sizes), losses
 
     @torch.no_grad()
@@ -406,14 +407,12 @@ class SCRPN(nn.Module):
             levels: (S,) feature map of each box.
             image_size: (height, width).
         """
-        candidates = Boxes(boxes)
-        candidates.clip(image_size)
-        keep = candidates.nonempty(threshold=self.min_box_size) & (scores >= 0)
-        boxes, scores, levels = candidates.tensor[keep], scores[keep], levels[keep]
+        boxes, index = clip_candidates(boxes, scores, image_size, self.min_box_size)
+        scores, levels = scores[index], levels[index]
         keep = batched_nms(boxes, scores, levels, self.level_nms_thresh)
         boxes, scores = boxes[keep], scores[keep]
         keep = nms(boxes, scores, self.nms_thresh)[: self.post_nms_topk[self.training]]
-        return _proposals(image_size, boxes[keep], probability_to_logit(scores[keep]))
+        return make_proposals(image_size, boxes[keep], probability_to_logit(scores[keep]))
 
     def _is_valid(self, locations: PyramidLocations) -> torch.Tensor:
         """(N, R) bool: whether samples are centred inside their image."""
@@ -449,13 +448,3 @@ class SCRPN(nn.Module):
         if predictions.secondary is None:
             return self._to_pixels(predictions.init_shape, locations)
         return self._refined_boxes(predictions, locations)
-
-
-def _proposals(
-    image_size: tuple[int, int], boxes: torch.Tensor, objectness_logits: torch.Tensor
-) -> Instances:
-    """The proposals of one image."""
-    proposals = Instances(image_size)
-    proposals.proposal_boxes = Boxes(boxes)
-    proposals.objectness_logits = objectness_logits
-    return proposals

@@ -31,6 +31,12 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from ..proposals.candidates import (
+    clip_candidates,
+    make_empty_proposals,
+    make_proposals,
+    select_input_shapes,
+)
 from ..proposals.image_extent import valid_cells
 from ..proposals.ranking import (
     check_multi_threshold_settings,
@@ -314,9 +320,7 @@ class ZIP(nn.Module):
             labels, gt_boxes = self.label_and_sample_anchors(anchors, valid, gt_instances)
             losses = self.losses(anchors, logits, deltas, labels, gt_boxes)
             if not self.proposals_in_training:
-                return [
-                    _empty_proposals(size, logits[0].device) for size in images.image_sizes
-                ], losses
+                return make_empty_proposals(images.image_sizes, logits[0].device), losses
         return self.predict_proposals(anchors, valid, logits, deltas, images.image_sizes), losses
 
     def _predict(self, images: ImageList, features: dict[str, torch.Tensor]):
@@ -400,10 +404,8 @@ class ZIP(nn.Module):
             )
         else:
             keep = scores.argsort(descending=True, stable=True)[:topk]
-        proposals = Instances(image_size)
-        proposals.proposal_boxes = Boxes(boxes[keep])
-        proposals.objectness_logits = strictly_decreasing(probability_to_logit(scores[keep]))
-        return proposals
+        logits = strictly_decreasing(probability_to_logit(scores[keep]))
+        return make_proposals(image_size, boxes[keep], logits)
 
     def _level_candidates(
         self,
@@ -446,14 +448,10 @@ class ZIP(nn.Module):
         image_size: tuple[int, int],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Clip the boxes of one image, drop empty ones, NMS on each level, add the biases."""
-        is_finite = boxes.isfinite().all(dim=1) & scores.isfinite()
-        if self.training and not is_finite.all():
+        if self.training and not (boxes.isfinite().all() and scores.isfinite().all()):
             raise FloatingPointError("ZIP predicts Inf or NaN: training has diverged.")
-        keep = is_finite & (scores >= 0)  # cells in the padding have score -1
-        clipped, scores, levels = Boxes(boxes[keep]), scores[keep], levels[keep]
-        clipped.clip(image_size)
-        keep = clipped.nonempty(threshold=self.min_box_size)
-        boxes, scores, levels = clipped.tensor[keep], scores[keep], levels[keep]
+        boxes, index = clip_candidates(boxes, scores, image_size, self.min_box_size)
+        scores, levels = scores[index], levels[index]
         keep = batched_nms(boxes, scores, levels, self.level_nms_thresh)
         # Best first over all levels: a box's place on its own level is a cumulative count.
         on_level = F.one_hot(levels[keep], len(self.in_features))
@@ -469,22 +467,12 @@ def _on_anchors(valid: torch.Tensor, num_anchors: int) -> torch.Tensor:
     return valid.flatten(1).bool().repeat_interleave(per_cell, dim=1)
 
 
-def _empty_proposals(image_size: tuple[int, int], device: torch.device) -> Instances:
-    proposals = Instances(image_size)
-    proposals.proposal_boxes = Boxes(torch.zeros(0, 4, device=device))
-    proposals.objectness_logits = torch.zeros(0, device=device)
-    return proposals
-
-
 def _input_shapes(cfg, input_shape: dict[str, ShapeSpec]) -> list[ShapeSpec]:
     """Shapes of ZIP's feature maps; ValueError where config and backbone do not fit."""
     names = cfg.MODEL.ZIP.IN_FEATURES
-    missing = [name for name in names if name not in input_shape]
-    if missing:
-        raise ValueError(
-            f"MODEL.ZIP.IN_FEATURES has {missing}, which the backbone {cfg.MODEL.BACKBONE.NAME} "
-            f"does not return; it returns {sorted(input_shape)}"
-        )
+    shapes = select_input_shapes(
+        "MODEL.ZIP.IN_FEATURES", names, input_shape, cfg.MODEL.BACKBONE.NAME
+    )
     for key in ("SIZES", "ASPECT_RATIOS"):
         groups = len(cfg.MODEL.ANCHOR_GENERATOR[key])
         if groups not in (1, len(names)):
@@ -492,4 +480,4 @@ def _input_shapes(cfg, input_shape: dict[str, ShapeSpec]) -> list[ShapeSpec]:
                 f"MODEL.ANCHOR_GENERATOR.{key} has {groups} groups for the {len(names)} levels of "
                 f"MODEL.ZIP.IN_FEATURES ({list(names)}): give one group per level, or one for all"
             )
-    return [input_shape[name] for name in names]
+    return shapes

@@ -58,7 +58,7 @@ def test_box_modes_images_and_crowd(register_dataset):
 def test_numpy_boxes(register_dataset):
     annotation = make_annotation()
     annotation["bbox"] = np.array([1, 2, 10, 20], np.float32)
-    name = register_dataset([make_record(1, annotation)], json_file="/does/not/exist.json")
+    name = register_dataset([make_record(1, annotation)], json_file="does_not_exist.json")
     assert load_ground_truth(name).boxes.tolist() == [[1, 2, 11, 22]]
 
 

@@ -20,9 +20,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def commands(program):
     """Commands of all pages that run ``python <program>``, without their comments."""
     pattern = re.compile(rf"^ {{4}}(?:\w+=\S+ )*python {re.escape(program)} (.*)$", re.MULTILINE)
-    found = {
-        line.split("  #")[0].strip() for page in PAGES for line in pattern.findall(page.read_text())
-    }
+    # Long commands go on after a backslash.
+    texts = [page.read_text().replace("\\\n", " ") for page in PAGES]
+    found = {line.split("  #")[0].strip() for text in texts for line in pattern.findall(text)}
     return sorted(found)
 
 

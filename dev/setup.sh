@@ -45,9 +45,13 @@ if [ "$(cat "$finished" 2>/dev/null)" != "$wanted" ]; then
   touch "$unfinished"
   rm -f "$finished"
   "$python" -m venv "$venv"
+  set +e
   "$venv/bin/python" -m pip --disable-pip-version-check install -r "$root/dev/requirements.txt" |
-    grep -v -E '^(Requirement already|Looking in)' || true
-  [ "${PIPESTATUS[0]}" -eq 0 ] || fail "pip could not install the requirements (see above). Check the connection and the disk, then run this again."
+    grep -E '^ *(Collecting|Downloading|Using cached|Installing|Successfully)'
+  pip_status=${PIPESTATUS[0]}
+  set -e
+  [ "$pip_status" -eq 0 ] ||
+    fail "pip could not install the requirements (see above). Check the connection and the disk, then run this again."
   "$venv/bin/python" "$root/dev/install_detectron2.py"
   echo "$wanted" >"$finished"
   rm -f "$unfinished"

@@ -1,4 +1,4 @@
-"""dev/setup.sh says in one line what keeps it from working; setup.py asks for nothing it should not."""
+"""dev/setup.sh says in one line what keeps it from working; setup.py asks for no torch."""
 
 import os
 import subprocess

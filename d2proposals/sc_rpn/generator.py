@@ -34,6 +34,7 @@ from ..proposals.candidates import (
     make_proposals,
     select_input_shapes,
 )
+from ..proposals.image_extent import valid_cells
 from ..proposals.ranking import probability_to_logit
 from .head import HeadPredictions, SCRPNHead
 from .locations import Assignment, GroundTruth, PyramidLocations
@@ -327,7 +328,14 @@ class SCRPN(nn.Module):
             dict[str, Tensor]: see :meth:`losses`; empty in evaluation.
         """
         maps = [features[name] for name in self.in_features]
-        predictions = self.head(maps)
+        image_sizes = torch.as_tensor(
+            [tuple(size) for size in images.image_sizes], device=maps[0].device
+        )
+        valid = [
+            valid_cells(image_sizes, x.shape[-2:], stride, x.dtype)
+            for x, stride in zip(maps, self.strides, strict=True)
+        ]
+        predictions = self.head(maps, valid)
         locations = PyramidLocations.build(
             [tuple(x.shape[-2:]) for x in maps], self.strides, images.image_sizes, maps[0].device
         )

@@ -143,12 +143,14 @@ class SCRPNHead(nn.Module):
             "sampler": node.DEFORM_SAMPLER,
         }
 
-    def forward(self, features: list[torch.Tensor]) -> HeadPredictions:
+    def forward(self, features: list[torch.Tensor], valid: list[torch.Tensor]) -> HeadPredictions:
         """
         Args:
             features: one (N, C, Hi, Wi) per feature map.
+            valid: one (N, 1, Hi, Wi) per feature map, 1 on the cells inside the images, 0 in their
+                padding, which has no effect on the predictions inside.
         """
-        per_level = [self._forward_level(x) for x in features]
+        per_level = [self._forward_level(x, v) for x, v in zip(features, valid, strict=True)]
         return HeadPredictions(
             *(
                 None if parts[0] is None else torch.cat(parts, dim=1)
@@ -156,9 +158,14 @@ class SCRPNHead(nn.Module):
             )
         )
 
-    def _forward_level(self, x: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def _forward_level(
+        self, x: torch.Tensor, valid: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         """The fields of HeadPredictions for one feature map."""
-        x = self.tower(x)
+        # The convolutions look at their neighbours, the aligned one wherever the points are.
+        x = x * valid
+        for conv in self.tower:
+            x = conv(x) * valid
         hidden = self.init_conv(x)
         init_prediction = self._channels_last(self.init_offset(hidden))  # (N, Hi, Wi, A, D)
         init_shape = self.representation.decode_init(init_prediction)

@@ -1,4 +1,4 @@
-"""d2proposals: five region proposal generators for Detectron2.
+"""d2proposals: region proposal generators for Detectron2, each after its paper.
 
 Importing this package registers its generators, backbones and datasets with Detectron2.
 """

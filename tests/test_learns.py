@@ -76,7 +76,7 @@ def overfit(cfg, *, iterations: int, learning_rate: float) -> tuple[float, float
     return untrained, evaluate(cfg, model)
 
 
-ZIP = ["DATASETS.TEST", (NAME,), "INPUT.RANDOM_FLIP", "none",
+ZIP = ["DATASETS.TEST", (NAME,), "INPUT.RANDOM_FLIP", "none", "INPUT.MIN_SIZE_TRAIN", (256,),
        "INPUT.DY_TRAIN_SCALE.ENABLED", False, "MODEL.BN_INCEPTION.WIDTH_FACTOR", 0.125]  # fmt: skip
 # What configs/shapes/zip_rpn_only.yaml sets beside the paper.
 PAPER = ["MODEL.ZIP.LOW_QUALITY_MATCH", False, "MODEL.ZIP.LEVEL_NMS_THRESH", 0.5,

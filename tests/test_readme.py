@@ -37,7 +37,9 @@ def load_tool(name):
 def test_train_net_commands_name_files_and_keys_that_exist(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     args = default_argument_parser().parse_args(shlex.split(command))
-    check_config(load_config(args))
+    cfg = load_config(args)
+    check_config(cfg)
+    assert Path(args.config_file).is_file() and cfg.OUTPUT_DIR.startswith("./output/")
 
 
 @pytest.mark.parametrize(

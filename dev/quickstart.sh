@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh machine to a trained proposal generator: sets up the environment, renders the
 # embedded dataset, trains the small ZIP on it, and prints its recall beside two baselines.
-# Four to five minutes on two CPU cores after the installation; on a machine that has other work to
+# Three to five minutes on two CPU cores after the installation; on a machine that has other work to
 # do, OMP_NUM_THREADS=1 in front is faster, because torch's threads wait for each other busily.
 #
 #   bash dev/quickstart.sh                        results in output/quickstart

@@ -10,6 +10,7 @@ def add_d2proposals_config(cfg: CN) -> None:
     """Add all keys of d2proposals to ``cfg`` (a Detectron2 configuration), in place."""
     add_common_config(cfg)
     add_input_config(cfg)
+    add_solver_config(cfg)
     add_test_config(cfg)
     add_bn_inception_config(cfg)
     add_zoom_network_config(cfg)
@@ -40,6 +41,12 @@ def add_input_config(cfg: CN) -> None:
     # Bounds on the resized image's shorter and longer side, in pixels.
     cfg.INPUT.DY_TRAIN_SCALE.MIN_IMAGE_SIDE = 100
     cfg.INPUT.DY_TRAIN_SCALE.MAX_IMAGE_SIDE = 1000
+
+
+def add_solver_config(cfg: CN) -> None:
+    """Keys of the optimizer (engine/optimizer.py)."""
+    # "SGD" or "AdaGrad". Modules with an attribute lr_factor multiply their learning rate by it.
+    cfg.SOLVER.OPTIMIZER = "SGD"
 
 
 def add_test_config(cfg: CN) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     MetadataCatalog,
@@ -33,6 +34,7 @@ from torch.utils.data import DataLoader
 from ..data.mapper import ProposalDatasetMapper
 from ..evaluation.evaluator import ProposalEvaluator
 from .checkpointer import ProposalCheckpointer
+from .optimizer import build_optimizer
 from .test_time_augmentation import ProposalNetworkWithTTA
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,11 @@ class Trainer(DefaultTrainer):
         results = self.test_with_TTA(self.cfg, self.model)
         self._last_eval_results.update(results)
         return results
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Build the optimizer that ``SOLVER.OPTIMIZER`` names (engine/optimizer.py)."""
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:

@@ -1,0 +1,58 @@
+"""Optimizers: Detectron2's SGD and AdaGrad, with learning rates that differ by module."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch import nn
+
+_OPTIMIZERS = ("AdaGrad", "SGD")
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer that ``SOLVER.OPTIMIZER`` names, as Detectron2 builds SGD.
+
+    A module with an attribute ``lr_factor`` (float) has the learning rate of its parameters
+    multiplied by it; of nested modules, the innermost counts.
+
+    Args:
+        cfg: a configuration.
+        model: whose parameters are trained.
+
+    Returns:
+        torch.optim.Optimizer: SGD with momentum, or AdaGrad, with ``SOLVER.CLIP_GRADIENTS``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    name = cfg.SOLVER.OPTIMIZER
+    if name not in _OPTIMIZERS:
+        raise ValueError(f"SOLVER.OPTIMIZER must be one of {_OPTIMIZERS}, got '{name}'.")
+    factors = {
+        prefix: float(module.lr_factor)
+        for prefix, module in model.named_modules()
+        if hasattr(module, "lr_factor")
+    }
+
+    def lr_factor(parameter_name: str) -> float:
+        prefixes = [x for x in factors if x == "" or parameter_name.startswith(x + ".")]
+        return factors[max(prefixes, key=len)] if prefixes else 1.0
+
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lr_factor,
+    )
+    settings = {
+        "lr": cfg.SOLVER.BASE_LR,
+        "weight_decay": cfg.SOLVER.WEIGHT_DECAY,
+        "foreach": True,
+    }
+    if name == "AdaGrad":
+        return maybe_add_gradient_clipping(cfg, torch.optim.Adagrad)(groups, **settings)
+    settings["momentum"], settings["nesterov"] = cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV
+    return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(groups, **settings)

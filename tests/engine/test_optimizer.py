@@ -1,0 +1,84 @@
+"""Optimizers by name, learning rates by module."""
+
+import pytest
+import torch
+from detectron2.solver import build_optimizer as build_detectron2_optimizer
+from torch import nn
+
+from d2proposals.engine.optimizer import build_optimizer
+from tests.common import make_cfg
+
+
+def make_model() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.Linear(4, 2)))
+    model[0].weight.requires_grad = False
+    return model
+
+
+def rates(optimizer, model) -> dict[str, float]:
+    by_parameter = {p: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    return {name: by_parameter.get(p) for name, p in model.named_parameters()}
+
+
+def step(optimizer, model) -> list[torch.Tensor]:
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 0.5) if p.requires_grad else None
+    optimizer.step()
+    optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def test_sgd_steps_as_detectron2s():
+    cfg = make_cfg(None, "SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.BIAS_LR_FACTOR", 2.0)
+    steps = []
+    for build in (build_optimizer, build_detectron2_optimizer):
+        torch.manual_seed(0)
+        model = make_model()
+        steps.append(step(build(cfg, model), model))
+    for ours, theirs in zip(*steps, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_innermost_factor_counts():
+    model = make_model()
+    model[1].lr_factor = 10.0
+    model[1][1].lr_factor = 0.5
+    optimizer = build_optimizer(make_cfg(None, "SOLVER.BASE_LR", 0.2), model)
+    assert rates(optimizer, model) == {
+        "0.weight": None,
+        "0.bias": 0.2,
+        "1.0.weight": 2.0,
+        "1.0.bias": 2.0,
+        "1.1.weight": 0.1,
+        "1.1.bias": 0.1,
+    }
+
+
+def test_adagrad_by_hand():
+    """Duchi et al.: each step is lr * g / sqrt(sum of g^2)."""
+    model = nn.Linear(1, 1, bias=False)
+    before = model.weight.item()
+    cfg = make_cfg(
+        None, "SOLVER.OPTIMIZER", "AdaGrad", "SOLVER.BASE_LR", 0.1, "SOLVER.WEIGHT_DECAY", 0.0
+    )
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.Adagrad)
+    (after,) = step(optimizer, model)  # two steps with gradient 0.5
+    assert after.item() == pytest.approx(before - 0.1 * (1 + 0.5**0.5), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdaGrad"])
+def test_gradients_are_clipped(name):
+    cfg = make_cfg(
+        None,
+        *("SOLVER.OPTIMIZER", name, "SOLVER.WEIGHT_DECAY", 0.0, "SOLVER.MOMENTUM", 0.0),
+        *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.25),
+    )
+    model = make_model()
+    step(build_optimizer(cfg, model), model)
+    assert model[0].bias.grad.abs().max() == 0.25
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(ValueError, match="SOLVER.OPTIMIZER must be one of .* got 'Lion'"):
+        build_optimizer(make_cfg(None, "SOLVER.OPTIMIZER", "Lion"), make_model())

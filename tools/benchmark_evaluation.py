@@ -4,17 +4,24 @@ Detectron2 makes one pass per limit and area range, eight in its evaluator; Prop
 all its measures from one. Both get the same outputs in the same run.
 
     python tools/benchmark_evaluation.py --num-images 200
+    python tools/benchmark_evaluation.py --masks --num-images 200 --num-proposals 100
+
+With --masks the proposals are run-length encodings and the time is ours alone: Detectron2 has no
+recall of masks. Peak memory is that of the whole process, the simulated proposals included.
 """
 
 import argparse
 import contextlib
 import io
 import itertools
+import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
@@ -22,7 +29,8 @@ from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals
 from pycocotools.coco import COCO
 
 from d2proposals.evaluation import ProposalEvaluator
-from d2proposals.evaluation.simulation import simulate_dataset, simulate_outputs
+from d2proposals.evaluation.measurement import mask_overlaps_of, measure
+from d2proposals.evaluation.simulation import simulate_dataset, simulate_masks, simulate_outputs
 
 LIMITS = (100, 1000)
 AREAS = {"": "all", "s": "small", "m": "medium", "l": "large"}
@@ -57,6 +65,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-proposals", type=int, default=1000, help="per image")
     parser.add_argument("--num-gt", type=int, default=36, help="ground truths per image")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--masks", action="store_true", help="time the recall of masks")
+    parser.add_argument(
+        "--ours-alone", action="store_true", help="leave out Detectron2's evaluation"
+    )
     return parser.parse_args()
 
 
@@ -103,12 +115,52 @@ def time_detectron2(name: str, outputs: list[tuple[dict, dict]]) -> Timed:
     return measure_time(evaluate)
 
 
+def time_masks(arguments: argparse.Namespace) -> None:
+    """From encodings to results: IoU, matching and all measures."""
+    ground_truth, proposals = simulate_masks(
+        arguments.num_images, arguments.num_gt, arguments.num_proposals, arguments.seed
+    )
+    usable = [np.ones(len(item.boxes), bool) for item in proposals]
+    before = peak_memory()
+    timed = measure_time(
+        lambda: (
+            measure(mask_overlaps_of(ground_truth, proposals, usable), ground_truth, LIMITS).metrics
+        )
+    )
+    print(
+        f"{arguments.num_images} images x {arguments.num_proposals} masks x {arguments.num_gt} "
+        f"ground truths; AR@100 {timed.results['AR@100']:.2f}"
+    )
+    print(f"masks: {timed}")
+    print(
+        f"per image: {1000 * timed.elapsed / arguments.num_images:.1f} ms elapsed, "
+        f"{1000 * timed.processor / arguments.num_images:.1f} ms of processor time; the work grows "
+        "with the number of images"
+    )
+    print(f"peak memory: {peak_memory():.2f} GiB, before the evaluation {before:.2f} GiB")
+
+
+def peak_memory() -> float:
+    """Greatest resident memory of this process so far, in GiB."""
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
+    return usage / (2**30 if sys.platform == "darwin" else 2**20)
+
+
 def main() -> None:
     arguments = parse_arguments()
+    if arguments.masks:
+        time_masks(arguments)
+        return
     records = simulate_dataset(arguments.num_images, arguments.num_gt, arguments.seed)
     outputs = list(simulate_outputs(records, arguments.num_proposals, arguments.seed + 1))
     name = register(records)
+    before = peak_memory()
     ours = time_ours(name, outputs)
+    memory = f"peak memory: {peak_memory():.2f} GiB, before the evaluation {before:.2f} GiB"
+    if arguments.ours_alone:
+        print(f"ProposalEvaluator: {ours} and the files\n{memory}")
+        return
     theirs = time_detectron2(name, outputs)
     difference = max(abs(ours.results[key] - value) for key, value in theirs.results.items())
     print(
@@ -116,7 +168,7 @@ def main() -> None:
         f"{arguments.num_gt} ground truths, {torch.get_num_threads()} thread(s); "
         f"AR@100 {theirs.results['AR@100']:.2f}"
     )
-    print(f"ProposalEvaluator: {ours} and the files")
+    print(f"ProposalEvaluator: {ours} and the files; {memory}")
     print(f"Detectron2:        {theirs}")
     print(
         f"ratio: {theirs.elapsed / ours.elapsed:.1f} elapsed, "

@@ -17,18 +17,13 @@ from detectron2.utils import comm
 
 from ..proposals.atomic_files import write_json
 from ..proposals.file_formats import write_proposal_file
+from ..proposals.formats_convert import write_proposals
+from ..proposals.formats_set import ProposalSet, name_some
 from .ground_truth import GroundTruth, load_ground_truth
-from .proposal_checks import ImageProposals, find_usable, name_some
-from .recall import (
-    AREA_RANGES,
-    CURVE_NUM_PROPOSALS,
-    Matches,
-    box_overlaps,
-    check_limits,
-    match_proposals,
-    recall_metrics,
-)
-from .report import AREA_NAMES, format_table, plot_curves, recall_curves
+from .measurement import Measurement, box_overlaps_of, mask_overlaps_of, measure, num_needed
+from .proposal_checks import ImageProposals, find_usable
+from .recall import MAX_LIMIT, check_limits
+from .report import format_table, plot_curves
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +39,13 @@ class ProposalEvaluator(DatasetEvaluator):
     Results are ``{"box_proposals": {name: percent}}``, Detectron2's name of the task, with AR under
     the same names and equal to Detectron2's where every image has proposals. In ``output_dir``
     there are afterwards ``box_proposals.pkl`` (Detectron2's precomputed format, all images),
-    ``proposal_results.json`` (measures and curves) and ``proposal_curves.png``.
+    ``proposal_results.json`` (measures, curves and diagnostics) and ``proposal_curves.png``.
+
+    Where the proposals have a field ``proposal_masks`` (``ProposalMasks``) and the dataset has
+    masks, there is also ``{"mask_proposals": {name: percent}}``: the same measures with the IoU of
+    masks, of the 2,000 best-scored proposals. Their files are ``mask_proposals.json`` (run-length
+    encodings, see ``proposals.formats_json``), ``mask_proposal_results.json`` and
+    ``mask_proposal_curves.png``.
     """
 
     @configurable
@@ -155,43 +156,69 @@ class ProposalEvaluator(DatasetEvaluator):
         if not ground_truth.is_annotated:
             logger.info(f"{self._dataset_name} has no annotations; proposals are not evaluated")
             return {}
-        matches = self._match(ordered, usable)
-        metrics = recall_metrics(matches, ground_truth.categories, self._limits)
-        self._report(matches, metrics)
-        return {"box_proposals": metrics}
+        overlaps = box_overlaps_of(ground_truth, ordered, usable, num_needed(self._limits))
+        measurement = measure(overlaps, ground_truth, self._limits)
+        self._report(measurement, "")
+        results = {"box_proposals": measurement.metrics}
+        if any(proposals_i.masks is not None for proposals_i in ordered):
+            metrics = self._evaluate_masks(ordered, usable)
+            if metrics is not None:
+                results["mask_proposals"] = metrics
+        return results
+
+    def _evaluate_masks(
+        self, ordered: list[ImageProposals], usable: list[np.ndarray]
+    ) -> dict[str, float] | None:
+        """Measures of the masks; None if the dataset has none to compare them with."""
+        ground_truth = load_ground_truth(self._dataset_name, with_masks=True)
+        if ground_truth.segmentations is None:
+            logger.info(
+                f"objects of {self._dataset_name} have no masks; the proposals' masks are not "
+                "evaluated"
+            )
+            return None
+        overlaps = mask_overlaps_of(ground_truth, ordered, usable, num_needed(self._limits))
+        measurement = measure(overlaps, ground_truth, self._limits)
+        self._report(measurement, "mask_")
+        return measurement.metrics
 
     def _write_proposals(self, ordered: list[ImageProposals], usable: list[np.ndarray]) -> None:
-        """Write the usable proposals of all images in Detectron2's precomputed format."""
+        """Write the usable proposals of all images in Detectron2's precomputed format.
+
+        Masks go to a file of their own, since that format has none.
+        """
         pairs = list(zip(ordered, usable, strict=True))
-        write_proposal_file(
-            os.path.join(self._output_dir, "box_proposals.pkl"),
-            self._ground_truth.image_ids,
-            [proposals_i.boxes[usable_i] for proposals_i, usable_i in pairs],
-            [proposals_i.objectness_logits[usable_i] for proposals_i, usable_i in pairs],
-        )
-
-    def _match(self, ordered: list[ImageProposals], usable: list[np.ndarray]) -> Matches:
-        """Match the proposals of all images, in the dataset's order."""
-        boxes = [
-            # An unusable box becomes a point: it overlaps nothing.
-            np.where(usable_i[:, None], proposals_i.boxes, np.float32(0))
-            for proposals_i, usable_i in zip(ordered, usable, strict=True)
+        boxes = [proposals_i.boxes[usable_i] for proposals_i, usable_i in pairs]
+        logits = [proposals_i.objectness_logits[usable_i] for proposals_i, usable_i in pairs]
+        image_ids = self._ground_truth.image_ids
+        path = os.path.join(self._output_dir, "box_proposals.pkl")
+        write_proposal_file(path, image_ids, boxes, logits)
+        if not any(proposals_i.masks is not None for proposals_i in ordered):
+            return
+        masks = [
+            list(itertools.compress(proposals_i.masks or [], usable_i))
+            for proposals_i, usable_i in pairs
         ]
-        num_proposals = sorted({*self._limits, *CURVE_NUM_PROPOSALS})
-        boxes = [boxes_i[: num_proposals[-1]] for boxes_i in boxes]
-        overlaps = box_overlaps(self._ground_truth.boxes_by_image(), boxes)
-        return match_proposals(overlaps, self._ground_truth.areas, num_proposals)
+        numbers = list(map(len, masks))
+        with_masks = ProposalSet(
+            "d2proposals",
+            image_ids,
+            [boxes_i[:number] for boxes_i, number in zip(boxes, numbers, strict=True)],
+            [logits_i[:number] for logits_i, number in zip(logits, numbers, strict=True)],
+            masks,
+            scores_are_logits=True,
+        )
+        path = os.path.join(self._output_dir, "mask_proposals.json")
+        write_proposals(path, with_masks, "d2proposals")
 
-    def _report(self, matches: Matches, metrics: dict[str, float]) -> None:
-        """Log the table; write measures and curves."""
+    def _report(self, measurement: Measurement, prefix: str) -> None:
+        """Log the table; write measures and curves into files whose names begin with ``prefix``."""
         num_images = len(self._ground_truth.image_ids)
-        num_gt = {
-            AREA_NAMES[suffix]: int(in_range.sum())
-            for suffix, in_range in zip(AREA_RANGES, matches.in_range, strict=True)
-        }
+        num_gt = measurement.num_ground_truth
+        kind = "Masks of proposals" if prefix else "Proposals"
         logger.info(
-            f"Proposals on {self._dataset_name} ({num_images} images, {num_gt['all']} objects), "
-            f"in percent:\n{format_table(metrics, self._limits)}"
+            f"{kind} on {self._dataset_name} ({num_images} images, {num_gt['all']} objects), "
+            f"in percent:\n{format_table(measurement.metrics, self._limits)}"
         )
         empty = [name for name, number in num_gt.items() if number == 0]
         if empty:
@@ -200,18 +227,18 @@ class ProposalEvaluator(DatasetEvaluator):
                 "are left out"
             )
         if self._output_dir:
-            curves = recall_curves(matches, self._limits)
             content = {
                 "dataset": self._dataset_name,
                 "limits": list(self._limits),
                 "num_images": num_images,
                 "num_ground_truth": num_gt,
-                "metrics_in_percent": metrics,
-                "curves_in_percent": curves,
+                "metrics_in_percent": measurement.metrics,
+                "curves_in_percent": measurement.curves,
+                "diagnostics": measurement.diagnostics,
             }
-            write_json(os.path.join(self._output_dir, "proposal_results.json"), content)
-            path = os.path.join(self._output_dir, "proposal_curves.png")
-            plot_curves(path, curves, f"Proposals on {self._dataset_name}")
+            write_json(os.path.join(self._output_dir, f"{prefix}proposal_results.json"), content)
+            path = os.path.join(self._output_dir, f"{prefix}proposal_curves.png")
+            plot_curves(path, measurement.curves, f"{kind} on {self._dataset_name}")
 
 
 def _to_cpu(instances: list[Instances]) -> list[ImageProposals]:
@@ -230,7 +257,11 @@ def _to_cpu(instances: list[Instances]) -> list[ImageProposals]:
         # NaN goes last; equal scores keep their order.
         order = np.argsort(-rows[:, 4], kind="stable")
         rows = rows[order]
-        proposals.append(ImageProposals(rows[:, :4], rows[:, 4], item.image_size))
+        masks = None
+        if item.has("proposal_masks"):
+            best = torch.from_numpy(order[:MAX_LIMIT]).to(item.proposal_masks.device)
+            masks = item.proposal_masks[best].to_rle(*item.image_size)
+        proposals.append(ImageProposals(rows[:, :4], rows[:, 4], item.image_size, masks))
     return proposals
 
 

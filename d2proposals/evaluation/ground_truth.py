@@ -6,14 +6,18 @@ Shape shorthand: G ground truths of an image, M of all images.
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode, PolygonMasks
 from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_util
+
+from ..proposals.formats_masks import check_size, make_encodings
+from ..proposals.formats_set import DatasetImages
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +34,10 @@ class GroundTruth:
         categories: (M,) int, 0 for annotations without category.
         num_per_image: (number of images,) int, G of each image.
         is_annotated: whether the dataset has annotations at all; a test set has none.
+        file_names: of the images, "" where the dataset has none.
+        category_names: by category, as far as the dataset names them.
+        segmentations: per image the G segmentations as the dataset has them; None if it has none
+            for at least one object, or if they were not asked for.
     """
 
     image_ids: list[int | str]
@@ -39,13 +47,29 @@ class GroundTruth:
     categories: np.ndarray
     num_per_image: np.ndarray
     is_annotated: bool
+    file_names: list[str] = field(default_factory=list)
+    category_names: dict[int, str] = field(default_factory=dict)
+    segmentations: list[list[Any]] | None = None
+
+    @property
+    def images(self) -> DatasetImages:
+        """What readers of files of proposals need to know of the images."""
+        names = self.file_names or [""] * len(self.image_ids)
+        return DatasetImages(self.image_ids, names, self.image_sizes)
+
+    def masks_by_image(self) -> Iterator[list[dict[str, Any]]]:
+        """G run-length encodings of each image, made when they are asked for."""
+        for image_id, size, segmentations_i in zip(
+            self.image_ids, self.image_sizes, self.segmentations, strict=True
+        ):
+            yield [encode_segmentation(item, size, image_id) for item in segmentations_i]
 
     def boxes_by_image(self) -> list[np.ndarray]:
         """(G, 4) boxes of each image."""
         return np.split(self.boxes, np.cumsum(self.num_per_image))[:-1]
 
 
-def load_ground_truth(dataset_name: str) -> GroundTruth:
+def load_ground_truth(dataset_name: str, *, with_masks: bool = False) -> GroundTruth:
     """Read the ground truth of a registered dataset from its dictionaries.
 
     Annotations with ``iscrowd`` are left out; without the key an annotation is an object. The area,
@@ -57,6 +81,10 @@ def load_ground_truth(dataset_name: str) -> GroundTruth:
        and in Detectron2's;
     3. the area of ``segmentation``, as in Detectron2's conversion to COCO;
     4. the area of the box.
+
+    Args:
+        dataset_name: of a registered dataset.
+        with_masks: keep the objects' segmentations, to measure masks.
 
     Raises:
         ValueError: if the dataset is not registered, or an image id or a box is not usable.
@@ -92,7 +120,68 @@ def load_ground_truth(dataset_name: str) -> GroundTruth:
         ),
         num_per_image=np.array([len(items) for items in objects], np.int64),
         is_annotated=any("annotations" in record for record in records),
+        file_names=[str(record.get("file_name", "")) for record in records],
+        category_names=dict(
+            enumerate(MetadataCatalog.get(dataset_name).get("thing_classes") or [])
+        ),
+        segmentations=_read_segmentations(objects) if with_masks else None,
     )
+
+
+def _read_segmentations(objects: list[list[dict]]) -> list[list[Any]] | None:
+    """Segmentations of each image's objects; None if one of the objects has none."""
+    segmentations = [[item.get("segmentation") for item in items] for items in objects]
+    # Not by truth alone: a bitmap is an array.
+    is_missing = [item is None or len(item) == 0 for items in segmentations for item in items]
+    return None if any(is_missing) or not is_missing else segmentations
+
+
+def encode_segmentation(
+    segmentation: list | dict | np.ndarray, size: tuple[int, int] | None, image_id: int | str
+) -> dict[str, Any]:
+    """Polygons, a run-length encoding (compressed or not) or a bitmap as an encoding.
+
+    Args:
+        segmentation: as in a dataset's dictionaries.
+        size: (height, width) of the image in pixels, which polygons need.
+        image_id: named in errors.
+
+    Raises:
+        ValueError: if it is none of these, or its size is not the image's.
+    """
+    if isinstance(segmentation, np.ndarray):
+        mask = mask_util.encode(np.asfortranarray(segmentation > 0, np.uint8))
+    elif isinstance(segmentation, dict):
+        size_of_mask = check_size(segmentation.get("size"))
+        mask = make_encodings([segmentation.get("counts")], [size_of_mask])[0]
+    elif size is None:
+        raise ValueError(
+            f"image {image_id} has polygons but no height and width in its dataset dictionary, "
+            "which masks need"
+        )
+    else:
+        mask = _encode_polygons(segmentation, size, image_id)
+    if size is not None and tuple(mask["size"]) != tuple(size):
+        raise ValueError(
+            f"a mask of image {image_id} has the size {tuple(mask['size'])}, the image has "
+            f"{tuple(size)}"
+        )
+    return mask
+
+
+def _encode_polygons(polygons: list, size: tuple[int, int], image_id: int | str) -> dict[str, Any]:
+    """The union of polygons (x1, y1, x2, y2, ...) as an encoding."""
+    try:
+        arrays = [np.asarray(polygon, np.float64).reshape(-1) for polygon in polygons]
+    except (TypeError, ValueError):
+        arrays = []
+    # pycocotools takes any list that is shorter for something else.
+    if not arrays or any(len(a) < 6 or len(a) % 2 or not np.isfinite(a).all() for a in arrays):
+        raise ValueError(
+            f"a segmentation of image {image_id} is neither polygons of at least three points, nor "
+            "a run-length encoding, nor a bitmap"
+        )
+    return mask_util.merge(mask_util.frPyObjects([a.tolist() for a in arrays], *size))
 
 
 def _read_boxes(
@@ -156,7 +245,7 @@ def _read_areas(
             elif in_file:
                 # Of annotations with the same box each has its own area, in the file's order.
                 areas[index] = in_file.pop(0) if len(in_file) > 1 else in_file[0]
-            elif item.get("segmentation"):
+            elif item.get("segmentation") is not None and len(item["segmentation"]):
                 areas[index] = _segmentation_area(item["segmentation"])
             index += 1
     return areas.astype(np.float32)
@@ -187,8 +276,10 @@ def _annotations(content: object) -> Iterable[dict]:
     return (item for item in annotations or [] if isinstance(item, dict))
 
 
-def _segmentation_area(segmentation: list | dict) -> float:
-    """Area of polygons or of a run-length encoding, compressed or not, in square pixels."""
+def _segmentation_area(segmentation: list | dict | np.ndarray) -> float:
+    """Area of polygons, of a bitmap or of a run-length encoding, in square pixels."""
+    if isinstance(segmentation, np.ndarray):
+        return float(np.count_nonzero(segmentation))
     if isinstance(segmentation, list):
         return float(PolygonMasks([segmentation]).area()[0])
     if isinstance(segmentation["counts"], list):

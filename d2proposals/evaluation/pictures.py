@@ -9,7 +9,7 @@ Shape shorthand:
 import math
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +17,14 @@ from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from pycocotools import mask as mask_util
 
 from ..proposals.atomic_files import atomic_write
+from .mask_overlaps import mask_iou
 
 
 class _Line(NamedTuple):
@@ -46,6 +49,7 @@ _LEGEND_HEIGHT = 0.5
 _MAX_ASPECT = 2.0
 _DOTS_PER_INCH = 120
 _MAX_NAME_LENGTH = 40
+_TINT = 0.4  # opacity of masks
 
 
 class ProposalPicture(NamedTuple):
@@ -56,12 +60,16 @@ class ProposalPicture(NamedTuple):
         image: (H, W, 3) uint8 RGB.
         gt_boxes: (G, 4) XYXY in pixels of ``image``.
         proposal_boxes: (R, 4) XYXY in pixels of ``image``, best score first.
+        gt_masks, proposal_masks: G and R run-length encodings; if both are there, objects are
+            covered by the IoU of masks, and masks are drawn.
     """
 
     name: str
     image: np.ndarray
     gt_boxes: np.ndarray
     proposal_boxes: np.ndarray
+    gt_masks: list[dict[str, Any]] | None = None
+    proposal_masks: list[dict[str, Any]] | None = None
 
 
 class Coverage(NamedTuple):
@@ -80,7 +88,11 @@ class Coverage(NamedTuple):
 
 
 def find_covered(
-    gt_boxes: np.ndarray, proposal_boxes: np.ndarray, top: int, iou_threshold: float = 0.5
+    gt_boxes: np.ndarray,
+    proposal_boxes: np.ndarray,
+    top: int,
+    iou_threshold: float = 0.5,
+    overlaps: np.ndarray | None = None,
 ) -> Coverage:
     """Find each object's best proposal.
 
@@ -89,6 +101,7 @@ def find_covered(
         proposal_boxes: (R, 4) XYXY in the same pixels, best score first.
         top: number of best-scored proposals that take part.
         iou_threshold: in (0, 1], from which on an object is covered.
+        overlaps: (G, R) IoU, of masks, instead of the boxes'.
 
     Raises:
         ValueError: for a number or a threshold out of range.
@@ -106,7 +119,9 @@ def find_covered(
         return Coverage(
             np.zeros(num_gt, bool), np.zeros(num_gt, np.float32), np.full(num_gt, -1, np.int64)
         )
-    overlaps = pairwise_iou(Boxes(gt_boxes), Boxes(proposal_boxes)).numpy()  # (G, R)
+    if overlaps is None:
+        overlaps = pairwise_iou(Boxes(gt_boxes), Boxes(proposal_boxes)).numpy()  # (G, R)
+    overlaps = overlaps[:, :top]
     best_iou = overlaps.max(axis=1)
     return Coverage(
         # float32 as the IoU itself: 7 / 10 must reach the threshold .7.
@@ -163,7 +178,10 @@ def draw_proposals(
     height, width = image.shape[:2]
     gt_boxes = np.asarray(picture.gt_boxes, np.float32).reshape(-1, 4)
     proposal_boxes = np.asarray(picture.proposal_boxes, np.float32).reshape(-1, 4)
-    found = find_covered(gt_boxes, proposal_boxes, top, iou_threshold)
+    overlaps = None
+    if picture.gt_masks is not None and picture.proposal_masks is not None:
+        overlaps = mask_iou(picture.gt_masks, picture.proposal_masks[:top])
+    found = find_covered(gt_boxes, proposal_boxes, top, iou_threshold, overlaps)
     # The image's corner, not the middle of its first pixel, is (0, 0), as for boxes.
     axes.imshow(image, extent=(0, width, height, 0), interpolation="antialiased")
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
@@ -171,6 +189,11 @@ def draw_proposals(
     # The titles of a row stand at one height, whatever the images' shapes.
     axes.set_anchor("N")
     used = np.unique(found.best_proposal[found.is_covered])
+    if overlaps is not None:
+        _fill_masks(axes, picture.image.shape[:2], [picture.proposal_masks[i] for i in used],
+                    _BEST_PROPOSAL)  # fmt: skip
+        missed = [picture.gt_masks[i] for i in np.flatnonzero(~found.is_covered)]
+        _fill_masks(axes, picture.image.shape[:2], missed, _MISSED)
     _draw_boxes(axes, gt_boxes[found.is_covered], _COVERED)
     _draw_boxes(axes, proposal_boxes[used], _BEST_PROPOSAL)
     # Last, above everything: they are what the picture is for.
@@ -244,6 +267,18 @@ def _draw_boxes(axes: Axes, boxes: np.ndarray, line: _Line) -> None:
         ),
         autolim=False,
     )
+
+
+def _fill_masks(
+    axes: Axes, image_size: tuple[int, int], masks: list[dict[str, Any]], line: _Line
+) -> None:
+    """Tint what masks cover, all of them in one colour."""
+    masks = [mask for mask in masks if tuple(mask["size"]) == tuple(image_size)]
+    if not masks:
+        return
+    tint = np.zeros((*image_size, 4), np.float32)
+    tint[mask_util.decode(mask_util.merge(masks)) > 0] = to_rgba(line.colour, _TINT)
+    axes.imshow(tint, extent=(0, image_size[1], image_size[0], 0), interpolation="nearest")
 
 
 def _title(name: str, found: Coverage, top: int) -> str:

@@ -4,17 +4,15 @@ Shape shorthand: R proposals of an image, S of all images.
 """
 
 import logging
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..proposals.formats_set import Fault, name_some
 from .ground_truth import GroundTruth
 
 logger = logging.getLogger(__name__)
 
-# A warning names at most so many images.
-_NUM_NAMED = 5
 # Boxes may end so far outside of their image, in image sides and in pixels: less is rounding.
 _OUTSIDE_SIDES = 0.05
 _OUTSIDE_PIXELS = 1
@@ -28,20 +26,20 @@ class ImageProposals(NamedTuple):
     Attributes:
         boxes: (R, 4) float32, XYXY in pixels of the original image, best score first.
         objectness_logits: (R,) float32, descending.
-        image_size: (height, width) in pixels that the boxes refer to; None if there are no boxes.
+        image_size: (height, width) in pixels that the boxes refer to; None if that is unknown.
+        masks: R run-length encodings of pycocotools, None without masks.
     """
 
     boxes: np.ndarray
     objectness_logits: np.ndarray
     image_size: tuple[int, int] | None
+    masks: list[dict[str, Any]] | None = None
 
 
 def find_usable(proposals: list[ImageProposals], ground_truth: GroundTruth) -> list[np.ndarray]:
     """Tell which proposals can be scored, and warn about all that look wrong.
 
-    There is one warning for each kind of fault, with counts and the first images: not finite,
-    negative sides (XYWH taken for XYXY), outside of the image or within two pixels of its corner
-    (another scale).
+    There is one warning for each fault of ``find_faults``.
 
     Args:
         proposals: of all images of the dataset, in its order.
@@ -50,29 +48,60 @@ def find_usable(proposals: list[ImageProposals], ground_truth: GroundTruth) -> l
     Returns:
         Per image (R,) bool: finite and without a negative side.
     """
+    usable, faults = find_faults(proposals, ground_truth)
+    for fault in faults:
+        logger.warning(fault.message)
+    return usable
+
+
+def find_faults(
+    proposals: list[ImageProposals], ground_truth: GroundTruth
+) -> tuple[list[np.ndarray], list[Fault]]:
+    """Tell which proposals can be scored, and name all that look wrong.
+
+    The faults, each with counts and the first images: "not-finite", "negative-side" (XYWH taken for
+    XYXY), "outside" of the image and "relative", within two pixels of its corner (another scale),
+    "other-size" (of the image that the proposals are for), "mask-size".
+
+    Args:
+        proposals: of all images of the dataset, in its order.
+        ground_truth: of the dataset.
+
+    Returns:
+        Per image (R,) bool: finite and without a negative side. The faults.
+    """
+    if not proposals:
+        return [], []
     lengths = [len(proposals_i.boxes) for proposals_i in proposals]
     boxes = np.concatenate([proposals_i.boxes for proposals_i in proposals])  # (S, 4)
     logits = np.concatenate([proposals_i.objectness_logits for proposals_i in proposals])
     not_finite = ~np.isfinite(boxes).all(axis=1) | np.isnan(logits)
     negative = (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
     usable = ~(not_finite | negative)
-    faults = {
-        "are not finite (NaN or infinity) and match nothing": not_finite,
-        "have a negative side and match nothing; are they XYWH instead of XYXY?": negative,
-        "reach outside of their image; are they in its original pixels?": usable
-        & _reach_outside(boxes, lengths, ground_truth.image_sizes),
-        "lie within 2 pixels of the corner; are they relative to the image's size?": usable
-        & _look_relative(boxes, lengths),
+    checks = {
+        "not-finite": (not_finite, "are not finite (NaN or infinity) and match nothing"),
+        "negative-side": (
+            negative,
+            "have a negative side and match nothing; are they XYWH instead of XYXY?",
+        ),
+        "outside": (
+            usable & _reach_outside(boxes, lengths, ground_truth.image_sizes),
+            "reach outside of their image; are they in its original pixels?",
+        ),
+        "relative": (
+            usable & _look_relative(boxes, lengths),
+            "lie within 2 pixels of the corner; are they relative to the image's size?",
+        ),
     }
-    for message, is_faulty in faults.items():
+    faults = []
+    for name, (is_faulty, message) in checks.items():
         if is_faulty.any():
             images = np.unique(np.repeat(np.arange(len(lengths)), lengths)[is_faulty])
-            logger.warning(
-                f"{is_faulty.sum()} of {len(boxes)} proposals, in {len(images)} images, {message} "
-                f"Images: {name_some([ground_truth.image_ids[image] for image in images])}"
-            )
-    _check_sizes(proposals, ground_truth)
-    return np.split(usable, np.cumsum(lengths))[:-1]
+            named = name_some([ground_truth.image_ids[image] for image in images])
+            text = f"{is_faulty.sum()} of {len(boxes)} proposals, in {len(images)} images, "
+            faults.append(Fault(name, f"{text}{message} Images: {named}"))
+    faults += _check_sizes(proposals, ground_truth)
+    return np.split(usable, np.cumsum(lengths))[:-1], faults
 
 
 def _reach_outside(
@@ -100,23 +129,32 @@ def _look_relative(boxes: np.ndarray, lengths: list[int]) -> np.ndarray:
     return np.repeat(has_none, lengths)
 
 
-def _check_sizes(proposals: list[ImageProposals], ground_truth: GroundTruth) -> None:
-    """Warn about proposals that say themselves that they are not in original pixels."""
-    wrong = [
-        image_id
-        for proposals_i, image_id, size in zip(
-            proposals, ground_truth.image_ids, ground_truth.image_sizes, strict=True
+def _check_sizes(proposals: list[ImageProposals], ground_truth: GroundTruth) -> list[Fault]:
+    """Faults of proposals that say themselves that they are not in original pixels."""
+    other, masks_differ = [], []
+    for proposals_i, image_id, size in zip(
+        proposals, ground_truth.image_ids, ground_truth.image_sizes, strict=True
+    ):
+        if proposals_i.image_size and size and tuple(proposals_i.image_size) != tuple(size):
+            other.append(image_id)
+        if size and any(tuple(mask["size"]) != tuple(size) for mask in proposals_i.masks or ()):
+            masks_differ.append(image_id)
+    faults = []
+    if other:
+        faults.append(
+            Fault(
+                "other-size",
+                f"the proposals of {len(other)} images are for another size than the original "
+                "image's; the model must rescale them (detector_postprocess). Images: "
+                f"{name_some(other)}",
+            )
         )
-        if proposals_i.image_size and size and tuple(proposals_i.image_size) != tuple(size)
-    ]
-    if wrong:
-        logger.warning(
-            f"the proposals of {len(wrong)} images are for another size than the original image's; "
-            f"the model must rescale them (detector_postprocess). Images: {name_some(wrong)}"
+    if masks_differ:
+        faults.append(
+            Fault(
+                "mask-size",
+                f"masks of {len(masks_differ)} images have another size than the image and match "
+                f"nothing; make them in its original pixels. Images: {name_some(masks_differ)}",
+            )
         )
-
-
-def name_some(image_ids: Sequence[int | str]) -> str:
-    """The first few ids as text."""
-    rest = ", ..." if len(image_ids) > _NUM_NAMED else ""
-    return ", ".join(str(image_id) for image_id in image_ids[:_NUM_NAMED]) + rest
+    return faults

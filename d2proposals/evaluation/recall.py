@@ -152,28 +152,52 @@ def match_proposals(
         gt_areas: (M,) annotated areas in square pixels, of the rows of all ``overlaps``.
         num_proposals: the K numbers of proposals.
     """
-    num_proposals = tuple(sorted(num_proposals))
-    gt_areas = np.asarray(gt_areas, np.float32)
-    ranges = np.array(list(AREA_RANGES.values()), np.float32)  # (A, 2)
-    in_range = (gt_areas >= ranges[:, :1]) & (gt_areas <= ranges[:, 1:])  # (A, M)
-    matched_iou = np.zeros((*in_range.shape, len(num_proposals)), np.float32)
-    best_iou = np.zeros(matched_iou.shape[1:], np.float32)
-
-    block = _EdgeBlock(num_proposals, first_gt=0)
+    matcher = Matcher(gt_areas, num_proposals)
     for overlaps_i in overlaps:
-        overlaps_i = overlaps_i[:, : num_proposals[-1]]
-        rows = slice(block.end_gt, block.end_gt + len(overlaps_i))
-        best_iou[rows] = _best_of_first(overlaps_i, num_proposals)
-        block.add(overlaps_i)
-        if block.is_full():
-            rows = slice(block.first_gt, block.end_gt)
-            matched_iou[:, rows] = block.match(in_range[:, rows])
-            block = _EdgeBlock(num_proposals, first_gt=block.end_gt)
-    rows = slice(block.first_gt, block.end_gt)
-    matched_iou[:, rows] = block.match(in_range[:, rows])
-    if block.end_gt != len(gt_areas):
-        raise ValueError(f"{len(gt_areas)} areas given for {block.end_gt} ground truths")
-    return Matches(num_proposals, in_range, matched_iou, best_iou)
+        matcher.add(overlaps_i)
+    return matcher.finish()
+
+
+class Matcher:
+    """``match_proposals`` for images that come one by one."""
+
+    def __init__(self, gt_areas: np.ndarray, num_proposals: Sequence[int]) -> None:
+        self._num_proposals = tuple(sorted(num_proposals))
+        gt_areas = np.asarray(gt_areas, np.float32)
+        ranges = np.array(list(AREA_RANGES.values()), np.float32)  # (A, 2)
+        self._in_range = (gt_areas >= ranges[:, :1]) & (gt_areas <= ranges[:, 1:])  # (A, M)
+        self._matched_iou = np.zeros((*self._in_range.shape, len(self._num_proposals)), np.float32)
+        self._best_iou = np.zeros(self._matched_iou.shape[1:], np.float32)
+        self._block = _EdgeBlock(self._num_proposals, first_gt=0)
+
+    def add(self, overlaps_i: np.ndarray) -> None:
+        """Add the next image by its (G, R) IoU."""
+        overlaps_i = overlaps_i[:, : self._num_proposals[-1]]
+        rows = slice(self._block.end_gt, self._block.end_gt + len(overlaps_i))
+        if rows.stop > self._in_range.shape[1]:
+            raise ValueError(f"{self._in_range.shape[1]} areas given for {rows.stop} ground truths")
+        self._best_iou[rows] = _best_of_first(overlaps_i, self._num_proposals)
+        self._block.add(overlaps_i)
+        if self._block.is_full():
+            self._match_block()
+
+    def finish(self) -> Matches:
+        """The matches of all images.
+
+        Raises:
+            ValueError: if the images' ground truths are not as many as the areas.
+        """
+        self._match_block()
+        if self._block.end_gt != self._in_range.shape[1]:
+            raise ValueError(
+                f"{self._in_range.shape[1]} areas given for {self._block.end_gt} ground truths"
+            )
+        return Matches(self._num_proposals, self._in_range, self._matched_iou, self._best_iou)
+
+    def _match_block(self) -> None:
+        rows = slice(self._block.first_gt, self._block.end_gt)
+        self._matched_iou[:, rows] = self._block.match(self._in_range[:, rows])
+        self._block = _EdgeBlock(self._num_proposals, first_gt=self._block.end_gt)
 
 
 def _best_of_first(overlaps_i: np.ndarray, num_proposals: tuple[int, ...]) -> np.ndarray:

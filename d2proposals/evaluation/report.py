@@ -20,8 +20,8 @@ from .recall import (
 
 AREA_NAMES = dict(zip(AREA_RANGES, ("all", "small", "medium", "large"), strict=True))
 # Okabe and Ito's colours, told apart under all common forms of colour blindness.
-_COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
-_LINE_STYLES = ("-", "--", "-.", ":")
+COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+LINE_STYLES = ("-", "--", "-.", ":")
 
 
 def format_table(metrics: Mapping[str, float], limits: Sequence[int]) -> str:
@@ -103,8 +103,8 @@ def _draw(axes, horizontal: list[float], lines: dict[str, list | None], legend: 
                 horizontal,
                 vertical,
                 label=name,
-                color=_COLOURS[index % len(_COLOURS)],
-                linestyle=_LINE_STYLES[index % len(_LINE_STYLES)],
+                color=COLOURS[index % len(COLOURS)],
+                linestyle=LINE_STYLES[index % len(LINE_STYLES)],
             )
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)

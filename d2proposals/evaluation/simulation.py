@@ -4,10 +4,15 @@ Shape shorthand: G ground truths and R proposals of an image.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
+from pycocotools import mask as mask_util
+
+from .ground_truth import GroundTruth
+from .proposal_checks import ImageProposals
 
 _IMAGE_SIZE = (480, 640)
 # Share of the proposals that lie about an object, as a trained generator's do.
@@ -95,6 +100,55 @@ def simulate_outputs(
         instances.proposal_boxes.clip(_IMAGE_SIZE)
         instances.objectness_logits = torch.as_tensor(scores, dtype=torch.float32)
         yield record, {"proposals": instances[instances.proposal_boxes.nonempty()]}
+
+
+def simulate_masks(
+    num_images: int, num_gt: int, num_proposals: int, seed: int = 0
+) -> tuple[GroundTruth, list[ImageProposals]]:
+    """Ground truth and proposals with masks: ellipses, the proposals' moved and resized.
+
+    Args:
+        num_images: images, of 480 x 640 pixels.
+        num_gt: objects of each image.
+        num_proposals: proposals of each image, in random order; half of them lie about an object.
+        seed: of all that is random.
+    """
+    generator = np.random.default_rng(seed)
+    boxes = [_random_boxes(generator, num_gt, (8, 400)) for _ in range(num_images)]
+    segmentations = [_encode_ellipses(boxes_i) for boxes_i in boxes]
+    proposals = []
+    for boxes_i in boxes:
+        near = boxes_i[generator.integers(max(num_gt, 1), size=num_proposals // 2 if num_gt else 0)]
+        sides = np.tile(near[:, 2:] - near[:, :2], 2)
+        near = near + 0.1 * sides * generator.normal(size=near.shape)
+        found = np.concatenate([near, _random_boxes(generator, num_proposals - len(near))])
+        found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 2)
+        found = generator.permutation(found)
+        scores = np.arange(num_proposals, 0, -1, dtype=np.float32)
+        masks = _encode_ellipses(found)
+        proposals.append(ImageProposals(found.astype(np.float32), scores, None, masks))
+    flat = np.concatenate(boxes).astype(np.float32)
+    ground_truth = GroundTruth(
+        image_ids=list(range(num_images)),
+        image_sizes=[_IMAGE_SIZE] * num_images,
+        boxes=flat,
+        areas=np.concatenate([mask_util.area(items) for items in segmentations]).astype(np.float32),
+        categories=generator.integers(_NUM_CATEGORIES, size=len(flat)),
+        num_per_image=np.full(num_images, num_gt),
+        is_annotated=True,
+        segmentations=segmentations,
+    )
+    return ground_truth, proposals
+
+
+def _encode_ellipses(boxes: np.ndarray) -> list[dict[str, Any]]:
+    """Run-length encodings of the ellipses in (R, 4) XYXY boxes, as polygons of 24 points."""
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)  # (24, 2)
+    centre = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+    points = centre + circle * (boxes[:, None, 2:] - boxes[:, None, :2]) / 2
+    points = np.clip(points, 0, _IMAGE_SIZE[::-1])
+    return mask_util.frPyObjects(points.reshape(len(boxes), -1).tolist(), *_IMAGE_SIZE)
 
 
 def _random_boxes(

@@ -9,22 +9,19 @@ The format is a pickled dictionary, the one that ``MODEL.LOAD_PROPOSALS`` and
 * ``bbox_mode``: the integer value of a ``BoxMode``; XYXY_ABS, in pixels of the original image, in
   the files written here.
 
-A pickle is a program that its reader runs. The reader here runs none of it: it knows the few names
-that such a file contains and builds the arrays itself from their bytes.
-
 Shape shorthand: R proposals of an image.
 """
 
 import os
 import pickle
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.structures import BoxMode
 
 from .atomic_files import atomic_write
+from .formats_pickle import load_pickle, one_line, to_plain
 
 
 class ProposalFile(NamedTuple):
@@ -65,6 +62,7 @@ def write_proposal_file(
     logits = [np.asarray(logits_i, np.float32).reshape(-1) for logits_i in objectness_logits]
     content = ProposalFile(list(image_ids), boxes, logits)
     _check_lists(content, str(path))
+    _check_ids(content, str(path))
     data = {
         "ids": content.image_ids,
         "boxes": content.boxes,
@@ -92,12 +90,27 @@ def read_proposal_file(path: str | os.PathLike) -> ProposalFile:
         ValueError: in one line, if the file is damaged, contains anything but arrays and plain
             containers, or is not a proposal file.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no proposal file at {path}")
-    with open(path, "rb") as file:
-        data = _load_pickle(file, path)
+    content = parse_proposals(load_pickle(path), path)
+    _check_ids(content, str(path))
+    return content
+
+
+def parse_proposals(data: Any, path: str | os.PathLike) -> ProposalFile:
+    """The proposals in the content of a file of precomputed proposals.
+
+    Args:
+        data: of ``load_pickle``.
+        path: named in errors.
+
+    Returns:
+        The proposals with boxes converted to XYXY; lists of equal lengths.
+
+    Raises:
+        ValueError: if the content is not that of a proposal file.
+    """
     if not isinstance(data, dict):
         raise ValueError(f"{path} is not a proposal file: it holds a {type(data).__name__}")
+    data = dict(data)
     for old_name, name in (("indexes", "ids"), ("scores", "objectness_logits")):
         if old_name in data:
             data[name] = data.pop(old_name)
@@ -105,7 +118,10 @@ def read_proposal_file(path: str | os.PathLike) -> ProposalFile:
     if missing:
         raise ValueError(f"{path} is not a proposal file: it lacks {', '.join(missing)}")
     try:
-        bbox_mode = BoxMode(data.get("bbox_mode", BoxMode.XYXY_ABS))
+        bbox_mode = data.get("bbox_mode", BoxMode.XYXY_ABS)
+        if not isinstance(bbox_mode, (int, BoxMode)):
+            raise TypeError(f"bbox_mode is an integer, not {type(bbox_mode).__name__}")
+        bbox_mode = BoxMode(bbox_mode)
         content = ProposalFile(
             image_ids=[_plain_id(image_id) for image_id in _items(data["ids"])],
             boxes=[_xyxy(_array(item), bbox_mode) for item in _items(data["boxes"])],
@@ -114,7 +130,7 @@ def read_proposal_file(path: str | os.PathLike) -> ProposalFile:
             ],
         )
     except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"{path} is not a proposal file: {_one_line(error)}") from error
+        raise ValueError(f"{path} is not a proposal file: {one_line(error)}") from error
     _check_lists(content, str(path))
     return content
 
@@ -127,9 +143,6 @@ def _check_lists(content: ProposalFile, path: str) -> None:
             f"{path}: {lengths[0]} ids, {lengths[1]} arrays of boxes and {lengths[2]} arrays of "
             "objectness logits; there must be one of each per image"
         )
-    # Detectron2 compares ids as text.
-    if len({str(image_id) for image_id in content.image_ids}) < lengths[0]:
-        raise ValueError(f"{path}: an image id occurs more than once")
     for image_id, boxes_i, logits_i in zip(*content, strict=True):
         if len(boxes_i) != len(logits_i):
             raise ValueError(
@@ -138,11 +151,17 @@ def _check_lists(content: ProposalFile, path: str) -> None:
             )
 
 
+def _check_ids(content: ProposalFile, path: str) -> None:
+    """Raise ValueError if an image id occurs more than once."""
+    # Detectron2 compares ids as text.
+    if len({str(image_id) for image_id in content.image_ids}) < len(content.image_ids):
+        raise ValueError(f"{path}: an image id occurs more than once")
+
+
 def _items(value: Any) -> list:
     """The items of a list, a tuple or an array that stands for one."""
-    if isinstance(value, _StoredArray):
-        return list(value.values)
-    if isinstance(value, (list, tuple)):
+    value = to_plain(value)
+    if isinstance(value, (list, tuple, np.ndarray)):
         return list(value)
     raise TypeError(f"a list was expected, not {type(value).__name__}")
 
@@ -153,13 +172,21 @@ def _plain_id(value: Any) -> int | str:
         value = value.item()
     if not isinstance(value, (int, str)):
         raise TypeError(f"an image id is an integer or text, not {type(value).__name__}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise TypeError("an image id has more than 64 bits")
     return value
 
 
 def _array(value: Any) -> np.ndarray:
     """Numbers of one image as float32."""
-    if isinstance(value, _StoredArray):
-        value = value.values
+    value = to_plain(value)
+    if isinstance(value, (list, tuple)):
+        # NumPy would follow lists within lists however often they contain each other.
+        rows = [row if isinstance(row, (list, tuple)) else (row,) for row in value]
+        if not all(isinstance(item, (int, float, np.number)) for row in rows for item in row):
+            raise TypeError("numbers were expected")
+    elif not isinstance(value, np.ndarray):
+        raise TypeError(f"numbers were expected, not {type(value).__name__}")
     array = np.asarray(value)
     if array.size and array.dtype.kind not in "biuf":
         raise TypeError(f"numbers were expected, not {array.dtype}")
@@ -176,116 +203,3 @@ def _xyxy(boxes: np.ndarray, bbox_mode: BoxMode) -> np.ndarray:
     if boxes.shape[1] != 4:
         raise ValueError(f"boxes have the shape {boxes.shape}, not (R, 4)")
     return boxes
-
-
-def _one_line(error: Exception) -> str:
-    """What an exception says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _load_pickle(file: IO[bytes], path: str | os.PathLike) -> Any:
-    """Unpickle with names limited to ``_KNOWN_NAMES``; ValueError for whatever goes wrong."""
-    try:
-        return _ProposalUnpickler(file, encoding="latin1").load()
-    except _UnknownNameError as error:
-        raise ValueError(
-            f"{path} is not read: it contains {error}, which no proposal file needs and which "
-            "could run code"
-        ) from error
-    # A damaged pickle makes the unpickler raise almost any exception.
-    except Exception as error:
-        raise ValueError(
-            f"{path} is truncated, damaged or not a pickle ({_one_line(error)}); write it again"
-        ) from error
-
-
-class _UnknownNameError(Exception):
-    """A pickle refers to a name that a proposal file does not need."""
-
-
-class _StoredDtype:
-    """Stands in for ``numpy.dtype``: the type of numbers or of text, never a structure or object.
-
-    NumPy's own restoration trusts the file's description of the memory layout; this one takes
-    from it the type's code and the byte order only.
-    """
-
-    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
-        self.dtype = np.dtype(str(code))
-        if self.dtype.kind not in "biufSU":
-            raise _UnknownNameError(f"an array of the type {code}")
-
-    def __setstate__(self, state: tuple) -> None:
-        if state[1] in ("<", ">"):
-            self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _StoredArray:
-    """Stands in for ``numpy.ndarray``: ``values`` holds the array once it is restored."""
-
-    values: np.ndarray
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, is_fortran_order, data = state
-        self.values = _decode(data, dtype, shape, "F" if is_fortran_order else "C")
-
-
-def _decode(data: Any, dtype: _StoredDtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    """An array out of the bytes of a pickle (text under Python 2)."""
-    data = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
-
-
-def _new_array(*_: Any) -> _StoredArray:
-    """Stands in for the function with which NumPy's pickles make an array to be filled."""
-    return _StoredArray()
-
-
-def _array_of_buffer(
-    data: Any, dtype: _StoredDtype, shape: tuple[int, ...], order: str, *_: Any
-) -> _StoredArray:
-    """Stands in for the function with which NumPy's pickles of protocol 5 make an array."""
-    array = _StoredArray()
-    array.values = _decode(data, dtype, shape, order)
-    return array
-
-
-def _new_scalar(dtype: _StoredDtype, data: Any) -> np.generic:
-    """Stands in for the function with which NumPy's pickles make a number of its own types."""
-    return _decode(data, dtype, (1,), "C")[0]
-
-
-def _latin1_bytes(text: str, encoding: str = "latin1") -> bytes:
-    """Stands in for ``_codecs.encode``, with which pickles of protocol 2 hold bytes."""
-    return text.encode("latin1")
-
-
-def _no_bytes() -> bytes:
-    """Stands in for ``bytes``, with which pickles up to protocol 2 hold an empty array."""
-    return b""
-
-
-_KNOWN_NAMES = {
-    ("__builtin__", "bytes"): _no_bytes,
-    ("builtins", "bytes"): _no_bytes,
-    ("numpy", "dtype"): _StoredDtype,
-    ("numpy", "ndarray"): _StoredArray,
-    ("_codecs", "encode"): _latin1_bytes,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("detectron2.structures.boxes", "BoxMode"): BoxMode,
-}
-# NumPy 2 renamed its inner package; files of either are read under either.
-for _core in ("numpy.core", "numpy._core"):
-    _KNOWN_NAMES[f"{_core}.multiarray", "_reconstruct"] = _new_array
-    _KNOWN_NAMES[f"{_core}.multiarray", "scalar"] = _new_scalar
-    _KNOWN_NAMES[f"{_core}.numeric", "_frombuffer"] = _array_of_buffer
-
-
-class _ProposalUnpickler(pickle.Unpickler):
-    """An unpickler in which only ``_KNOWN_NAMES`` exist."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _KNOWN_NAMES[module, name]
-        except KeyError:
-            raise _UnknownNameError(f"the name {module}.{name}") from None

@@ -55,17 +55,19 @@ class PixelNormalization(nn.Module):
         self.model_is_rgb = model_format == "RGB"
         mean = torch.tensor(model_mean, dtype=torch.float64)
         std = torch.tensor(model_std, dtype=torch.float64)
-        trunk_std = torch.tensor(trunk_std, dtype=torch.float64)
+        divisor = torch.tensor(trunk_std, dtype=torch.float64)
         scale = std.flip(0) if self.flips_channels else std
         shift = mean.flip(0) if self.flips_channels else mean
         shift = shift - torch.tensor(trunk_mean, dtype=torch.float64)
-        self._register("scale", scale / trunk_std)
-        self._register("shift", shift / trunk_std)
+        self._register("scale", scale / divisor)
+        self._register("shift", shift / divisor)
         self._register("model_mean", mean)
         self._register("model_std", std)
         # Without any difference the images are passed on untouched.
-        self.is_identity = not self.flips_channels and bool(
-            torch.allclose(scale, trunk_std) and shift.abs().max() < 1e-6
+        self.is_identity = (
+            not self.flips_channels
+            and tuple(model_mean) == tuple(trunk_mean)
+            and tuple(model_std) == tuple(trunk_std)
         )
 
     def _register(self, name: str, values: torch.Tensor) -> None:

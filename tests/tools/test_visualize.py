@@ -87,7 +87,10 @@ def test_proposals_of_a_file(tiny_coco, tmp_path, caplog, monkeypatch):
     assert [picture.name for picture in pictures] == ["1", "2", "3", "4"]
     # Best score first; the fourth image is not in the file.
     assert pictures[0].proposal_boxes.tolist() == boxes[::-1].tolist()
-    assert len(pictures[3].proposal_boxes) == 0 and "no proposals of image 4" in caplog.text
+    assert (
+        len(pictures[3].proposal_boxes) == 0
+        and "1 of 4 images of the dataset are not in the file" in caplog.text
+    )
     # Two squares per image; the crowd region of every other one is no object.
     assert [len(picture.gt_boxes) for picture in pictures] == [2, 2, 2, 2]
     assert settings == {"top": 1, "iou_threshold": 0.7, "title": "tiny_val"}

@@ -1,0 +1,108 @@
+"""What recall alone does not say: how good the proposals are, and which objects they cover.
+
+* Histogram of the IoU of the best-scored proposals with their ground truth: Zou et al., "SC-RPN",
+  TIP 2021, Fig. 6 and 7.
+* Objects covered above an IoU, by aspect ratio: the same, Fig. 8.
+* ABO by the objects' size: Jie et al., "Scale-aware Pixel-wise Object Proposal Networks", TIP
+  2016, Fig. 13.
+
+Shape shorthand: M ground truths of all images, K numbers of proposals, L limits of the histogram.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .recall import Matches
+
+NUM_BINS = 20
+# Numbers of best-scored proposals whose IoU is counted.
+HISTOGRAM_LIMITS = (300, 1000)
+COVERED_IOUS = (70, 80)  # percent
+# Width / height, in octaves between 1/8 and 8 and all beyond.
+ASPECT_EDGES = 2.0 ** np.arange(-3, 4)
+# Square root of the area in pixels, in half octaves.
+SIDE_EDGES = 2.0 ** np.arange(2, 10.5, 0.5)
+
+
+class OverlapHistogram:
+    """Counts of the proposals' best IoU with any ground truth, over bins of .05."""
+
+    def __init__(self, limits: Sequence[int] = HISTOGRAM_LIMITS) -> None:
+        self.limits = tuple(limits)
+        self.counts = np.zeros((len(self.limits), NUM_BINS), np.int64)
+
+    def add(self, overlaps_i: np.ndarray) -> None:
+        """Add an image by its (G, R) IoU; of an image without ground truth every IoU is 0."""
+        if overlaps_i.shape[1] == 0:
+            return
+        best = overlaps_i.max(axis=0, initial=0)
+        bins = np.minimum((best * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+        for row, limit in zip(self.counts, self.limits, strict=True):
+            row += np.bincount(bins[:limit], minlength=NUM_BINS)
+
+
+def diagnose(
+    matches: Matches,
+    histogram: OverlapHistogram,
+    boxes: np.ndarray,
+    areas: np.ndarray,
+    limits: Sequence[int],
+) -> dict[str, Any]:
+    """Diagnostics as JSON content.
+
+    Args:
+        matches: of all ground truth.
+        histogram: of all images.
+        boxes: (M, 4) XYXY of the ground truth, for its aspect ratios.
+        areas: (M,) in square pixels.
+        limits: numbers of proposals k.
+
+    Returns:
+        ``proposal_iou``: "edges" and counts by limit as text; ``aspect_ratio``: "edges" (width /
+        height, ends open), "num_ground_truth", and by limit and IoU the number covered;
+        ``abo_by_side``: "edges" (square root of the area in pixels, ends open),
+        "num_ground_truth", and by limit ABO in percent, None for a bin without objects.
+    """
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(height > 0, width / height, np.inf)
+    ratio_bin = np.searchsorted(ASPECT_EDGES, ratio, side="right")
+    side_bin = np.searchsorted(SIDE_EDGES, np.sqrt(areas), side="right")
+    num_by_ratio = np.bincount(ratio_bin, minlength=len(ASPECT_EDGES) + 1)
+    num_by_side = np.bincount(side_bin, minlength=len(SIDE_EDGES) + 1)
+    covered, abo = {}, {}
+    for limit in limits:
+        best = matches.best_iou[:, matches.column(limit)]
+        covered[str(limit)] = {
+            f"IoU{percent}": np.bincount(
+                ratio_bin[best >= np.float32(percent) / np.float32(100)],
+                minlength=len(num_by_ratio),
+            ).tolist()
+            for percent in COVERED_IOUS
+        }
+        total = np.bincount(side_bin, best, minlength=len(num_by_side))
+        abo[str(limit)] = [
+            100 * value / number if number else None
+            for value, number in zip(total.tolist(), num_by_side.tolist(), strict=True)
+        ]
+    return {
+        "proposal_iou": {
+            "edges": (np.arange(NUM_BINS + 1) / NUM_BINS).tolist(),
+            **{
+                str(limit): row.tolist()
+                for limit, row in zip(histogram.limits, histogram.counts, strict=True)
+            },
+        },
+        "aspect_ratio": {
+            "edges": ASPECT_EDGES.tolist(),
+            "num_ground_truth": num_by_ratio.tolist(),
+            "covered": covered,
+        },
+        "abo_by_side": {
+            "edges": SIDE_EDGES.tolist(),
+            "num_ground_truth": num_by_side.tolist(),
+            **abo,
+        },
+    }

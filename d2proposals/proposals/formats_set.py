@@ -1,0 +1,134 @@
+"""Proposals of a whole dataset, whatever file they came from, and what was wrong with the file.
+
+Shape shorthand: R proposals of an image.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# A message names at most so many images.
+_NUM_NAMED = 5
+
+
+class Fault(NamedTuple):
+    """One kind of fault of a file of proposals.
+
+    Attributes:
+        name: for programs and for ``--strict``, e.g. "not-finite".
+        message: what is wrong, where, and how to mend it; one line.
+    """
+
+    name: str
+    message: str
+
+
+@dataclass
+class ProposalSet:
+    """The proposals of a set of images, in the order of their file.
+
+    Attributes:
+        format: name of the file's format.
+        image_ids: of the dataset, or names of image files where the format has no ids.
+        boxes: per image (R, 4) float32, XYXY in pixels of the original image.
+        scores: per image (R,) float64, higher is better.
+        masks: per image R run-length encodings as pycocotools has them; None without masks.
+        scores_are_logits: or else probabilities, or numbers of unknown meaning.
+        faults: what is wrong with the file.
+    """
+
+    format: str
+    image_ids: list[int | str]
+    boxes: list[np.ndarray]
+    scores: list[np.ndarray]
+    masks: list[list[dict[str, Any]]] | None = None
+    scores_are_logits: bool = False
+    faults: list[Fault] = field(default_factory=list)
+
+    def logits(self) -> list[np.ndarray]:
+        """(R,) float64 scores of each image as logits, in an order that is the scores'.
+
+        Numbers that are no probabilities stay as they are.
+        """
+        if self.scores_are_logits or not self._look_like_probabilities():
+            return self.scores
+        tiny = 1e-12  # 0 and 1 have no logit
+        clipped = [np.clip(scores_i, tiny, 1 - tiny) for scores_i in self.scores]
+        return [np.log(scores_i / (1 - scores_i)) for scores_i in clipped]
+
+    def probabilities(self) -> list[np.ndarray]:
+        """(R,) float64 scores of each image as probabilities, or as they are if they are neither
+        logits nor probabilities."""
+        if not self.scores_are_logits:
+            return self.scores
+        # The smaller exponential of the two cannot overflow.
+        small = [np.exp(-np.abs(scores_i)) for scores_i in self.scores]
+        return [
+            np.where(scores_i >= 0, 1 / (1 + small_i), small_i / (1 + small_i))
+            for scores_i, small_i in zip(self.scores, small, strict=True)
+        ]
+
+    def _look_like_probabilities(self) -> bool:
+        scores = [scores_i for scores_i in self.scores if len(scores_i)]
+        return all(scores_i.min() >= 0 and scores_i.max() <= 1 for scores_i in scores)
+
+
+class DatasetImages:
+    """What a format that has no image ids, or no sizes, needs to know of the dataset's images.
+
+    Attributes:
+        ids: in the dataset's order.
+        file_names: of the images, "" where unknown.
+        sizes: (height, width) in pixels, None where unknown.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[int | str],
+        file_names: Sequence[str],
+        sizes: Sequence[tuple[int, int] | None],
+    ) -> None:
+        self.ids, self.file_names, self.sizes = list(ids), list(file_names), list(sizes)
+        self._by_name: dict[str, int | str | None] = {}
+        for image_id, name in zip(self.ids, self.file_names, strict=True):
+            for key in _name_keys(name) if name else ():
+                # A name that two images share tells neither.
+                taken = key in self._by_name and self._by_name[key] != image_id
+                self._by_name[key] = None if taken else image_id
+
+    @classmethod
+    def of_records(cls, records: Sequence[dict]) -> "DatasetImages":
+        """Of Detectron2's dataset dictionaries."""
+        return cls(
+            [record["image_id"] for record in records],
+            [str(record.get("file_name", "")) for record in records],
+            [
+                (record["height"], record["width"])
+                if {"height", "width"} <= record.keys()
+                else None
+                for record in records
+            ],
+        )
+
+    def find(self, name: str) -> int | str | None:
+        """Id of the image of a file name, with or without folder and suffix; None if unknown."""
+        for key in _name_keys(name):
+            if self._by_name.get(key) is not None:
+                return self._by_name[key]
+        return None
+
+
+def _name_keys(name: str) -> list[str]:
+    """A file name from the most to the least telling part: with its folder, alone, its stem."""
+    name = name.replace("\\", "/")
+    base = os.path.basename(name)
+    return ["/".join(name.split("/")[-2:]), base, os.path.splitext(base)[0]]
+
+
+def name_some(image_ids: Sequence[int | str]) -> str:
+    """The first few ids as text."""
+    rest = ", ..." if len(image_ids) > _NUM_NAMED else ""
+    return ", ".join(str(image_id)[:80] for image_id in image_ids[:_NUM_NAMED]) + rest

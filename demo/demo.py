@@ -1,0 +1,227 @@
+"""Draw the proposals of any model on your own images, a folder of images or a video.
+
+    python demo/demo.py --config-file configs/shapes/zip_rpn_only.yaml --input photo.jpg images/ \\
+        --output drawn/ MODEL.WEIGHTS output/quickstart/model_final.pth
+    python demo/demo.py --config-file configs/shapes/zip_rpn_only.yaml --input clip.mp4 \\
+        --output drawn/ --top 20 MODEL.WEIGHTS output/quickstart/model_final.pth
+
+The best proposals are drawn over the others; yellow is the best, dark blue the last. Masks are
+filled where the model makes them. Of a detector the proposals are drawn, not the detections.
+"""
+
+import argparse
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from PIL import Image
+
+from d2proposals.data.image_files import read_rgb_image, to_input_format
+from d2proposals.engine import (
+    ProposalCheckpointer,
+    bad_input_in_one_line,
+    check_config,
+    fit_to_device,
+    load_config,
+)
+from d2proposals.proposals.atomic_files import atomic_write
+
+logger = logging.getLogger("d2proposals.demo")
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
+MASK_OPACITY = 0.35
+
+# From an image, (H, W, 3) uint8 RGB, to its proposals in its own pixels.
+Proposer = Callable[[np.ndarray], Instances]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="configuration of the model")
+    parser.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="images, folders of images, videos; before overrides stands another option",
+    )
+    parser.add_argument("--output", default="demo_output", help="folder (default: demo_output)")
+    parser.add_argument("--top", type=int, default=20, help="best proposals (default: 20)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
+    return parser
+
+
+def find_inputs(paths: Sequence[str]) -> list[Path]:
+    """The images and videos that are named, those of folders in the order of their names.
+
+    Raises:
+        SystemExit: for a path that is neither, and for a folder without images.
+    """
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(x for x in path.iterdir() if x.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise SystemExit(f"Error: the folder {path} has no images in it.")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise SystemExit(f"Error: there is no image, folder or video {path}; check the path.")
+    return found
+
+
+def output_paths(inputs: Sequence[Path], folder: Path) -> list[Path]:
+    """Where the picture or video of each input goes; inputs of one name get numbers."""
+    names: dict[str, int] = {}
+    paths = []
+    for path in inputs:
+        suffix = ".mp4" if path.suffix.lower() in VIDEO_SUFFIXES else ".png"
+        name = path.stem + suffix
+        names[name] = names.get(name, 0) + 1
+        number = names[name]
+        paths.append(folder / (name if number == 1 else f"{path.stem}_{number}{suffix}"))
+    return paths
+
+
+def load_proposer(cfg: CfgNode) -> Proposer:
+    """The configuration's model with the weights of ``MODEL.WEIGHTS``."""
+    fit_to_device(cfg)
+    # A detector's proposals are those of the proposal network inside it.
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    check_config(cfg)
+    model = build_model(cfg).eval()
+    if not cfg.MODEL.WEIGHTS:
+        logger.warning("Drawing proposals of random weights: name a checkpoint in MODEL.WEIGHTS.")
+    ProposalCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, False))
+
+    @torch.no_grad()
+    def propose(image: np.ndarray) -> Instances:
+        aug_input = T.AugInput(to_input_format(image, cfg.INPUT.FORMAT))
+        augmentations(aug_input)
+        pixels = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        height, width = image.shape[:2]
+        return model([{"image": pixels, "height": height, "width": width}])[0]["proposals"]
+
+    return propose
+
+
+def draw(image: np.ndarray, proposals: Instances, top: int) -> np.ndarray:
+    """Draw the best proposals.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        proposals: of the image, in its pixels.
+        top: how many.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    order = proposals.objectness_logits.argsort(descending=True, stable=True)[:top]
+    boxes = proposals.proposal_boxes.tensor[order].cpu().numpy().round().astype(int)
+    number = len(boxes)
+    # Rank 0 is bright yellow; the map is monotone in lightness, so that it reads in grey, too.
+    ramp = np.linspace(255, 30, max(number, 1)).astype(np.uint8)[:, None]
+    colours = cv2.applyColorMap(ramp, cv2.COLORMAP_VIRIDIS)[:, 0, ::-1]
+    drawn = image.copy()
+    if proposals.has("proposal_masks") and number:
+        bitmaps = proposals.proposal_masks[order].paste(*image.shape[:2]).cpu().numpy()
+        for bitmap, colour in zip(bitmaps[::-1], colours[:number][::-1], strict=True):
+            mixed = (1 - MASK_OPACITY) * drawn[bitmap] + MASK_OPACITY * colour
+            drawn[bitmap] = mixed.astype(np.uint8)
+    thickness = max(1, round(max(image.shape[:2]) / 400))
+    for (x1, y1, x2, y2), colour in zip(boxes[::-1], colours[:number][::-1], strict=True):
+        corners = ((int(x1), int(y1)), (int(x2) - 1, int(y2) - 1))
+        # A dark rim keeps the colours apart from a background of the same colour.
+        cv2.rectangle(drawn, *corners, (20, 20, 20), thickness + 2, cv2.LINE_AA)
+        cv2.rectangle(drawn, *corners, tuple(int(x) for x in colour), thickness, cv2.LINE_AA)
+    return drawn
+
+
+def draw_image(path: Path, output: Path, propose: Proposer, top: int) -> None:
+    """Draw an image file's proposals into a PNG file."""
+    image = read_rgb_image(path)
+    drawn = draw(image, propose(image), top)
+    with atomic_write(output, "wb") as file:
+        Image.fromarray(drawn).save(file, format="PNG")
+    print(f"{output}")
+
+
+def read_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """The frames of a video, (H, W, 3) uint8 RGB."""
+    while True:
+        is_read, frame = capture.read()
+        if not is_read:
+            return
+        yield np.ascontiguousarray(frame[:, :, ::-1])
+
+
+def draw_video(path: Path, output: Path, propose: Proposer, top: int) -> None:
+    """Draw the proposals of each frame into an MP4 file, which takes its name when complete."""
+    capture = cv2.VideoCapture(str(path))
+    try:
+        frames = read_frames(capture)
+        first = next(frames, None)
+        if first is None:
+            raise SystemExit(f"Error: the video {path} cannot be read; is it complete?")
+        total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
+        height, width = first.shape[:2]
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # The writer tells the container by the suffix.
+        temporary = output.with_name(f".{output.stem}.part{output.suffix}")
+        writer = cv2.VideoWriter(
+            str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height)
+        )
+        if not writer.isOpened():
+            raise SystemExit(f"Error: this OpenCV cannot write {output}; give images instead.")
+        number = 0
+        try:
+            frame: np.ndarray | None = first
+            while frame is not None:
+                drawn = draw(frame, propose(frame), top)
+                writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
+                number += 1
+                if number % 50 == 0:
+                    print(f"{path}: {number} of {total} frames", flush=True)
+                frame = next(frames, None)
+            writer.release()
+            temporary.replace(output)
+        finally:
+            writer.release()
+            temporary.unlink(missing_ok=True)
+    finally:
+        capture.release()
+    print(f"{output}: {number} frames")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ``arguments`` are those of the command line by default."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if args.top < 1:
+        parser.error(f"--top must be at least 1, not {args.top}")
+    with bad_input_in_one_line():
+        inputs = find_inputs(args.input)
+        propose = load_proposer(load_config(args))
+        for path, output in zip(inputs, output_paths(inputs, Path(args.output)), strict=True):
+            draw_one = draw_video if path.suffix.lower() in VIDEO_SUFFIXES else draw_image
+            draw_one(path, output, propose, args.top)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Tests of recall of unseen categories, and of the diagnostics."""
+
+import numpy as np
+import pytest
+
+from d2proposals.evaluation.diagnostics import OverlapHistogram, diagnose
+from d2proposals.evaluation.ground_truth import GroundTruth
+from d2proposals.evaluation.measurement import measure
+from d2proposals.evaluation.recall import match_proposals
+from d2proposals.evaluation.unseen_categories import find_on_seen
+
+
+def find_by_loops(overlaps, is_seen):
+    """The matching of COCO's evaluation at IoU .5, seen objects as those to ignore."""
+    taken, on_seen = set(), []
+    for rank in range(overlaps.shape[1]):
+        best, best_gt = 0.5, None
+        for seen in (False, True):
+            for gt in np.flatnonzero(is_seen == seen):
+                if best_gt is None or is_seen[best_gt] == seen:
+                    if gt not in taken and overlaps[gt, rank] >= best:
+                        if best_gt is None or overlaps[gt, rank] > best:
+                            best, best_gt = overlaps[gt, rank], gt
+            if best_gt is not None:
+                break
+        if best_gt is not None:
+            taken.add(best_gt)
+        on_seen.append(best_gt is not None and bool(is_seen[best_gt]))
+    return on_seen
+
+
+def test_proposals_on_seen_objects_equal_those_of_loops():
+    generator = np.random.default_rng(0)
+    overlaps, is_seen = [], []
+    for num_gt, num_proposals in [(5, 40), (0, 7), (9, 60), (3, 0), (1, 1), (8, 3)] * 5:
+        overlaps.append(generator.random((num_gt, num_proposals)).astype(np.float32) ** 2)
+        is_seen.append(generator.random(num_gt) < 0.5)
+    found = find_on_seen(overlaps, is_seen)
+    for found_i, overlaps_i, is_seen_i in zip(found, overlaps, is_seen, strict=True):
+        assert found_i.tolist() == find_by_loops(overlaps_i, is_seen_i)
+    assert sum(found_i.sum() for found_i in found) > 20
+
+
+def test_budget_hand_worked():
+    """Columns: on the seen object, again on it, on both, on the unseen one.
+
+    The first leaves. The second finds the seen object taken and stays. The third prefers the
+    unseen object although its IoU is lower. The fourth finds that one taken and stays.
+    """
+    overlaps = np.array([[0.9, 0.8, 0.9, 0.1], [0.0, 0.0, 0.6, 1.0]], np.float32)
+    (found,) = find_on_seen([overlaps], [np.array([True, False])])
+    assert found.tolist() == [True, False, False, False]
+
+
+def make_ground_truth(boxes, categories, num_per_image):
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    ids = list(range(len(num_per_image)))
+    return GroundTruth(ids, [None] * len(ids), boxes, areas, np.array(categories),
+                       np.array(num_per_image), True)  # fmt: skip
+
+
+def test_all_seen_and_unseen_in_one_pass():
+    """As if each subset were the whole ground truth; the budget moves by one."""
+    boxes = [[0, 0, 10, 10], [0, 0, 20, 20], [0, 0, 40, 40]]
+    ground_truth = make_ground_truth(boxes, [0, 1, 1], [2, 1])
+    overlaps = [
+        np.array([[0.9, 0.1, 0.2], [0.1, 0.1, 0.8]], np.float32),
+        np.array([[0.95]], np.float32),
+    ]
+    result = measure(overlaps, ground_truth, (1, 2), unseen={1})
+    assert result.metrics["AR@1"] == pytest.approx(100 * (9 + 0 + 10) / 30)
+    assert result.by_categories["seen"]["AR@1"] == pytest.approx(90)
+    assert result.by_categories["unseen"]["AR@2"] == pytest.approx(100 * (0 + 10) / 20)
+    assert result.by_categories["unseen_budget"]["AR@1"] == pytest.approx(50)
+    assert result.by_categories["unseen_budget"]["AR@2"] == pytest.approx(100 * (7 + 10) / 20)
+    assert measure(overlaps, ground_truth, (1, 2)).by_categories == {}
+
+
+def test_blocks_of_images_change_nothing(monkeypatch):
+    generator = np.random.default_rng(0)
+    numbers = generator.integers(0, 6, 200)
+    total = int(numbers.sum())
+    corner = generator.random((total, 2)) * 50
+    boxes = np.concatenate([corner, corner + 10 + generator.random((total, 2)) * 90], axis=1)
+    ground_truth = make_ground_truth(boxes, generator.integers(0, 4, total), numbers)
+    overlaps = [generator.random((number, 30)).astype(np.float32) for number in numbers]
+    expected = measure(overlaps, ground_truth, (1, 10), unseen={0, 2}).by_categories
+    for size in (1, 7):
+        monkeypatch.setattr("d2proposals.evaluation.measurement._UNSEEN_IMAGES", size)
+        assert measure(overlaps, ground_truth, (1, 10), unseen={0, 2}).by_categories == expected
+
+
+def test_histogram_hand_worked():
+    histogram = OverlapHistogram((2, 3))
+    histogram.add(np.array([[0.04, 1.0, 0.2], [0.0, 0.1, 0.52]], np.float32))
+    histogram.add(np.zeros((0, 2), np.float32))
+    histogram.add(np.zeros((3, 0), np.float32))
+    assert np.flatnonzero(histogram.counts[0]).tolist() == [0, 19]
+    assert histogram.counts[0][[0, 19]].tolist() == [3, 1]
+    assert histogram.counts[1][[0, 10, 19]].tolist() == [3, 1, 1]
+
+
+def test_aspect_ratios_and_sizes_hand_worked():
+    """A square of 16 pixels (IoU .8), a bar of 4:1 (IoU .75), a point (IoU 0)."""
+    boxes = np.array([[0, 0, 16, 16], [0, 0, 64, 16], [5, 5, 5, 5]], np.float32)
+    areas = np.array([256, 1024, 0], np.float32)
+    overlaps = np.array([[0.8, 0], [0, 0.75], [0, 0]], np.float32)
+    matches = match_proposals([overlaps], areas, (1, 2))
+    content = diagnose(matches, OverlapHistogram(), boxes, areas, (1, 2))
+    ratios = content["aspect_ratio"]
+    edges = ratios["edges"]
+    assert edges[0] == 1 / 8 and edges[-1] == 8
+    square, bar, point = edges.index(1) + 1, edges.index(4) + 1, len(edges)
+    expected = np.zeros(len(edges) + 1)
+    expected[[square, bar, point]] = 1
+    assert ratios["num_ground_truth"] == expected.tolist()
+    assert np.flatnonzero(ratios["covered"]["2"]["IoU70"]).tolist() == [square, bar]
+    assert np.flatnonzero(ratios["covered"]["2"]["IoU80"]).tolist() == [square]
+    assert np.flatnonzero(ratios["covered"]["1"]["IoU70"]).tolist() == [square]
+    sides = content["abo_by_side"]
+    index = np.searchsorted(sides["edges"], [16, 32], side="right")
+    assert [sides["2"][i] for i in index] == pytest.approx([80, 75])
+    assert sides["2"][0] == 0 and sides["2"].count(None) == len(sides["2"]) - 3

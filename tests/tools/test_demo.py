@@ -1,0 +1,106 @@
+"""Tests of the demo: images, folders, videos, masks."""
+
+import runpy
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from d2proposals.proposals.mask_proposals import ProposalMasks
+from tests.engine.tiny_coco import CONFIG as RPN_CONFIG
+from tests.engine.tiny_coco import SMALL as TINY
+
+DEMO = runpy.run_path(str(Path(__file__).resolve().parents[2] / "demo" / "demo.py"))
+SIZE = (48, 64)
+
+
+def run(*arguments):
+    DEMO["main"](["--config-file", RPN_CONFIG, *map(str, arguments)])
+
+
+def noise(seed, size=SIZE):
+    return np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(2):
+        Image.fromarray(noise(index, (48 + 8 * index, 64))).save(folder / f"{index}.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_images_and_folders(images, tmp_path, capsys, caplog):
+    """A picture for each image, of its size and changed; two of one name do not collide."""
+    out = tmp_path / "out"
+    run("--input", images, images / "0.png", "--output", out, *TINY)
+    assert sorted(x.name for x in out.iterdir()) == ["0.png", "0_2.png", "1.png"]
+    drawn = np.array(Image.open(out / "1.png"))
+    assert drawn.shape == (56, 64, 3) and (drawn != noise(1, (56, 64))).any()
+    assert (out / "0.png").read_bytes() == (out / "0_2.png").read_bytes()
+    assert "proposals of random weights" in caplog.text
+    assert str(out / "1.png") in capsys.readouterr().out
+
+
+def test_video(tmp_path, capsys):
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, SIZE[::-1])
+    for index in range(3):
+        writer.write(noise(index))
+    writer.release()
+    out = tmp_path / "out"
+    run("--input", path, "--output", out, *TINY)
+    assert [x.name for x in out.iterdir()] == ["clip.mp4"]
+    capture = cv2.VideoCapture(str(out / "clip.mp4"))
+    frames = list(DEMO["read_frames"](capture))
+    assert len(frames) == 3 and frames[0].shape == (*SIZE, 3)
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
+    assert f"{out / 'clip.mp4'}: 3 frames" in capsys.readouterr().out
+
+
+def test_best_proposals_are_on_top_and_masks_are_filled():
+    boxes = torch.tensor([[10.0, 10, 30, 30], [10, 10, 30, 30], [40, 10, 60, 30]])
+    proposals = Instances(
+        SIZE,
+        proposal_boxes=Boxes(boxes),
+        objectness_logits=torch.tensor([-1.0, 3, 0]),
+    )
+    grey = np.full((*SIZE, 3), 100, np.uint8)
+    drawn = DEMO["draw"](grey, proposals, 10)
+    best, worst = drawn[20, 10], drawn[20, 40]
+    # Yellow is brighter than any later colour; the inside stays.
+    assert best.sum() > 400 > worst.sum() and best[0] > 200 > best[2]
+    assert (drawn[20, 20] == 100).all() and (grey == 100).all()
+    only_best = DEMO["draw"](grey, proposals, 1)
+    assert (only_best[20, 38:43] == 100).all()
+    proposals.proposal_masks = ProposalMasks(
+        torch.full((3, 1, 1), 5.0), boxes / torch.tensor([64.0, 48, 64, 48])
+    )
+    filled = DEMO["draw"](grey, proposals, 10)
+    assert (filled[20, 20] != 100).any() and (filled[40, 20] == 100).all()
+    assert (DEMO["draw"](grey, proposals[:0], 10) == grey).all()
+
+
+def test_bad_input(images, tmp_path):
+    def stop_line(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            run(*arguments, *TINY)
+        line = str(stop.value)
+        assert line.startswith("Error: ") and "\n" not in line
+        return line
+
+    assert "no image, folder or video" in stop_line("--input", tmp_path / "x", "--top", 5)
+    (tmp_path / "empty").mkdir()
+    assert "has no images" in stop_line("--input", tmp_path / "empty", "--top", 5)
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    line = stop_line("--input", tmp_path / "broken.mp4", "--output", tmp_path / "out")
+    assert "broken.mp4 cannot be read" in line
+    line = stop_line("--input", images / "notes.txt", "--output", tmp_path / "out")
+    assert "notes.txt cannot be read" in line
+    assert not list(tmp_path.glob("out/*"))

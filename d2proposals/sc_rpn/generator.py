@@ -48,7 +48,7 @@ from .losses import (
 )
 from .stage_sampling import Samples, StageSampler, sample_statistics
 
-REFINED_NORMALIZERS = ("positives", "samples")
+NORMALIZERS = ("positives", "samples")
 IOU_MASK_SAMPLES = ("classification", "regression", "regression_and_negatives")
 
 
@@ -69,6 +69,7 @@ class SCRPN(nn.Module):
         use_iou_mask_at_test: bool = True,
         box_reg_loss_type: tuple[str, str] = ("iou", "iou"),
         smooth_l1_beta: float = 1.0 / 9,
+        init_normalizer: str = "positives",
         refined_normalizer: str = "positives",
         loss_weight: dict[str, float] | None = None,
         pre_nms_topk: tuple[int, int] = (2000, 2000),
@@ -91,8 +92,9 @@ class SCRPN(nn.Module):
             use_iou_mask_at_test: whether scores are IoU-aware.
             box_reg_loss_type: "iou" or "smooth_l1", of the first and of the second stage.
             smooth_l1_beta: of "smooth_l1".
-            refined_normalizer: what the refined loss is divided by, "positives" (Eq. 7) or
+            init_normalizer: what the initial loss is divided by, "positives" (Eq. 6) or
                 classification "samples".
+            refined_normalizer: the same of the refined loss (Eq. 7).
             loss_weight: of the losses in :meth:`losses`, 1 for those that are absent.
             pre_nms_topk: (training, test) best proposals of each feature map before NMS.
             level_nms_thresh: IoU threshold of the NMS on each feature map.
@@ -114,6 +116,7 @@ class SCRPN(nn.Module):
         self.use_iou_mask_at_test = use_iou_mask_at_test
         self.box_reg_loss_type = tuple(box_reg_loss_type)
         self.smooth_l1_beta = smooth_l1_beta
+        self.init_normalizer = init_normalizer
         self.refined_normalizer = refined_normalizer
         self.loss_weight = dict(loss_weight or {})
         # Map from self.training state to train/test settings
@@ -144,6 +147,7 @@ class SCRPN(nn.Module):
                 num_levels=node.NUM_LEVELS,
                 init_iou_thresholds=tuple(node.INIT_IOU_THRESHOLDS),
                 refined_iou_thresholds=tuple(node.REFINED_IOU_THRESHOLDS),
+                min_best_iou=node.MIN_BEST_IOU,
                 batch_size_per_image=node.BATCH_SIZE_PER_IMAGE,
             ),
             "iou_mask_samples": node.IOU_MASK.SAMPLES,
@@ -151,6 +155,7 @@ class SCRPN(nn.Module):
             "use_iou_mask_at_test": node.IOU_MASK.USE_AT_TEST,
             "box_reg_loss_type": node.BBOX_REG_LOSS_TYPE,
             "smooth_l1_beta": node.SMOOTH_L1_BETA,
+            "init_normalizer": node.INIT_NORMALIZER,
             "refined_normalizer": node.REFINED_NORMALIZER,
             "loss_weight": {
                 "loss_scrpn_cls": weight * node.CLS_LOSS_WEIGHT,
@@ -170,7 +175,8 @@ class SCRPN(nn.Module):
         """Raise ValueError for names that do not exist and settings that exclude each other."""
         for key, value, known in (
             ("IOU_MASK.SAMPLES", self.iou_mask_samples, IOU_MASK_SAMPLES),
-            ("REFINED_NORMALIZER", self.refined_normalizer, REFINED_NORMALIZERS),
+            ("INIT_NORMALIZER", self.init_normalizer, NORMALIZERS),
+            ("REFINED_NORMALIZER", self.refined_normalizer, NORMALIZERS),
             ("IOU_MASK.NUM_SIGMOID", self.num_sigmoid, (1, 2)),
             *(("BBOX_REG_LOSS_TYPE", x, BOX_REG_LOSS_TYPES) for x in self.box_reg_loss_type),
         ):
@@ -244,11 +250,13 @@ class SCRPN(nn.Module):
         num_sampled = is_sampled.sum().clamp(min=1)  # M_cls
         init_boxes = self._to_pixels(predictions.init_shape, locations)
         references = self._reference_boxes(locations).expand_as(init_boxes)
+        init_loss = self._box_loss(0, init_boxes, references, samples.init, ground_truth)
         num_init = (samples.init.labels == 1).sum().clamp(min=1)  # N_reg
+        if self.init_normalizer == "samples":
+            num_init = num_sampled
         losses = {
             "loss_scrpn_cls": class_loss / num_sampled,
-            "loss_scrpn_init": self._box_loss(0, init_boxes, references, samples.init, ground_truth)
-            / num_init,
+            "loss_scrpn_init": init_loss / num_init,
         }
         if predictions.secondary is not None:
             refined_boxes = self._refined_boxes(predictions, locations)

@@ -15,13 +15,16 @@ import torch.nn.functional as F
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, pairwise_iou
 from detectron2.structures.boxes import matched_pairwise_iou
-from fvcore.nn import giou_loss, smooth_l1_loss
+from fvcore.nn import smooth_l1_loss
+from torchvision.ops import generalized_box_iou_loss
 
 from .locations import GroundTruth
 
 BOX_REG_LOSS_TYPES = ("iou", "smooth_l1")
 # IoU below which -ln IoU would be constant: it is 13.8 here.
 _MIN_IOU = 1e-6
+# Shortest side of a predicted box whose deltas are compared, in pixels.
+_MIN_SIDE = 1e-2
 # IoUs (samples x objects) that are in memory at once.
 _MAX_IOUS = 1 << 22
 
@@ -42,7 +45,8 @@ def iou_loss(pred_boxes: torch.Tensor, gt_boxes: torch.Tensor) -> torch.Tensor:
     """
     iou = matched_pairwise_iou(Boxes(pred_boxes), Boxes(gt_boxes))
     loss = -iou.clamp(min=_MIN_IOU).log()
-    return torch.where(iou < _MIN_IOU, loss.detach() + giou_loss(pred_boxes, gt_boxes), loss)
+    apart = loss.detach() + generalized_box_iou_loss(pred_boxes, gt_boxes)
+    return torch.where(iou < _MIN_IOU, apart, loss)
 
 
 def delta_loss(
@@ -59,6 +63,11 @@ def delta_loss(
     """
     transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
     source_boxes = source_boxes.detach()
+    # Far from the origin, float32 rounds the far edge of a very narrow box onto the near one; the
+    # logarithm of its width would be infinite.
+    pred_boxes = torch.cat(
+        [pred_boxes[:, :2], torch.maximum(pred_boxes[:, 2:], pred_boxes[:, :2] + _MIN_SIDE)], dim=1
+    )
     pred_deltas = transform.get_deltas(source_boxes, pred_boxes)
     gt_deltas = transform.get_deltas(source_boxes, gt_boxes)
     return smooth_l1_loss(pred_deltas, gt_deltas, beta=beta, reduction="none").sum(dim=1)

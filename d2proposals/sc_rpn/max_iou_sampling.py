@@ -35,7 +35,11 @@ def build_max_iou_matcher(thresholds: tuple[float, float]) -> Matcher:
 
 @torch.no_grad()
 def assign_max_iou(
-    matcher: Matcher, boxes: torch.Tensor, is_valid: torch.Tensor, ground_truth: GroundTruth
+    matcher: Matcher,
+    boxes: torch.Tensor,
+    is_valid: torch.Tensor,
+    ground_truth: GroundTruth,
+    min_best_iou: float = 0.3,
 ) -> Assignment:
     """Label boxes by their best IoU with an object of their image.
 
@@ -44,6 +48,8 @@ def assign_max_iou(
         boxes: (N, R, 4) XYXY, pixels of the network input; anchors or initial proposals.
         is_valid: (N, R) bool. Other boxes are labelled -1 and cannot be an object's best.
         ground_truth: the objects of the batch.
+        min_best_iou: an object whose best IoU is lower has no positive. Without this bound every
+            sample inside a tiny or slender object would be its best, with hardly any overlap.
     """
     labels = torch.full(is_valid.shape, -1, dtype=torch.int8, device=boxes.device)
     matched = torch.full(is_valid.shape, -1, dtype=torch.int64, device=boxes.device)
@@ -52,9 +58,12 @@ def assign_max_iou(
         objects, gt_boxes = ground_truth.of_image(image)
         valid = is_valid[image].nonzero().squeeze(1)
         quality = pairwise_iou(Boxes(gt_boxes), Boxes(boxes[image, valid]))
-        # The matcher would call every box the best one of an object that none of them overlaps.
-        is_overlapped = quality.amax(dim=1) > 0
-        objects, quality = objects[is_overlapped], quality[is_overlapped]
+        # The matcher's low-quality matches have no bound of their own, so objects out of reach are
+        # kept from it. Samples on them are negatives either way: the bound is not above the
+        # negative threshold.
+        best = quality.amax(dim=1)
+        is_reached = (best >= min_best_iou) & (best > 0)
+        objects, quality = objects[is_reached], quality[is_reached]
         matches, labels_i = matcher(quality)
         labels[image, valid] = labels_i.to(torch.int8)
         if len(objects):

@@ -166,19 +166,19 @@ def point_alignment_offset(points: torch.Tensor, gradient: float) -> torch.Tenso
 def box_alignment_offset(boxes: torch.Tensor) -> torch.Tensor:
     """Offsets of a deformable 3x3 convolution whose taps are spread evenly over a box.
 
-    The taps sit in the middle of the box's 3x3 equal parts, as in T. Vu et al., "Cascade RPN",
-    NeurIPS 2019; like there, no gradient flows back to the box.
+    The taps sit on the box's corners, the middles of its sides and its centre, as in T. Vu et al.,
+    "Cascade RPN", NeurIPS 2019; like there, no gradient flows back to the box.
 
     Args:
         boxes: (N, Hi, Wi, 4) XYXY, in cells around the location.
 
     Returns:
-        Tensor: (N, 18, Hi, Wi) as (dy, dx) per tap; zero for a box of 3x3 cells around the
+        Tensor: (N, 18, Hi, Wi) as (dy, dx) per tap; zero for a box of 2x2 cells around the
         location.
     """
     boxes = boxes.detach()
     center = ((boxes[..., :2] + boxes[..., 2:]) / 2).flip(-1)  # (N, Hi, Wi, 2) as (y, x)
-    spacing = (boxes[..., 2:] - boxes[..., :2]).flip(-1) / KERNEL_SIZE
+    spacing = (boxes[..., 2:] - boxes[..., :2]).flip(-1) / (KERNEL_SIZE - 1)
     grid = kernel_grid(boxes.device)  # (9, 2)
     offset = center[..., None, :] + grid * (spacing[..., None, :] - 1)  # (N, Hi, Wi, 9, 2)
     return offset.flatten(-2).permute(0, 3, 1, 2)

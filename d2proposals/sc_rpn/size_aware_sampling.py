@@ -153,13 +153,13 @@ def assign_positive_region(
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     half_side = (boxes[:, 2:] - boxes[:, :2]) * (sigma / 2)
 
-    def cell_of(point: torch.Tensor) -> torch.Tensor:
-        cell = torch.div(point, stride, rounding_mode="floor").long()
-        return torch.minimum(cell.clamp(min=0), extent - 1)
+    def inside(cell: torch.Tensor) -> torch.Tensor:
+        return torch.minimum(cell.long().clamp(min=0), extent - 1)
 
-    first, last, center_cell = (
-        cell_of(p) for p in (center - half_side, center + half_side, center)
-    )
+    center_cell = inside((center / stride).floor())
+    # A region that ends on the border of a cell does not touch it, on either side.
+    first = inside(((center - half_side) / stride).floor()).minimum(center_cell)
+    last = inside(((center + half_side) / stride).ceil() - 1).maximum(center_cell)
     counts = last - first + 1  # (M, 2)
     candidate_object = torch.repeat_interleave(counts.prod(dim=1))  # (K,)
     ends = counts.prod(dim=1).cumsum(dim=0)

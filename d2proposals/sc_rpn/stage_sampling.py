@@ -60,6 +60,7 @@ class StageSampler:
         num_levels: int = 2,
         init_iou_thresholds: tuple[float, float] = (0.3, 0.7),
         refined_iou_thresholds: tuple[float, float] = (0.7, 0.7),
+        min_best_iou: float = 0.3,
         batch_size_per_image: int = 256,
     ):
         """
@@ -73,6 +74,8 @@ class StageSampler:
             num_levels: N, feature maps per object (Algorithm 2).
             init_iou_thresholds: (negative, positive) of the first stage's "max_iou".
             refined_iou_thresholds: (negative, positive) of the second stage's "max_iou".
+            min_best_iou: "max_iou": an object's best samples are positive from this IoU on, even
+                below the positive threshold; not above the negative thresholds.
             batch_size_per_image: classification samples per image, exceeded where an image has
                 more positives than half of it.
 
@@ -90,6 +93,12 @@ class StageSampler:
                 "MODEL.SCRPN needs SIGMA in [0, 1], TOPK and NUM_LEVELS of at least 1, got "
                 f"{sigma}, {topk} and {num_levels}"
             )
+        if not 0 <= min_best_iou <= min(init_iou_thresholds[0], refined_iou_thresholds[0]):
+            raise ValueError(
+                "MODEL.SCRPN.MIN_BEST_IOU must lie between 0 and the negative thresholds of "
+                f"INIT_IOU_THRESHOLDS and REFINED_IOU_THRESHOLDS, got {min_best_iou}, "
+                f"{tuple(init_iou_thresholds)} and {tuple(refined_iou_thresholds)}"
+            )
         self.init_assigner = init_assigner
         self.refined_assigner = refined_assigner
         self.sigma = sigma
@@ -97,6 +106,7 @@ class StageSampler:
         self.num_levels = num_levels
         self.init_matcher = build_max_iou_matcher(init_iou_thresholds)
         self.refined_matcher = build_max_iou_matcher(refined_iou_thresholds)
+        self.min_best_iou = min_best_iou
         self.batch_size_per_image = batch_size_per_image
 
     def check_pyramid(self, strides: list[int], num_anchors: int, num_stages: int) -> None:
@@ -137,7 +147,9 @@ class StageSampler:
             init = assign_positive_region(locations, ground_truth, self.sigma)
         else:
             references = reference_boxes.expand_as(init_boxes)
-            init = assign_max_iou(self.init_matcher, references, is_valid, ground_truth)
+            init = assign_max_iou(
+                self.init_matcher, references, is_valid, ground_truth, self.min_best_iou
+            )
         if num_stages == 1:
             refined = init
         elif self.refined_assigner == "size_aware_threshold":
@@ -145,7 +157,9 @@ class StageSampler:
                 locations, ground_truth, init_boxes, self.topk, self.num_levels
             )
         else:
-            refined = assign_max_iou(self.refined_matcher, init_boxes, is_valid, ground_truth)
+            refined = assign_max_iou(
+                self.refined_matcher, init_boxes, is_valid, ground_truth, self.min_best_iou
+            )
         return Samples(init, refined, self.draw_classification_samples(refined.labels))
 
     def draw_classification_samples(self, labels: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ def node(text: str) -> list[str]:
 BOX = "REPRESENTATION box; "
 SMOOTH_L1 = (
     "BBOX_REG_LOSS_TYPE ('smooth_l1','smooth_l1'); CLS_LOSS_WEIGHT 1.0; INIT_LOSS_WEIGHT 1.0; "
-    "REFINED_LOSS_WEIGHT 1.0; "
+    "REFINED_LOSS_WEIGHT 1.0; INIT_NORMALIZER samples; REFINED_NORMALIZER samples; "
 )
 WITHOUT_SADS = "INIT_ASSIGNER max_iou; REFINED_ASSIGNER max_iou; "
 WITHOUT_MASK = "IOU_MASK.ENABLED False; "

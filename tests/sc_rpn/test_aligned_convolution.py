@@ -55,7 +55,7 @@ def test_points_on_the_kernel_give_the_plain_convolution(sampler):
     conv = AlignedConv(in_channels=5, out_channels=6, sampler=sampler)
     x = torch.randn(2, 5, 11, 8)
     points = kernel_grid().flatten().expand(2, 11, 8, 18)
-    boxes = torch.tensor([-1.5, -1.5, 1.5, 1.5]).expand(2, 11, 8, 4)
+    boxes = torch.tensor([-1.0, -1.0, 1.0, 1.0]).expand(2, 11, 8, 4)
     plain = F.conv2d(x, conv.weight, padding=1)
     for offset in (point_alignment_offset(points, 0.1), box_alignment_offset(boxes), None):
         torch.testing.assert_close(conv(x, offset), plain)
@@ -75,14 +75,20 @@ def test_points_on_the_initial_grid_give_a_dilated_convolution():
     )
 
 
-def test_box_alignment_puts_taps_into_the_middle_of_nine_parts():
-    # A box 6 wide, 12 high, centred 2 right and 1 down of the location: taps at x 0, 2, 4 and
-    # y -3, 1, 5; minus the kernel's own taps -1, 0, 1.
-    offset = box_alignment_offset(torch.tensor([-1.0, -5.0, 5.0, 7.0]).view(1, 1, 1, 4)).flatten()
-    expected = [
-        (y - i, x - j) for i, y in enumerate((-3, 1, 5), -1) for j, x in enumerate((0, 2, 4), -1)
+def test_box_alignment_puts_taps_on_corners_sides_and_centre():
+    # A box 6 wide, 12 high, centred 2 right and 1 down of the location: taps at x -1, 2, 5 and
+    # y -5, 1, 7, minus the kernel's own taps -1, 0, 1; (dy, dx) row by row.
+    offset = box_alignment_offset(torch.tensor([-1.0, -5.0, 5.0, 7.0]).view(1, 1, 1, 4))
+    assert offset.view(9, 2).tolist() == [
+        *([-4, 0], [-4, 2], [-4, 4]),
+        *([1, 0], [1, 2], [1, 4]),
+        *([6, 0], [6, 2], [6, 4]),
     ]
-    assert offset.tolist() == [float(number) for pair in expected for number in pair]
+
+
+def test_box_alignment_hands_no_gradient_to_the_box():
+    boxes = torch.tensor([-1.0, -5.0, 5.0, 7.0]).view(1, 1, 1, 4).requires_grad_()
+    assert not box_alignment_offset(boxes).requires_grad
 
 
 def test_alignment_gradient_is_scaled():

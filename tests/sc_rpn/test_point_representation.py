@@ -54,6 +54,17 @@ def test_box_stages_apply_deltas_one_after_the_other():
     torch.testing.assert_close(refined, torch.tensor([[[-8.0, -8.0, 8.0, 8.0]]]))
 
 
+def test_refined_boxes_hold_back_the_gradient():
+    init = torch.tensor([[[-4.0, -4.0, 4.0, 4.0]]], requires_grad=True)
+    secondary = torch.zeros(1, 1, 4, requires_grad=True)
+    # Four different factors: those of a plain sum would cancel for the deltas of width and height.
+    refined = BoxRepresentation(8.0).decode_refined(init, secondary)
+    (refined * torch.tensor([1.0, 2, 3, 5])).sum().backward()
+    assert init.grad is None
+    # A delta of the centre moves both sides by the width, 8; one of the width by half of it, 4.
+    assert secondary.grad.tolist() == [[[32, 56, 8, 12]]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -51,6 +51,18 @@ def test_delta_loss_compares_deltas():
     torch.testing.assert_close(delta_loss(pred, gt, source, 0.1), expected.sum(1))
 
 
+def test_delta_loss_of_a_box_without_width_is_finite():
+    # At x 1200 the next float32 is 1.2e-4 away: a box 1e-5 wide has no width left.
+    pred = torch.tensor([[1200.0, 0, 1200 + 1e-5, 32]], requires_grad=True)
+    source = torch.tensor([[1184.0, 0, 1216, 32]])
+    assert pred[0, 0] == pred[0, 2]
+    loss = delta_loss(pred, source, source, 0.1)
+    # It counts as .01 pixels wide; Smooth L1 of ln(.01 / 32) alone, the centre is that of the box.
+    assert loss.item() == pytest.approx(math.log(32 / 0.01) - 0.05, abs=0.02)
+    loss.sum().backward()
+    assert pred.grad.isfinite().all()
+
+
 def test_double_sigmoid_range():
     x = torch.tensor([-1e4, 0.0, 1e4])
     mask = iou_mask_logits(x, 2).sigmoid()

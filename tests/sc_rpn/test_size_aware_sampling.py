@@ -1,12 +1,10 @@
 """Algorithms 1 and 2 and Eq. 1-2 against plain-Python twins of the paper's pseudo-code."""
 
-import math
-
 import pytest
 import torch
 
 from d2proposals.sc_rpn import size_aware_sampling
-from d2proposals.sc_rpn.locations import GroundTruth, PyramidLocations
+from d2proposals.sc_rpn.locations import GroundTruth
 from d2proposals.sc_rpn.size_aware_sampling import (
     adjacent_level,
     assign_positive_region,
@@ -16,148 +14,18 @@ from d2proposals.sc_rpn.size_aware_sampling import (
     nearest_candidates,
     object_level,
 )
-
-STRIDES = [4, 8, 16, 32, 64]
-
-
-def build_locations(image_sizes, padded_size):
-    height, width = padded_size
-    map_sizes = [(math.ceil(height / s), math.ceil(width / s)) for s in STRIDES]
-    return PyramidLocations.build(map_sizes, STRIDES, image_sizes, torch.device("cpu"))
-
-
-def build_ground_truth(boxes_per_image):
-    boxes = [torch.tensor(b, dtype=torch.float32).reshape(-1, 4) for b in boxes_per_image]
-    index = [torch.full((len(b),), i) for i, b in enumerate(boxes)]
-    return GroundTruth(torch.cat(boxes), torch.cat(index))
-
-
-def random_boxes(image_size, num_boxes, generator):
-    height, width = image_size
-    size = torch.tensor([width, height])
-    side = 2 ** (torch.rand(num_boxes, 2, generator=generator) * 8 + 1)
-    center = torch.rand(num_boxes, 2, generator=generator) * size
-    low = torch.minimum((center - side / 2).clamp(min=0), size - 1)
-    return torch.cat(
-        [low, torch.minimum(torch.maximum(center + side / 2, low + 1), size)], 1
-    ).tolist()
-
-
-# The twins: one object, one sample after the other.
-
-
-def twin_level(area):
-    return min(max(math.floor((math.log2(area) - 9) / 2), 0), 4)
-
-
-def twin_levels(area, num_levels):
-    level = twin_level(area)
-    if num_levels == 1:
-        return [level]
-    if num_levels == 2:
-        if not 2**10 <= area < 2**18:
-            return [level]
-        return [level, level - 1 if area < 2 ** (2 * level + 10) else level + 1]
-    exact = (math.log2(area) - 10) / 2
-    return sorted(range(5), key=lambda x: (abs(x - exact), -x))[:num_levels]
-
-
-def twin_cells(locations, image, level):
-    """(index, row, column, x, y) of a feature map's cells that are centred in the image."""
-    columns, rows = locations.extents[image, level].tolist()
-    width, stride = locations.map_sizes[level][1], STRIDES[level]
-    for row in range(rows):
-        for column in range(columns):
-            index = locations.starts[level] + row * width + column
-            yield index, row, column, (column + 0.5) * stride, (row + 0.5) * stride
-
-
-def twin_inside(x, y, box):
-    return box[0] < x < box[2] and box[1] < y < box[3]
-
-
-def twin_iou(a, b):
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    inter = max(width, 0) * max(height, 0)
-    return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
-
-
-def twin_positive_region(locations, ground_truth, sigma):
-    best = {}
-    for g, (box, image) in enumerate(
-        zip(ground_truth.boxes.tolist(), ground_truth.image_index.tolist(), strict=True)
-    ):
-        area = (box[2] - box[0]) * (box[3] - box[1])
-        level = twin_level(area)
-        stride = STRIDES[level]
-        columns, rows = locations.extents[image, level].tolist()
-        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-        half = [(box[2] - box[0]) * sigma / 2, (box[3] - box[1]) * sigma / 2]
-
-        def cell(value, count, stride=stride):
-            return min(max(math.floor(value / stride), 0), count - 1)
-
-        for index, row, column, cell_x, cell_y in twin_cells(locations, image, level):
-            in_region = cell(x - half[0], columns) <= column <= cell(x + half[0], columns) and cell(
-                y - half[1], rows
-            ) <= row <= cell(y + half[1], rows)
-            is_center = (column, row) == (cell(x, columns), cell(y, rows))
-            if is_center or (in_region and twin_inside(cell_x, cell_y, box)):
-                key = (image, index)
-                best[key] = min(best.get(key, (math.inf, 0)), (area, g))
-    return {key: g for key, (_, g) in best.items()}
-
-
-def twin_size_aware_threshold(locations, ground_truth, init_boxes, k, num_levels):
-    best = {}
-    for g, (box, image) in enumerate(
-        zip(ground_truth.boxes.tolist(), ground_truth.image_index.tolist(), strict=True)
-    ):
-        area = (box[2] - box[0]) * (box[3] - box[1])
-        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-        candidates = []
-        for level in twin_levels(area, num_levels):
-            samples = []
-            for index, *_ in twin_cells(locations, image, level):
-                d = init_boxes[image, index].tolist()
-                d_x, d_y = (d[0] + d[2]) / 2, (d[1] + d[3]) / 2
-                samples.append(((d_x - x) ** 2 + (d_y - y) ** 2, index, d_x, d_y, twin_iou(d, box)))
-            candidates += sorted(samples)[:k]
-        mean = sum(c[4] for c in candidates) / len(candidates)
-        for _, index, d_x, d_y, iou in candidates:
-            if iou > mean and twin_inside(d_x, d_y, box):
-                key = (image, index)
-                best[key] = max(best.get(key, (-1, 0)), (iou, -g))
-    return {key: -g for key, (_, g) in best.items()}
-
-
-def positives(assignment):
-    found = {
-        tuple(i): assignment.matched[tuple(i)].item()
-        for i in (assignment.labels == 1).nonzero().tolist()
-    }
-    assert (assignment.matched[assignment.labels != 1] == -1).all()
-    return found
-
-
-def random_case(seed, image_sizes=((256, 320), (190, 333)), num_boxes=(12, 7), k_noise=6.0):
-    generator = torch.Generator().manual_seed(seed)
-    boxes = [
-        random_boxes(size, n, generator) for size, n in zip(image_sizes, num_boxes, strict=True)
-    ]
-    padded = [max(s[i] for s in image_sizes) // 32 * 32 + 32 for i in range(2)]
-    locations = build_locations(image_sizes, padded)
-    side = locations.stride_of_location[:, None] * 4
-    boxes_on_grid = torch.cat([locations.centers - side, locations.centers + side], dim=1)
-    noise = torch.randn(len(image_sizes), *boxes_on_grid.shape, generator=generator)
-    init_boxes = boxes_on_grid + noise * k_noise
-    low, high = init_boxes[..., :2], init_boxes[..., 2:]
-    return (
-        locations,
-        build_ground_truth(boxes),
-        torch.cat([torch.minimum(low, high), torch.maximum(low, high)], -1),
-    )
+from tests.sc_rpn.size_aware_twins import (
+    STRIDES,
+    build_ground_truth,
+    build_locations,
+    positives,
+    random_boxes,
+    random_case,
+    twin_level,
+    twin_levels,
+    twin_positive_region,
+    twin_size_aware_threshold,
+)
 
 
 @pytest.mark.parametrize("exponent", range(8, 21))
@@ -200,6 +68,50 @@ def test_positive_region_equals_its_twin(seed, sigma):
     expected = twin_positive_region(locations, ground_truth, sigma)
     assert len(expected) >= 10
     assert positives(assignment) == expected
+
+
+def mirrored_positives(boxes, sigma, image_size=(256, 320)):
+    """Cells (row, column, map) of each box, one box an image; of mirrored boxes mirrored back."""
+    locations = build_locations([image_size] * len(boxes), image_size)
+    width = image_size[1]
+    found = []
+    for mirror in (False, True):
+        if mirror:
+            boxes = [[width - x2, y1, width - x1, y2] for x1, y1, x2, y2 in boxes]
+        assignment = assign_positive_region(
+            locations, build_ground_truth([[box] for box in boxes]), sigma
+        )
+        cells = [set() for _ in boxes]
+        for image, index in positives(assignment):
+            x, y = locations.centers[index].tolist()
+            stride = int(locations.stride_of_location[index])
+            cells[image].add((width - x if mirror else x, y, stride))
+        found.append(cells)
+    return found
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.5])
+def test_mirrored_boxes_have_mirrored_positives(sigma):
+    # The image's width is a multiple of all strides. Both sides are longer than a cell: the centre
+    # of a narrower object can lie on a border between two cells of which neither is centred in it.
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(2000, 2, 2, generator=generator) * torch.tensor([320, 256])
+    low, high = corners.round().sort(dim=1).values.unbind(1)
+    level = object_level(((high - low).prod(dim=1)).clamp(min=1), 5)
+    is_wide = ((high - low) > torch.tensor(STRIDES)[level, None]).all(dim=1)
+    boxes = torch.cat([low, high], dim=1)[is_wide][:300].tolist()
+    assert len(boxes) == 300
+    straight, mirrored = mirrored_positives(boxes, sigma)
+    assert straight == mirrored
+    assert {stride for cells in straight for *_, stride in cells} >= {4, 8, 16, 32}
+
+
+def test_a_region_that_ends_on_a_border_does_not_touch_the_next_cell():
+    # Region of 8 x 8 pixels from (36, 36) to (44, 44), sides multiples of the stride of 4.
+    locations = build_locations([(128, 128)], (128, 128))
+    assignment = assign_positive_region(locations, build_ground_truth([[[32, 32, 48, 48]]]), 0.5)
+    expected = {(x, y) for x in (38, 42) for y in (38, 42)}
+    assert {tuple(locations.centers[i].tolist()) for _, i in positives(assignment)} == expected
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 
 from d2proposals import add_d2proposals_config
 
@@ -34,4 +34,14 @@ def make_instances(image_size: tuple[int, int], boxes=()) -> Instances:
     instances = Instances(image_size)
     instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     instances.gt_classes = torch.zeros(len(instances.gt_boxes), dtype=torch.int64)
+    return instances
+
+
+def add_rectangle_masks(instances: Instances) -> Instances:
+    """Give each object its box as its mask; returns the same instances."""
+    height, width = instances.image_size
+    x1, y1, x2, y2 = (side[:, None] for side in instances.gt_boxes.tensor.unbind(dim=1))
+    x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5
+    columns, rows = (x > x1) & (x < x2), (y > y1) & (y < y2)
+    instances.gt_masks = BitMasks(rows[:, :, None] & columns[:, None, :])
     return instances

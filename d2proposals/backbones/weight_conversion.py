@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..proposals.atomic_files import atomic_write
 from .bn_inception import BNInception
+from .vgg import VGG
 
 logger = logging.getLogger(__name__)
 
@@ -248,5 +249,36 @@ def zoom_network_weights(
     return bottom_up | {f"backbone.{key}": value for key, value in mirrored.items()}
 
 
+def convert_vgg11(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert torchvision's ``vgg11`` weights: its convolutions, under the same names.
+
+    They expect RGB images normalised by torchvision's mean and deviation (the default of
+    MODEL.DEEPMASK.FORMAT, PIXEL_MEAN and PIXEL_STD).
+
+    Args:
+        public: State dict; the classifier is dropped.
+
+    Returns:
+        Weights as in the state dict of :class:`VGG` at full width.
+
+    Raises:
+        ValueError: Keys are missing or unknown, or a tensor has the wrong shape.
+    """
+    with torch.device("meta"):
+        expected = VGG().state_dict()
+    used = {name: value for name, value in public.items() if not name.startswith("classifier.")}
+    _check_keys("VGG-A", used, {name: name for name in expected})
+    for name, value in used.items():
+        if value.shape != expected[name].shape:
+            raise ValueError(
+                f"VGG-A weights: {name} has shape {tuple(value.shape)}, "
+                f"expected {tuple(expected[name].shape)}."
+            )
+    return {name: value.to(torch.float32).contiguous() for name, value in used.items()}
+
+
 # Public weights by the name of their network.
-CONVERTERS: dict[str, Callable[..., dict[str, Tensor]]] = {"bn_inception": convert_bn_inception}
+CONVERTERS: dict[str, Callable[..., dict[str, Tensor]]] = {
+    "bn_inception": convert_bn_inception,
+    "vgg11": convert_vgg11,
+}

@@ -1,0 +1,71 @@
+"""The segmentation branch of one DeepMask and the scoring branch of another (DeepMask20*, Sec. 4).
+
+Each branch needs the trunk that it was trained with, so the result has two: it is for a model with
+MODEL.DEEPMASK.SHARED_TRUNK False.
+"""
+
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_NETWORK = "proposal_generator.network."
+
+
+def combine_branches(
+    segmentation: Mapping[str, Tensor], scoring: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Weights of a model with two trunks.
+
+    Args:
+        segmentation: state dict of the model whose masks are wanted; what is not DeepMask's (a
+            detector's weights) is taken from it, too.
+        scoring: state dict of the model whose scores are wanted.
+
+    Returns:
+        the combined state dict.
+
+    Raises:
+        ValueError: one of them is no DeepMask.
+    """
+    for title, weights in (("segmentation", segmentation), ("scoring", scoring)):
+        for part in ("trunk.", "mask_head.", "score_head."):
+            if not any(key.startswith(_NETWORK + part) for key in weights):
+                raise ValueError(
+                    f"The {title} model has no weights {_NETWORK}{part}*: give the checkpoint of a "
+                    "model whose MODEL.PROPOSAL_GENERATOR.NAME is DeepMask."
+                )
+    left_out = (_NETWORK + "score_head.", _NETWORK + "score_trunk.")
+    combined = {k: v for k, v in segmentation.items() if not k.startswith(left_out)}
+    # A model with two trunks scores with its second one.
+    own = any(key.startswith(_NETWORK + "score_trunk.") for key in scoring)
+    source = _NETWORK + ("score_trunk." if own else "trunk.")
+    for key, value in scoring.items():
+        if key.startswith(source):
+            combined[_NETWORK + "score_trunk." + key.removeprefix(source)] = value
+        elif key.startswith(_NETWORK + "score_head."):
+            combined[key] = value
+    return combined
+
+
+def read_model(path: str) -> Mapping[str, Tensor]:
+    """The model's weights in a checkpoint of train_net.py, without running any code in it.
+
+    Args:
+        path: of the .pth file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no checkpoint.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no checkpoint {path}; train_net.py writes .pth files.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises a dozen kinds, by where it is damaged
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is cut off, or no checkpoint of tensors ({reason}).") from error
+    if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
+        raise ValueError(f"{path} has no entry 'model': give a checkpoint of train_net.py.")
+    return content["model"]

@@ -1,0 +1,43 @@
+"""DeepMask's joint loss (Sec. 3.2, Eq. 1), a sum of binary logistic regression losses.
+
+Targets are 0 and 1 where the paper has -1 and 1: log(1 + exp(-y f)) is the binary cross-entropy
+of the logit f.
+
+Shape shorthand in this module:
+
+    P: number of patches
+    S: side of a mask, in pixels
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def mask_loss(logits: torch.Tensor, targets: torch.Tensor, is_sample: torch.Tensor) -> torch.Tensor:
+    """First term of Eq. 1: means over the pixels of a patch, summed over patches.
+
+    Args:
+        logits: (P, S, S).
+        targets: (P, S, S) of 0 and 1.
+        is_sample: (P,) bool, which patches count: the positives, (1 + y) / 2 = 1.
+
+    Returns:
+        Tensor: a number.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").flatten(1)
+    return (loss.mean(dim=1) * is_sample).sum()
+
+
+def score_loss(logits: torch.Tensor, labels: torch.Tensor, is_sample: torch.Tensor) -> torch.Tensor:
+    """Second term of Eq. 1 without lambda: a sum over patches.
+
+    Args:
+        logits: (P,).
+        labels: (P,) of 0 and 1.
+        is_sample: (P,) bool, which patches count.
+
+    Returns:
+        Tensor: a number.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return (loss * is_sample).sum()

@@ -1,0 +1,323 @@
+"""DeepMask's network: a shared trunk, a branch for the mask and one for the score.
+
+Source: P. O. Pinheiro, R. Collobert and P. Dollar, "Learning to Segment Object Candidates", NIPS
+2015 (arXiv:1506.06204), Sec. 3.1, 3.3 and 3.4.
+
+Each branch has a form for patches, by which it is trained, and one for a whole map, which gives
+every window of the map what the patch form gives the window cut out.
+
+Shape shorthand in this module:
+
+    P: number of patches or windows
+    C: channels of the trunk's map
+    m: side of a patch's map, in cells (14)
+    s: side of a predicted mask, in cells (56)
+    S: side of a patch, in pixels (224)
+    Hf, Wf: height and width of a map, in cells
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import Backbone
+from torch import nn
+
+UPSAMPLING = ("bilinear", "trainable", "none")
+
+# Windows whose m x m cells are copied side by side at a time, as float32 numbers: 128 MiB.
+_CHUNK_NUMBERS = 2**25
+
+
+class MaskHead(nn.Module):
+    """Segmentation branch: 1x1 convolution, then every pixel classifier sees the whole map.
+
+    The classifiers are two linear layers without a non-linearity in between, a low-rank variant
+    of one fully connected layer (Sec. 3.1).
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        map_size: int,
+        patch_size: int,
+        channels: int = 512,
+        code_dim: int = 512,
+        mask_size: int = 56,
+        upsampling: str = "bilinear",
+    ) -> None:
+        """
+        Args:
+            in_channels: C.
+            map_size: m, in cells.
+            patch_size: S, in pixels; a multiple of ``mask_size`` for trainable up-sampling.
+            channels: of the 1x1 convolution.
+            code_dim: numbers between the two linear layers; 0 for one layer instead of two, the
+                full-rank variant ("deepmaskfull").
+            mask_size: s, in cells.
+            upsampling: from s to S. "bilinear" (the paper's), "trainable" (a transposed
+                convolution that begins as bilinear) or "none": masks are learnt at s x s, and
+                enlarged bilinearly where they are used.
+
+        Raises:
+            ValueError: an unknown up-sampling, or one that does not divide.
+        """
+        super().__init__()
+        if upsampling not in UPSAMPLING:
+            raise ValueError(
+                f"MODEL.DEEPMASK.UPSAMPLING must be one of {UPSAMPLING}, got '{upsampling}'."
+            )
+        self.map_size, self.mask_size, self.patch_size = map_size, mask_size, patch_size
+        self.upsampling = upsampling
+        self.conv = nn.Conv2d(in_channels, channels, 1)
+        num_inputs = channels * map_size**2
+        self.encode = nn.Linear(num_inputs, code_dim) if code_dim else nn.Identity()
+        self.classify = nn.Linear(code_dim or num_inputs, mask_size**2)
+        if upsampling == "trainable":
+            self.upsample = _bilinear_deconvolution(patch_size, mask_size)
+
+    @property
+    def target_size(self) -> int:
+        """Side of the masks that the branch is trained on: S, or s without up-sampling."""
+        return self.mask_size if self.upsampling == "none" else self.patch_size
+
+    def embed(self, maps: torch.Tensor) -> torch.Tensor:
+        """1x1 convolution and ReLU, of patches or of a whole map alike.
+
+        Args:
+            maps: (N, C, Hf, Wf).
+
+        Returns:
+            Tensor: (N, channels, Hf, Wf).
+        """
+        return F.relu(self.conv(maps))
+
+    def forward(self, embedded: torch.Tensor) -> torch.Tensor:
+        """Logits of masks.
+
+        Args:
+            embedded: (P, channels, m, m) from :meth:`embed`.
+
+        Returns:
+            Tensor: (P, s, s).
+        """
+        return self._classify(embedded.permute(0, 2, 3, 1).flatten(1))
+
+    def _classify(self, cells: torch.Tensor) -> torch.Tensor:
+        """(P, m * m * channels), cell by cell, -> (P, s, s)."""
+        return self.classify(self.encode(cells)).view(-1, self.mask_size, self.mask_size)
+
+    def at_windows(
+        self, embedded: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits of masks at chosen windows of a whole map.
+
+        Unlike the paper, which computes all windows' masks by convolution, windows are chosen by
+        score first: the linear layers at all windows would cost as much as the trunk (the low-rank
+        variant) or more (the full-rank one). Windows are copied out in chunks of bounded size.
+
+        Args:
+            embedded: (channels, Hf, Wf) from :meth:`embed`.
+            rows, columns: (P,) int64, each window's first cell.
+
+        Returns:
+            Tensor: (P, s, s).
+        """
+        channels, _, width = embedded.shape
+        table = embedded.permute(1, 2, 0).reshape(-1, channels)  # (Hf * Wf, channels)
+        step = torch.arange(self.map_size, device=embedded.device)
+        cells = (rows * width + columns)[:, None] + (step[:, None] * width + step).flatten()
+        chunk = max(_CHUNK_NUMBERS // (channels * self.map_size**2), 1)
+        pieces = [self._classify(table[cells_i].flatten(1)) for cells_i in cells.split(chunk)]
+        return torch.cat(pieces)
+
+    def enlarge(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits at the patch's own pixels (Sec. 3.4).
+
+        Args:
+            logits: (P, s, s).
+
+        Returns:
+            Tensor: (P, S, S).
+        """
+        if self.upsampling == "trainable":
+            return self.upsample(logits[:, None])[:, 0]
+        size = (self.patch_size, self.patch_size)
+        return F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _bilinear_deconvolution(patch_size: int, mask_size: int) -> nn.ConvTranspose2d:
+    """A transposed convolution whose weights are those of bilinear interpolation."""
+    factor, rest = divmod(patch_size, mask_size)
+    if rest or factor % 2:
+        raise ValueError(
+            "MODEL.DEEPMASK.UPSAMPLING 'trainable' needs a MODEL.DEEPMASK.PATCH_SIZE that is an "
+            f"even multiple of MASK_SIZE, got {patch_size} and {mask_size}."
+        )
+    layer = nn.ConvTranspose2d(1, 1, 2 * factor, stride=factor, padding=factor // 2)
+    position = torch.arange(2 * factor, dtype=torch.float32)
+    weight = 1 - (position + 0.5 - factor).abs() / factor
+    with torch.no_grad():
+        layer.weight.copy_(weight[:, None] * weight)
+        layer.bias.zero_()
+    return layer
+
+
+class ScoreHead(nn.Module):
+    """Scoring branch: 2x2 max pooling, then three fully connected layers (Sec. 3.1, 3.4)."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        map_size: int,
+        hidden_dims: Sequence[int] = (512, 1024),
+        dropout: float = 0.5,
+    ) -> None:
+        """
+        Args:
+            in_channels: C.
+            map_size: m, in cells; even.
+            hidden_dims: units of the two hidden layers.
+            dropout: rate after each of them.
+
+        Raises:
+            ValueError: not two hidden layers, or an odd map.
+        """
+        super().__init__()
+        if len(hidden_dims) != 2:
+            raise ValueError(f"MODEL.DEEPMASK.SCORE_DIMS needs two numbers, got {hidden_dims}.")
+        if map_size % 2:
+            raise ValueError(
+                "MODEL.DEEPMASK.PATCH_SIZE must be an even multiple of the trunk's stride, got a "
+                f"map of {map_size} x {map_size} cells."
+            )
+        self.map_size = map_size
+        self.fc1 = nn.Linear(in_channels * (map_size // 2) ** 2, hidden_dims[0])
+        self.fc2 = nn.Linear(hidden_dims[0], hidden_dims[1])
+        self.fc3 = nn.Linear(hidden_dims[1], 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Logits of scores.
+
+        Args:
+            maps: (P, C, m, m) of the trunk.
+
+        Returns:
+            Tensor: (P,).
+        """
+        x = F.max_pool2d(maps, 2).flatten(1)
+        x = self.dropout(F.relu(self.fc1(x)))
+        x = self.dropout(F.relu(self.fc2(x)))
+        return self.fc3(x)[:, 0]
+
+    def at_every_window(self, maps: torch.Tensor) -> torch.Tensor:
+        """Logits of scores at every window of a whole map (Sec. 3.3).
+
+        A window's pooling starts at its own first cell. The interleaving trick computes that on
+        shifted copies of the map; pooling with stride 1 and reading every second cell is the same.
+
+        Args:
+            maps: (N, C, Hf, Wf) of the trunk, both sides at least m.
+
+        Returns:
+            Tensor: (N, Hf - m + 1, Wf - m + 1).
+        """
+        side = self.map_size // 2
+        x = F.max_pool2d(maps, 2, stride=1)
+        weight = self.fc1.weight.view(len(self.fc1.weight), maps.shape[1], side, side)
+        x = self.dropout(F.relu(F.conv2d(x, weight, self.fc1.bias, dilation=2)))
+        x = x.flatten(2).transpose(1, 2)  # (N, windows, hidden)
+        x = self.dropout(F.relu(self.fc2(x)))
+        windows = [side - self.map_size + 1 for side in maps.shape[-2:]]
+        return self.fc3(x).view(-1, *windows)
+
+
+class DeepMaskNetwork(nn.Module):
+    """The trunk and both branches."""
+
+    def __init__(
+        self,
+        *,
+        trunk: Backbone,
+        mask_head: MaskHead,
+        score_head: ScoreHead,
+        patch_size: int = 224,
+        context: int = 0,
+        score_trunk: Backbone | None = None,
+    ) -> None:
+        """
+        Args:
+            trunk: with one map, and the attributes of :class:`VGG`.
+            mask_head: the segmentation branch.
+            score_head: the scoring branch.
+            patch_size: S, in pixels; a multiple of the trunk's stride.
+            context: pixels of the image that a patch has around it on each side and that are cut
+                off its map. A multiple of the trunk's stride.
+            score_trunk: a trunk of the scoring branch's own; None to share one, as in the paper.
+
+        Raises:
+            ValueError: a size that the stride does not divide.
+        """
+        super().__init__()
+        for key, size in (("PATCH_SIZE", patch_size), ("CONTEXT", context)):
+            if size % trunk.stride or size < 0:
+                raise ValueError(
+                    f"MODEL.DEEPMASK.{key} must be a multiple of {trunk.stride}, the stride of the "
+                    f"trunk, got {size}."
+                )
+        self.trunk = trunk
+        self.score_trunk = score_trunk
+        self.mask_head = mask_head
+        self.score_head = score_head
+        self.patch_size = patch_size
+        self.context = context
+
+    @property
+    def stride(self) -> int:
+        """Pixels between two windows of a map."""
+        return self.trunk.stride
+
+    def mask_logits(self, patches: torch.Tensor) -> torch.Tensor:
+        """Mask logits of patches.
+
+        Args:
+            patches: (P, 3, S + 2 context, S + 2 context), normalised for the trunk.
+
+        Returns:
+            Tensor: (P, s, s).
+        """
+        return self.mask_head(self.mask_head.embed(self._patch_maps(self.trunk, patches)))
+
+    def score_logits(self, patches: torch.Tensor) -> torch.Tensor:
+        """Score logits of patches as in :meth:`mask_logits`; (P,)."""
+        return self.score_head(self._patch_maps(self.score_trunk or self.trunk, patches))
+
+    def mask_and_score_logits(
+        self, patches: torch.Tensor, num_masks: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both branches on the same patches, the trunk being run once if it is shared.
+
+        Args:
+            patches: as in :meth:`mask_logits`.
+            num_masks: masks are computed of the first so many patches.
+
+        Returns:
+            Tensor: (num_masks, s, s).
+            Tensor: (P,).
+        """
+        if self.score_trunk is not None:
+            return self.mask_logits(patches[:num_masks]), self.score_logits(patches)
+        maps = self._patch_maps(self.trunk, patches)
+        return self.mask_head(self.mask_head.embed(maps[:num_masks])), self.score_head(maps)
+
+    def _patch_maps(self, trunk: Backbone, patches: torch.Tensor) -> torch.Tensor:
+        """(P, C, m, m) maps of patches, without the cells of the context."""
+        (maps,) = trunk(patches).values()
+        border = self.context // self.stride
+        side = maps.shape[-1] - 2 * border
+        return maps[..., border : border + side, border : border + side]

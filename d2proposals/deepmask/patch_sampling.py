@@ -1,0 +1,424 @@
+"""Training patches: where they are cut, their labels and their masks.
+
+Source: DeepMask, Sec. 3 (constraints i and ii) and 3.4. A patch is a canonical positive if an
+object is precisely centred in it and the object's longer side has 128 of the patch's 224 pixels.
+
+Shape shorthand in this module:
+
+    N: number of images in the batch
+    M: number of objects in the batch
+    P: number of patches
+    T: number of tries per negative patch
+
+Naming convention:
+
+    canonical pixels: pixels of an object's canonical patch. An object's longer side has 128.
+    object size: the longer side of an object's box, in pixels of the network input. A patch's is
+        that of the object which would fill it canonically.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
+
+from ..proposals.patches import crop_patches
+
+OTHER_CATEGORIES = ("background", "ignored")
+
+
+@dataclass
+class GroundTruth:
+    """The objects of a batch.
+
+    Attributes:
+        boxes: (M, 4) XYXY, pixels of the network input.
+        image_index: (M,) int64.
+        number_in_image: (M,) int64, each object's index in its image's instances.
+        is_positive: (M,) bool, whether it may be a positive example.
+        repels: (M,) bool, whether patches similar to its canonical one are no negatives.
+        crowd_boxes: (any, 4) of crowd regions.
+        crowd_index: (any,) int64, their images.
+        image_sizes: (N, 2) float32 (height, width).
+    """
+
+    boxes: torch.Tensor
+    image_index: torch.Tensor
+    number_in_image: torch.Tensor
+    is_positive: torch.Tensor
+    repels: torch.Tensor
+    crowd_boxes: torch.Tensor
+    crowd_index: torch.Tensor
+    image_sizes: torch.Tensor
+
+    @classmethod
+    def from_instances(
+        cls,
+        gt_instances: Sequence[Instances],
+        categories: Sequence[int] = (),
+        other_categories: str = "background",
+    ) -> GroundTruth:
+        """
+        Args:
+            gt_instances: of each image, with ``gt_boxes``; with ``gt_classes`` if there are
+                ``categories``; ``crowd_regions`` are read if there are any.
+            categories: those whose objects are positive examples; () for all.
+            other_categories: what the other objects are, see :class:`PatchSampler`.
+        """
+        device = gt_instances[0].gt_boxes.device
+        boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances]).float()
+        lengths = [len(x) for x in gt_instances]
+        is_positive = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1) & boxes.isfinite().all(dim=1)
+        repels = is_positive
+        if categories:
+            wanted = torch.as_tensor(list(categories), device=device)
+            classes = torch.cat([x.gt_classes for x in gt_instances])
+            is_positive = is_positive & torch.isin(classes, wanted)
+            repels = repels if other_categories == "ignored" else is_positive
+        crowd = [
+            x.crowd_regions.boxes.tensor.float() if x.has("crowd_regions") else boxes[:0]
+            for x in gt_instances
+        ]
+        sizes = torch.tensor([x.image_size for x in gt_instances], device=device)
+        return cls(
+            boxes=boxes,
+            image_index=_repeat_index(lengths, device),
+            number_in_image=torch.cat([torch.arange(x, device=device) for x in lengths]),
+            is_positive=is_positive,
+            repels=repels,
+            crowd_boxes=torch.cat(crowd),
+            crowd_index=_repeat_index([len(x) for x in crowd], device),
+            image_sizes=sizes.float(),
+        )
+
+    @property
+    def centers(self) -> torch.Tensor:
+        """(M, 2) x, y."""
+        return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+
+    @property
+    def sizes(self) -> torch.Tensor:
+        """(M,) object sizes."""
+        return (self.boxes[:, 2:] - self.boxes[:, :2]).amax(dim=1)
+
+
+def _repeat_index(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    """0 as often as the first length says, then 1, ..."""
+    index = torch.arange(len(lengths), device=device)
+    return index.repeat_interleave(torch.tensor(lengths, device=device), output_size=sum(lengths))
+
+
+@dataclass
+class PatchSamples:
+    """Where patches are cut; positives first.
+
+    Attributes:
+        centers: (P, 2) x, y in pixels of the network input.
+        object_sizes: (P,) of the patches.
+        image_index: (P,) int64.
+        object_index: (P,) int64 the centred object of a positive patch; -1 of a negative one.
+        flipped: (P,) bool, mirrored left to right.
+        is_valid: (P,) bool; the others are placeholders, where a batch has no objects or no room
+            for a negative.
+        num_positive: how many of the P are positive.
+    """
+
+    centers: torch.Tensor
+    object_sizes: torch.Tensor
+    image_index: torch.Tensor
+    object_index: torch.Tensor
+    flipped: torch.Tensor
+    is_valid: torch.Tensor
+    num_positive: int
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """(P,) float32, 1 for positives and 0 for negatives (the paper's y is 1 and -1)."""
+        position = torch.arange(len(self.centers), device=self.centers.device)
+        return (position < self.num_positive).float()
+
+
+class PatchSampler:
+    """Draws patches around the objects of a batch and away from them (Sec. 3.4)."""
+
+    def __init__(
+        self,
+        *,
+        patch_size: int = 224,
+        object_size: float = 128.0,
+        jitter_shift: float = 16.0,
+        jitter_scale: float = 0.25,
+        flip: bool = True,
+        negative_shift: float = 32.0,
+        negative_scale: float = 1.0,
+        negative_log2_scales: tuple[float, float] = (-3.0, 2.0),
+        categories: Sequence[int] = (),
+        other_categories: str = "background",
+        num_tries: int = 64,
+    ) -> None:
+        """
+        Args:
+            patch_size: side of a patch, in its pixels.
+            object_size: longer side of a canonical object, in pixels of the patch.
+            jitter_shift: positives are off their object's centre by at most this along each axis,
+                in canonical pixels.
+            jitter_scale: their object is larger or smaller than canonical by at most this, in
+                octaves.
+            flip: whether half of the patches are mirrored.
+            negative_shift: negatives are at least this far, along x or y, from the centre of each
+                canonical positive, in its canonical pixels, ...
+            negative_scale: ... or differ from it in scale by at least so many octaves.
+            negative_log2_scales: range of the octaves by which an image would be enlarged to have
+                the negative in ``patch_size`` pixels.
+            categories: those whose objects are positive examples; () for all.
+            other_categories: "background": objects of other categories are as good as not
+                annotated, so that negatives may lie on them, as in the paper. "ignored": no
+                negative is similar to their canonical positives either.
+            num_tries: places that are tried for each negative at once.
+
+        Raises:
+            ValueError: a jittered object might not fit into its patch, or an unknown choice.
+        """
+        reach = (object_size / 2 + jitter_shift) * 2**jitter_scale
+        if reach > patch_size / 2:
+            raise ValueError(
+                "Positive patches must contain their object: (OBJECT_SIZE / 2 + JITTER_SHIFT) * "
+                f"2^JITTER_SCALE is {reach:.1f}, above half of MODEL.DEEPMASK.PATCH_SIZE "
+                f"{patch_size}."
+            )
+        if other_categories not in OTHER_CATEGORIES:
+            raise ValueError(
+                f"MODEL.DEEPMASK.OTHER_CATEGORIES must be one of {OTHER_CATEGORIES}, got "
+                f"'{other_categories}'."
+            )
+        self.patch_size = patch_size
+        self.object_size = object_size
+        self.jitter_shift = jitter_shift
+        self.jitter_scale = jitter_scale
+        self.flip = flip
+        self.negative_shift = negative_shift
+        self.negative_scale = negative_scale
+        self.negative_log2_scales = tuple(negative_log2_scales)
+        self.categories = tuple(categories)
+        self.other_categories = other_categories
+        self.num_tries = num_tries
+
+    def read_ground_truth(self, gt_instances: Sequence[Instances]) -> GroundTruth:
+        """The objects of a batch, with their part in sampling."""
+        return GroundTruth.from_instances(gt_instances, self.categories, self.other_categories)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        ground_truth: GroundTruth,
+        num_positive: int,
+        num_negative: int,
+        image_scales: Sequence[float] | None = None,
+    ) -> PatchSamples:
+        """Draw positives and negatives.
+
+        If negatives are asked for, as many of both are valid (Sec. 3.2: "an equal number"), unless
+        they are asked for in unequal numbers.
+
+        Args:
+            ground_truth: of the batch.
+            num_positive, num_negative: patches of either kind; their sum is P.
+            image_scales: factor of each image that takes it to the size which
+                ``negative_log2_scales`` refers to; 1 by default.
+
+        Returns:
+            PatchSamples: positives, then negatives.
+        """
+        positives = self._sample_positives(ground_truth, num_positive)
+        if num_negative == 0:
+            return positives
+        negatives = self._sample_negatives(ground_truth, num_negative, image_scales)
+        if num_positive == num_negative:
+            number = torch.minimum(positives.is_valid.sum(), negatives.is_valid.sum())
+            for part in (positives, negatives):
+                part.is_valid &= part.is_valid.cumsum(0) <= number
+        both = {
+            name: torch.cat([getattr(positives, name), getattr(negatives, name)])
+            for name in PatchSamples.__dataclass_fields__
+            if name != "num_positive"
+        }
+        return PatchSamples(**both, num_positive=num_positive)
+
+    def _sample_positives(self, ground_truth: GroundTruth, number: int) -> PatchSamples:
+        """Canonical positives with jitter.
+
+        Unlike the paper, which does not say which objects: images are drawn evenly, then objects.
+        """
+        device = ground_truth.boxes.device
+        if len(ground_truth.boxes) == 0:
+            return self._placeholders(number, device)
+        usable = ground_truth.is_positive.float()
+        per_image = usable.new_zeros(len(ground_truth.image_sizes))
+        per_image.index_add_(0, ground_truth.image_index, usable)
+        weight = usable / per_image.clamp(min=1)[ground_truth.image_index]
+        # The small weight is for a batch whose objects are all unusable; none of it is valid then.
+        index = torch.multinomial(weight + 1e-12, number, replacement=True)
+        size = torch.where(ground_truth.is_positive, ground_truth.sizes, 1.0)[index]
+        center = torch.where(ground_truth.is_positive[:, None], ground_truth.centers, 0.0)[index]
+        jitter = torch.rand(number, 3, device=device) * 2 - 1
+        shift = jitter[:, :2] * (self.jitter_shift / self.object_size) * size[:, None]
+        return PatchSamples(
+            centers=center + shift,
+            object_sizes=size * 2 ** (jitter[:, 2] * self.jitter_scale),
+            image_index=ground_truth.image_index[index],
+            object_index=index,
+            flipped=self._draw_flips(number, device),
+            is_valid=ground_truth.is_positive[index],
+            num_positive=number,
+        )
+
+    def _sample_negatives(
+        self, ground_truth: GroundTruth, number: int, image_scales: Sequence[float] | None
+    ) -> PatchSamples:
+        """Random places, scales and images; the first try of each that is a negative.
+
+        Unlike the paper, which does not say which negatives: all of them, evenly over the image and
+        a range of scales.
+        """
+        device = ground_truth.boxes.device
+        num_images = len(ground_truth.image_sizes)
+        image = torch.randint(num_images, (number,), device=device)
+        draw = torch.rand(number, self.num_tries, 3, device=device)
+        center = draw[..., :2] * ground_truth.image_sizes.flip(1)[image][:, None]  # (P, T, 2)
+        low, high = self.negative_log2_scales
+        size = self.object_size * 2 ** -(low + (high - low) * draw[..., 2])  # (P, T)
+        if image_scales is not None:
+            size = size / size.new_tensor(image_scales)[image][:, None]
+        allowed = self.is_negative(ground_truth, center, size, image[:, None].expand_as(size))
+        first = allowed.int().argmax(dim=1)
+        slot = torch.arange(number, device=device)
+        return PatchSamples(
+            centers=center[slot, first],
+            object_sizes=size[slot, first],
+            image_index=image,
+            object_index=torch.full((number,), -1, device=device),
+            flipped=self._draw_flips(number, device),
+            is_valid=allowed[slot, first],
+            num_positive=0,
+        )
+
+    def is_negative(
+        self,
+        ground_truth: GroundTruth,
+        centers: torch.Tensor,
+        object_sizes: torch.Tensor,
+        image_index: torch.Tensor,
+    ) -> torch.Tensor:
+        """Whether patches are far enough from every canonical positive of their image.
+
+        Unlike the paper, which does not mention crowd regions, no negative is centred in one.
+
+        Args:
+            ground_truth: of the batch.
+            centers: (..., 2) x, y in pixels of the network input.
+            object_sizes: (...) of the patches.
+            image_index: (...) int64.
+
+        Returns:
+            Tensor: (...) bool.
+        """
+        # (..., M) from here on
+        distance = (centers[..., None, :] - ground_truth.centers).abs().amax(dim=-1)
+        far = distance * (self.object_size / ground_truth.sizes) >= self.negative_shift
+        octaves = (object_sizes[..., None] / ground_truth.sizes).log2().abs()
+        far = far | (octaves >= self.negative_scale)
+        elsewhere = image_index[..., None] != ground_truth.image_index
+        far_from_all = (far | elsewhere | ~ground_truth.repels).all(dim=-1)
+        crowd = ground_truth.crowd_boxes
+        inside = (centers[..., None, :] >= crowd[:, :2]) & (centers[..., None, :] < crowd[:, 2:])
+        in_crowd = inside.all(dim=-1) & (image_index[..., None] == ground_truth.crowd_index)
+        return far_from_all & ~in_crowd.any(dim=-1)
+
+    def _draw_flips(self, number: int, device: torch.device) -> torch.Tensor:
+        return (torch.rand(number, device=device) < 0.5) & self.flip
+
+    def _placeholders(self, number: int, device: torch.device) -> PatchSamples:
+        """Patches of the first pixel that count for nothing."""
+        zeros = torch.zeros(number, device=device)
+        return PatchSamples(
+            centers=torch.zeros(number, 2, device=device),
+            object_sizes=zeros + 1,
+            image_index=zeros.long(),
+            object_index=zeros.long() - 1,
+            flipped=zeros.bool(),
+            is_valid=zeros.bool(),
+            num_positive=number,
+        )
+
+    def boxes(self, samples: PatchSamples, context: int = 0) -> torch.Tensor:
+        """Where patches are cut, (P, 4) XYXY in pixels of the network input.
+
+        Args:
+            samples: P patches.
+            context: border on each side, in pixels of the patch.
+        """
+        half = samples.object_sizes * ((self.patch_size / 2 + context) / self.object_size)
+        half = half[:, None]
+        return torch.cat([samples.centers - half, samples.centers + half], dim=1)
+
+
+@torch.no_grad()
+def cut_masks(
+    gt_instances: Sequence[Instances],
+    ground_truth: GroundTruth,
+    samples: PatchSamples,
+    boxes: torch.Tensor,
+    size: int,
+) -> torch.Tensor:
+    """Masks of the centred objects of patches, and of no other object (Sec. 3).
+
+    Args:
+        gt_instances: of each image, with ``gt_masks``: ``BitMasks`` or ``PolygonMasks``.
+        ground_truth: of the same images.
+        samples: P patches.
+        boxes: (P, 4) where they are cut.
+        size: side of the masks, in cells.
+
+    Returns:
+        Tensor: (P, size, size) float32 of 0 and 1; all 0 for patches without an object.
+
+    Raises:
+        ValueError: an image has objects without masks, or masks of an unknown kind.
+    """
+    masks = boxes.new_zeros(len(boxes), size, size)
+    index = samples.object_index
+    has_object = (index >= 0) & samples.is_valid
+    # One transfer: polygons are on the CPU, and images are cropped one by one.
+    owner = torch.where(has_object, samples.image_index, -1).tolist()
+    for i in sorted(set(owner) - {-1}):
+        patches = torch.tensor([k for k, x in enumerate(owner) if x == i], device=boxes.device)
+        gt_masks = _masks_of(gt_instances[i])
+        numbers = ground_truth.number_in_image[index[patches]]
+        if isinstance(gt_masks, PolygonMasks):
+            cut = gt_masks[numbers.cpu()].crop_and_resize(boxes[patches], size)
+        else:
+            bitmaps = ImageList.from_tensors(
+                list(gt_masks.tensor[numbers.to(gt_masks.device)].to(boxes)[:, None])
+            )
+            order = torch.arange(len(patches), device=boxes.device)
+            cut = crop_patches(bitmaps, boxes[patches], order, (size, size))[:, 0] >= 0.5
+        masks[patches] = cut.to(masks)
+    flipped = samples.flipped[:, None, None]
+    return torch.where(flipped, masks.flip(-1), masks)
+
+
+def _masks_of(instances: Instances) -> BitMasks | PolygonMasks:
+    if not instances.has("gt_masks"):
+        raise ValueError(
+            "DeepMask learns from instance masks, and the training images have none: set "
+            "INPUT.USE_INSTANCE_MASK True, and take a dataset whose annotations have masks."
+        )
+    if not isinstance(instances.gt_masks, BitMasks | PolygonMasks):
+        raise ValueError(
+            f"DeepMask cannot read masks of type {type(instances.gt_masks).__name__}: set "
+            "INPUT.MASK_FORMAT to 'polygon' or 'bitmask'."
+        )
+    return instances.gt_masks

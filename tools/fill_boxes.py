@@ -1,0 +1,50 @@
+"""Replace the masks of proposals by their filled boxes: what masks add is what is lost.
+
+    python tools/fill_boxes.py OUTPUT_DIR/inference/mask_proposals.json filled.json
+    python tools/evaluate_proposals.py --dataset d2p_shapes_val \\
+        --proposals masks=OUTPUT_DIR/inference/mask_proposals.json boxes=filled.json
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+from pycocotools import mask as mask_util
+
+from d2proposals.engine import bad_input_in_one_line
+from d2proposals.proposals.formats_convert import read_proposals, write_proposals
+from d2proposals.proposals.formats_set import ProposalSet
+
+
+def fill_boxes(proposals: ProposalSet) -> None:
+    """Replace the masks by the boxes' pixels, in place."""
+    for number, (boxes, masks) in enumerate(zip(proposals.boxes, proposals.masks, strict=True)):
+        if len(masks) == 0:
+            continue
+        height, width = masks[0]["size"]
+        # Pixels whose centre is inside, as of the masks.
+        edges = np.ceil(boxes.astype(np.float64) - 0.5).clip(0, [width, height, width, height])
+        sides = (edges[:, 2:] - edges[:, :2]).clip(0)
+        corners = np.concatenate([edges[:, :2], sides], axis=1)
+        proposals.masks[number] = mask_util.frPyObjects(corners, height, width)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ``arguments`` are those of the command line by default."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", help="file of proposals with masks")
+    parser.add_argument("output", help="JSON file to write")
+    args = parser.parse_args(arguments)
+    with bad_input_in_one_line():
+        proposals = read_proposals(args.input)
+        if proposals.masks is None:
+            parser.error(f"{args.input} has no masks: give the file mask_proposals.json")
+        fill_boxes(proposals)
+        write_proposals(args.output, proposals, "d2proposals")
+    print(f"{args.output}: {sum(map(len, proposals.boxes))} filled boxes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Draw the masks of the best proposals on images of a dataset.
+
+    python tools/visualize_masks.py --config-file configs/shapes/deepmask_rpn_only.yaml \\
+        --output masks.png MODEL.WEIGHTS output/shapes/deepmask_rpn_only/model_final.pth
+
+Of each object the mask with the highest IoU among the best proposals is drawn; objects without a
+mask above --iou have a red outline (as in DeepMask, Fig. 3). With --best N, the N best-scored masks
+are drawn instead, whatever they show.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from matplotlib.figure import Figure
+
+from d2proposals.data.mapper import ProposalDatasetMapper
+from d2proposals.deepmask.mask_pictures import draw_image
+from d2proposals.engine import (
+    ProposalCheckpointer,
+    bad_input_in_one_line,
+    check_config,
+    check_datasets,
+    fit_to_device,
+    load_config,
+)
+from d2proposals.evaluation.pictures import spread_evenly
+from d2proposals.proposals.atomic_files import atomic_write
+
+logger = logging.getLogger("d2proposals.visualize_masks")
+
+_COLUMNS = 4
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="configuration of the model")
+    parser.add_argument("--dataset", help="registered dataset (default: first of DATASETS.TEST)")
+    parser.add_argument("--num-images", type=int, default=8, help="evenly spread (default: 8)")
+    parser.add_argument("--top", type=int, default=100, help="best proposals (default: 100)")
+    parser.add_argument("--iou", type=float, default=0.5, help="IoU of a found object")
+    parser.add_argument(
+        "--best", type=int, default=0, help="draw so many best-scored masks instead"
+    )
+    parser.add_argument("--output", default="masks.png", help="PNG file to write")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
+    return parser
+
+
+def load_model(cfg: CfgNode) -> torch.nn.Module:
+    """The configuration's proposal network with the weights of ``MODEL.WEIGHTS``."""
+    fit_to_device(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    check_config(cfg)
+    model = build_model(cfg).eval()
+    if not cfg.MODEL.WEIGHTS:
+        logger.warning("Drawing masks of random weights: name a checkpoint in MODEL.WEIGHTS.")
+    ProposalCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ``arguments`` are those of the command line by default."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    with bad_input_in_one_line():
+        cfg = load_config(args)
+        if not args.dataset and not cfg.DATASETS.TEST:
+            parser.error("DATASETS.TEST is empty: name a dataset with --dataset")
+        dataset = args.dataset or cfg.DATASETS.TEST[0]
+        check_datasets([dataset])
+        records = DatasetCatalog.get(dataset)
+        chosen = [records[index] for index in spread_evenly(args.num_images, len(records))]
+        model = load_model(cfg)
+        mapper = ProposalDatasetMapper(cfg, False)
+        rows = -(-len(chosen) // _COLUMNS)
+        figure = Figure(figsize=(3 * _COLUMNS, 3 * rows), layout="constrained")
+        panels = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
+        found = total = 0
+        for axes, record in zip(panels, chosen, strict=False):
+            with torch.no_grad():
+                proposals = model([mapper(record)])[0]["proposals"]
+            found_i, total_i = draw_image(
+                axes, record, proposals, top=args.top, iou_threshold=args.iou, best=args.best
+            )
+            found, total = found + found_i, total + total_i
+        for axes in panels[len(chosen) :]:
+            axes.set_axis_off()
+        with atomic_write(args.output, "wb") as file:
+            figure.savefig(file, format="png", dpi=110)
+    summary = f", {found} of {total} objects found" if total else ""
+    print(f"{args.output}: {len(chosen)} images of {dataset}{summary}")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,8 +56,9 @@ class Turn(NamedTuple):
     Attributes:
         total: seconds of the whole pass.
         backbone, generator: seconds of these two parts, in training of their forward pass.
-        memory: greatest number of bytes allocated on a CUDA device during the pass, less what was
-            allocated before it (all models, the images); None on other devices, which do not tell.
+        memory: greatest number of bytes in use during the pass, less what was in use before it
+            (all models, the images): allocated on a CUDA device, resident on a CPU. None where
+            the system does not tell (CPUs outside Linux).
     """
 
     total: float
@@ -104,14 +106,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
 
 
 def make_inputs(args: Namespace) -> list[dict[str, Any]]:
-    """The batch that all models get, as Detectron2's mapper makes it, with ground truth."""
+    """The batch that all models get, as Detectron2's mapper makes it, RGB, with ground truth."""
     generator = torch.Generator().manual_seed(0)
     size = (args.height, args.width)
     if args.input:
         picture = Image.fromarray(read_rgb_image(args.input)).resize(size[::-1])
-        # (H, W, RGB) -> (BGR, H, W), as all configurations here read images.
-        pixels = torch.from_numpy(np.array(picture))
-        images = [pixels.permute(2, 0, 1).flip(0).contiguous()] * args.batch
+        # (H, W, RGB) -> (RGB, H, W)
+        images = [torch.from_numpy(np.array(picture)).permute(2, 0, 1)] * args.batch
     else:
         images = [
             torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
@@ -161,26 +162,27 @@ def build_candidate(
 
 
 def inputs_for(cfg: CfgNode, inputs: list[dict[str, Any]], *, train: bool) -> list[dict[str, Any]]:
-    """The batch on the model's device, so that no transfer is measured."""
-    return [
-        {
-            key: value.to(cfg.MODEL.DEVICE) if hasattr(value, "to") else value
-            for key, value in input_.items()
-            if train or key != "instances"
-        }
-        for input_ in inputs
-    ]
+    """The batch in the model's channel order, on its device, so that no transfer is measured."""
+    ret = []
+    for input_ in inputs:
+        if not train:
+            input_ = {key: value for key, value in input_.items() if key != "instances"}
+        image = input_["image"] if cfg.INPUT.FORMAT == "RGB" else input_["image"].flip(0)
+        input_ = {**input_, "image": image.contiguous()}
+        ret.append(
+            {
+                key: value.to(cfg.MODEL.DEVICE) if hasattr(value, "to") else value
+                for key, value in input_.items()
+            }
+        )
+    return ret
 
 
 def take_turn(candidate: Candidate) -> Turn:
     """Measure one pass of a model over its batch."""
     model = candidate.model
     device = model.device
-    before = 0
-    if device.type == "cuda":
-        synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+    before = memory_before(device)
     with (
         part_timer(model.backbone, device) as backbone,
         part_timer(model.proposal_generator, device) as generator,
@@ -192,11 +194,36 @@ def take_turn(candidate: Candidate) -> Turn:
         if model.training:
             sum(outputs.values()).backward()
         total = now(device) - start
-    memory = None
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device) - before
+    memory = None if before is None else peak_memory(device) - before
     model.zero_grad(set_to_none=True)
     return Turn(total, sum(backbone), sum(generator), memory)
+
+
+def memory_before(device: torch.device) -> int | None:
+    """Bytes in use now, from which on the peak is counted; None where the system does not tell."""
+    if device.type == "cuda":
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+    except OSError:
+        return None
+    return resident_bytes("VmRSS")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Greatest number of bytes in use since :func:`memory_before`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resident_bytes("VmHWM")
+
+
+def resident_bytes(field: str) -> int:
+    """This process's resident memory on Linux, by field of its status: "VmRSS" or "VmHWM"."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kibibytes,) = (line.split()[1] for line in lines if line.startswith(field + ":"))
+    return int(kibibytes) << 10
 
 
 @contextmanager
@@ -328,10 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     conditions = describe_conditions(args, candidates[0].model.device)
     print(", ".join(f"{key} {value}" for key, value in conditions.items() if value != []))
     print(format_table(rows))
-    if candidates[0].model.device.type == "cuda":
-        print("memory: peak of a pass beyond what was allocated before it (all models).")
-    else:
-        print("memory: measured on CUDA devices only.")
+    print("memory: peak of a pass beyond what was in use before it (all models).")
     if args.output:
         write_json(args.output, {"conditions": conditions, "results": rows})
 

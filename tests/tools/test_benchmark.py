@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.common import CONFIGS
+from tests.common import CONFIGS, make_cfg
 from tests.engine.tiny_coco import SMALL as TINY
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
@@ -31,7 +31,6 @@ def test_table_and_file(tool, tmp_path, capsys, mode):
                   "--output", str(output), *CPU])  # fmt: skip
     printed = capsys.readouterr().out
     assert "| config" in printed and RPN in printed and ZIP in printed
-    assert "CUDA devices only" in printed
     content = json.loads(output.read_text())
     assert content["conditions"]["mode"].startswith("training" if mode else "inference")
     assert content["conditions"]["overrides"] == list(CPU)
@@ -42,7 +41,8 @@ def test_table_and_file(tool, tmp_path, capsys, mode):
         assert total["least"] <= total["seconds_per_image"] <= total["greatest"]
         assert 0 < backbone["least"] and 0 < generator["least"]
         assert backbone["least"] + generator["least"] <= total["greatest"]
-        assert row["peak_memory_bytes"] is None and row["parameters"] > 0
+        assert row["parameters"] > 0
+        assert 0 <= row["peak_memory_bytes"] < 2 << 30  # where there is a /proc: Linux
     assert rpn["total"]["ratio"] == rpn["backbone"]["ratio"] == rpn["generator"]["ratio"] == 1
 
 
@@ -113,7 +113,31 @@ def test_inputs_are_the_same_for_all_and_reproducible(tool, tmp_path):
     arguments = tool["parse_arguments"](["a.yaml", *SIZE, "--input", str(path)])
     (input_,) = tool["make_inputs"](arguments)
     assert input_["image"].shape == (3, 64, 96)
-    assert input_["image"][:, 5, 5].tolist() == [9, 0, 255]  # BGR
+    for image_format, colour in (("RGB", [255, 0, 9]), ("BGR", [9, 0, 255])):
+        cfg = make_cfg(None, "INPUT.FORMAT", image_format)
+        (model_input,) = tool["inputs_for"](cfg, [input_], train=False)
+        assert model_input["image"][:, 5, 5].tolist() == colour
+        assert "instances" not in model_input
+
+
+def test_peak_memory_is_that_of_one_pass(tool):
+    class Model(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def __init__(self, mebibytes):
+            super().__init__()
+            self.backbone, self.proposal_generator = torch.nn.Identity(), torch.nn.Identity()
+            self.mebibytes = mebibytes
+
+        def forward(self, inputs):
+            torch.ones(self.mebibytes << 20, dtype=torch.uint8)
+            return self.proposal_generator(self.backbone(inputs))
+
+    candidates = [tool["Candidate"](str(x), Model(x).eval(), [{}]) for x in (400, 100)]
+    turns = tool["measure"](candidates, repeats=2, warmup=0)
+    for size, own_turns in zip((400, 100), turns, strict=True):
+        for turn in own_turns:
+            assert size - 5 <= turn.memory / 2**20 <= size + 40
 
 
 def test_configurations_and_overrides_are_told_apart(tool):

@@ -10,6 +10,17 @@ copies for the mirrored blocks.
 bn_inception reads the file of `bninception` of pretrained-models.pytorch. The model needs
 INPUT.FORMAT "BGR", MODEL.PIXEL_MEAN [104, 117, 128] and the MODEL.PIXEL_STD given by --pixel-std,
 whose default is that of configs/zip_rpn_only.yaml.
+
+vgg11 reads torchvision's file of that name, for the trunk of configs/deepmask_rpn_only.yaml.
+
+alexnet reads torchvision's file of that name, and makes a copy for each network of the model that
+--config-file describes:
+
+    python tools/convert_weights.py --architecture alexnet \\
+        --config-file configs/detectornet_rpn_only.yaml IN.pth OUT.pkl
+
+deeplab_largefov, vgg16 (torchvision's) and vgg16_reducedfc become a copy for each of SPOP's three
+networks, see docs/spop.md for the pixels that each expects.
 """
 
 import argparse
@@ -17,14 +28,23 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from detectron2.modeling import build_model
 
+from d2proposals.backbones.alexnet_conversion import alexnet_copies, convert_alexnet
 from d2proposals.backbones.bn_inception import BNInception
+from d2proposals.backbones.largefov_conversion import (
+    LARGEFOV_CONVERTERS,
+    SCALE_AWARE_NETWORKS,
+    SINGLE_NETWORKS,
+    spop_weights,
+)
 from d2proposals.backbones.weight_conversion import (
     CONVERTERS,
     read_weights,
     write_checkpoint,
     zoom_network_weights,
 )
+from d2proposals.engine import load_config
 from d2proposals.zip_rpn.zoom_network import ZoomNetwork
 
 
@@ -36,7 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("input", help="file of the public weights, as saved by torch.save")
     parser.add_argument("output", help="checkpoint to write, ending in .pkl")
     parser.add_argument(
-        "--architecture", required=True, choices=sorted(CONVERTERS), help="network of the weights"
+        "--architecture",
+        required=True,
+        choices=sorted([*CONVERTERS, *LARGEFOV_CONVERTERS, "alexnet"]),
+        help="network of the weights",
     )
     parser.add_argument(
         "--trainable-norm",
@@ -64,6 +87,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar=("LEVEL3", "LEVEL2", "LEVEL1"),
         help="MODEL.ZOOM_NETWORK.MIRROR_DEPTHS of the configuration (default: 2 4 2)",
     )
+    parser.add_argument(
+        "--single-network",
+        action="store_true",
+        help="for SPOP without scale-awareness: copies for its two networks",
+    )
+    parser.add_argument("--config-file", help="for alexnet: configuration of the model")
     return parser
 
 
@@ -83,6 +112,14 @@ def build_zoom_network_state(
     return network.state_dict()
 
 
+def build_narrow_model(config_file: str) -> torch.nn.Module:
+    """A configuration's model with AlexNets of few channels: the names of its weights are equal."""
+    cfg = load_config(argparse.Namespace(config_file=config_file, opts=[]))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DETECTORNET.WIDTH_FACTOR = 0.01
+    return build_model(cfg)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -90,15 +127,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.zoom_network and args.architecture != "bn_inception":
         parser.error("--zoom-network goes with --architecture bn_inception only")
+    is_alexnet = args.architecture == "alexnet"
+    if is_alexnet != (args.config_file is not None):
+        parser.error("--config-file goes with --architecture alexnet, which needs it")
     try:
         public = read_weights(args.input)
-        weights = CONVERTERS[args.architecture](
-            public, fold_bias=args.trainable_norm, pixel_std=args.pixel_std
-        )
+        options = {}
+        if args.architecture == "bn_inception":
+            options = {"fold_bias": args.trainable_norm, "pixel_std": args.pixel_std}
+        converters = CONVERTERS | LARGEFOV_CONVERTERS | {"alexnet": convert_alexnet}
+        weights = converters[args.architecture](public, **options)
+        is_spop = args.architecture in LARGEFOV_CONVERTERS
+        if is_spop:
+            networks = SINGLE_NETWORKS if args.single_network else SCALE_AWARE_NETWORKS
+            weights = spop_weights(weights, networks)
+        if is_alexnet:
+            weights = alexnet_copies(weights, build_narrow_model(args.config_file))
         if args.zoom_network:
             state = build_zoom_network_state(args.mirror_depths, trainable_norm=args.trainable_norm)
             weights = zoom_network_weights(weights, state)
-        write_checkpoint(args.output, weights, matching_heuristics=not args.zoom_network)
+        write_checkpoint(
+            args.output,
+            weights,
+            matching_heuristics=not (args.zoom_network or is_spop or is_alexnet),
+        )
     except (OSError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     print(f"{args.output}: {len(weights)} tensors of {args.architecture}")

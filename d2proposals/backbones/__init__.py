@@ -2,11 +2,14 @@
 
 from .bn_inception import BNInception, InceptionBlock, build_bn_inception_backbone
 from .image import ImageBackbone, build_image_backbone
+from .vgg import VGG, build_vgg_backbone
 
 __all__ = [
     "BNInception",
     "ImageBackbone",
     "InceptionBlock",
+    "VGG",
     "build_bn_inception_backbone",
     "build_image_backbone",
+    "build_vgg_backbone",
 ]

@@ -1,0 +1,355 @@
+"""SPOP: a box from every pixel, by two networks for two sizes of objects.
+
+Source: Z. Jie, X. Liang, J. Feng, W. F. Lu, E. H. F. Tay and S. Yan, "Scale-aware Pixel-wise Object
+Proposal Networks", IEEE Transactions on Image Processing 25, 2016 (arXiv 1601.04798).
+
+Shape shorthand in this module:
+
+    N: number of images in the batch
+    H, W: height and width of an image, in pixels of the network input
+    Hm, Wm: height and width of the networks' maps, in cells; cell (i, j) is centred on pixel
+        (8 * i, 8 * j)
+    T: number of cells, of one image at one scale or of the whole batch
+    R: number of proposals of one image
+
+Naming convention:
+
+    objectness: p of the paper, whether a cell is on an object. size: z, whether on a large one.
+    coordinates: boxes in units of the normaliser, t of the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from ..backbones.deeplab_largefov import DeepLabLargeFOV
+from ..proposals.candidates import clip_candidates, make_empty_proposals, make_proposals
+from ..proposals.image_pyramid import native_scale
+from ..proposals.pixel_normalization import PixelNormalization
+from ..proposals.ranking import first_of_nms, probability_to_logit, strictly_decreasing
+from .losses import LOCALIZATION_LOSS_TYPES, localization_loss, two_way_loss
+from .networks import ConfidenceNetwork, LocalizationNetwork
+from .pixel_networks import PixelNetworks, PixelPredictions
+from .pixel_proposals import PixelProposals, to_image_pixels
+from .pixel_targets import PixelLabeler, PixelTargets, sample_large_objects
+from .superpixel_refinement import SuperpixelRefinement
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class SPOP(nn.Module):
+    """SPOP on the images themselves; the meta-architecture's feature maps are not used."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        networks: nn.Module,
+        labeler: PixelLabeler,
+        refinement: SuperpixelRefinement | None,
+        samples_per_large_object: int = 100,
+        box_reg_loss_type: str = "squared_l2",
+        loss_weight: dict[str, float] | None = None,
+        scales: Sequence[float] = (1.0, 2.0),
+        native_short_edge: int = 0,
+        pre_nms_topk: tuple[int, int] = (6000, 20000),
+        nms_thresh: float = 0.8,
+        post_nms_topk: tuple[int, int] = (2000, 1000),
+        min_box_size: float = 0.0,
+        proposals_in_training: bool = True,
+    ):
+        """
+        Args:
+            networks: a :class:`PixelNetworks`.
+            labeler: makes the targets.
+            refinement: adds two versions of each proposal; None for none.
+            samples_per_large_object: cells of a large object that train the size branch.
+            box_reg_loss_type: "squared_l2" or "l2", see :func:`localization_loss`.
+            loss_weight: of the losses in :meth:`losses`, 1 for those that are absent.
+            scales: factors on the image, of which all proposals are pooled (Sec. III-C).
+            native_short_edge: shorter side of the images that ``scales`` refer to, if the network
+                input is resized, in pixels; 0 if it is not.
+            pre_nms_topk: (training, test) best initial proposals that are refined.
+            nms_thresh: IoU threshold of the NMS.
+            post_nms_topk: (training, test) proposals per image.
+            min_box_size: smaller proposals are dropped, in pixels of the network input.
+            proposals_in_training: whether to decode proposals in training.
+
+        Raises:
+            ValueError: unknown names, or settings that exclude each other.
+        """
+        super().__init__()
+        self.networks = networks
+        self.labeler = labeler
+        self.refinement = refinement
+        self.samples_per_large_object = samples_per_large_object
+        self.box_reg_loss_type = box_reg_loss_type
+        self.loss_weight = dict(loss_weight or {})
+        self.scales = tuple(scales)
+        self.native_short_edge = native_short_edge
+        # Map from self.training state to train/test settings
+        self.pre_nms_topk = {True: pre_nms_topk[0], False: pre_nms_topk[1]}
+        self.post_nms_topk = {True: post_nms_topk[0], False: post_nms_topk[1]}
+        self.nms_thresh = nms_thresh
+        self.min_box_size = min_box_size
+        self.proposals_in_training = proposals_in_training
+        self._check_settings()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        node = cfg.MODEL.SPOP
+
+        networks = _build_networks(cfg)
+        refinement = node.REFINEMENT
+        weight = node.LOSS_WEIGHT
+        return {
+            "networks": networks,
+            "labeler": PixelLabeler(
+                stride=networks.stride, normalizer=node.NORMALIZER, large_area=node.LARGE_AREA
+            ),
+            "refinement": SuperpixelRefinement(
+                num_superpixels=refinement.NUM_SUPERPIXELS,
+                compactness=refinement.COMPACTNESS,
+                straddling=refinement.STRADDLING,
+            )
+            if refinement.ENABLED
+            else None,
+            "samples_per_large_object": node.SAMPLES_PER_LARGE_OBJECT,
+            "box_reg_loss_type": node.BBOX_REG_LOSS_TYPE,
+            "loss_weight": {
+                "loss_spop_objectness": weight * node.OBJECTNESS_LOSS_WEIGHT,
+                "loss_spop_size": weight * node.SIZE_LOSS_WEIGHT,
+                **{
+                    f"loss_spop_{name}": weight * node.BBOX_REG_LOSS_WEIGHT
+                    for name in networks.localization
+                },
+            },
+            "scales": node.SCALES,
+            "native_short_edge": node.NATIVE_SHORT_EDGE,
+            "pre_nms_topk": (node.PRE_NMS_TOPK_TRAIN, node.PRE_NMS_TOPK_TEST),
+            "nms_thresh": node.NMS_THRESH,
+            "post_nms_topk": (node.POST_NMS_TOPK_TRAIN, node.POST_NMS_TOPK_TEST),
+            "min_box_size": node.MIN_BOX_SIZE,
+            "proposals_in_training": cfg.MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING,
+        }
+
+    def _check_settings(self) -> None:
+        """Raise ValueError for names that do not exist and settings that make no sense."""
+        if self.box_reg_loss_type not in LOCALIZATION_LOSS_TYPES:
+            raise ValueError(
+                f"Unknown MODEL.SPOP.BBOX_REG_LOSS_TYPE {self.box_reg_loss_type!r}; "
+                f"use one of {LOCALIZATION_LOSS_TYPES}."
+            )
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(
+                f"MODEL.SPOP.SCALES must be one or more positive factors, got {self.scales}."
+            )
+
+    @torch.no_grad()
+    def label_and_sample_pixels(
+        self, map_sizes: Sequence[tuple[int, int]], gt_instances: Sequence[Instances]
+    ) -> tuple[PixelTargets, torch.Tensor]:
+        """Label all cells, and choose those that train the large/small branch.
+
+        Args:
+            map_sizes: (Hm, Wm) of each image.
+            gt_instances: of each image, see :class:`PixelLabeler`.
+
+        Returns:
+            PixelTargets: of T cells, in the order of :class:`PixelPredictions`.
+            Tensor: (K,) int64 indices of the chosen cells.
+        """
+        targets = PixelTargets.cat(
+            [self.labeler(gt, size) for gt, size in zip(gt_instances, map_sizes, strict=True)]
+        )
+        size_cells = sample_large_objects(targets, self.samples_per_large_object)
+        # One transfer from the device for all numbers.
+        is_ignored = targets.objectness < 0
+        counts = torch.stack([targets.is_large.sum(), targets.is_small.sum(), is_ignored.sum()])
+        storage = get_event_storage()
+        names = ("num_pos_large", "num_pos_small", "num_ignored")
+        for name, count in zip(names, counts.tolist(), strict=True):
+            storage.put_scalar(f"spop/{name}", count / len(map_sizes))
+        return targets, size_cells
+
+    def losses(
+        self, predictions: PixelPredictions, targets: PixelTargets, size_cells: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Eq. 1-4.
+
+        Args:
+            predictions: of T cells.
+            targets: of the same cells.
+            size_cells: (K,) indices of the cells that train the large/small branch.
+
+        Returns:
+            dict[str, Tensor]: weighted losses: "loss_spop_objectness" and "loss_spop_size" (the two
+            terms of Eq. 4), "loss_spop_large_size" (Eq. 2) and "loss_spop_small_size" (Eq. 3);
+            without scale-awareness "loss_spop_objectness" and "loss_spop_all_sizes" (Eq. 1).
+        """
+        is_foreground = targets.is_foreground
+        losses = {
+            "loss_spop_objectness": two_way_loss(
+                predictions.objectness, is_foreground, targets.objectness >= 0
+            )
+        }
+        if predictions.size is not None:
+            losses["loss_spop_size"] = two_way_loss(predictions.size, targets.is_large, size_cells)
+        is_trained = {
+            "large_size": targets.is_large,
+            "small_size": targets.is_small,
+            "all_sizes": is_foreground,
+        }
+        for name, coordinates in predictions.coordinates.items():
+            losses[f"loss_spop_{name}"] = localization_loss(
+                coordinates, targets.boxes, is_trained[name], self.box_reg_loss_type
+            )
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        gt_instances: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        """
+        Args:
+            images: N images, normalised and padded.
+            features: not used.
+            gt_instances: of each image, with ``gt_boxes`` (pixels of the network input) and
+                ``gt_masks``; needed in training.
+
+        Returns:
+            Proposals of each image with ``proposal_boxes`` (clipped, not empty) and
+            ``objectness_logits`` (strictly decreasing), or empty instances in training where
+            proposals are not wanted; and the losses, empty in evaluation.
+
+        Raises:
+            ValueError: in training, when the ground truth has no masks.
+        """
+        losses = {}
+        if self.training:
+            assert gt_instances is not None, "SPOP needs gt_instances in training"
+            predictions = self.networks(images)
+            targets, size_cells = self.label_and_sample_pixels(predictions.map_sizes, gt_instances)
+            losses = self.losses(predictions, targets, size_cells)
+            if not self.proposals_in_training:
+                return make_empty_proposals(images.image_sizes, images.tensor.device), losses
+        return self.predict_proposals(images), losses
+
+    @torch.no_grad()
+    def predict_proposals(self, images: ImageList) -> list[Instances]:
+        """Proposals of each image, from all scales (Sec. III-C, III-D)."""
+        with self._networks_in_evaluation():
+            return [
+                self._predict_image(images.tensor[i, :, :height, :width])
+                for i, (height, width) in enumerate(images.image_sizes)
+            ]
+
+    def _pixel_proposals(self, image: torch.Tensor) -> PixelProposals:
+        """Initial proposals of all cells at all scales, in pixels of ``image``."""
+        native = native_scale(tuple(image.shape[-2:]), self.native_short_edge)
+        boxes, logits = [], []
+        for scale in self.scales:
+            maps = self.networks.predict_maps(image, scale * native)
+            boxes.append(to_image_pixels(maps.coordinates, self.networks.normalizer, maps.scale))
+            logits.append(maps.objectness.flatten())
+        return PixelProposals(torch.cat(boxes), torch.cat(logits))
+
+    def _predict_image(self, image: torch.Tensor) -> Instances:
+        """Proposals of one image, (3, H, W) normalised for the model, without padding."""
+        boxes, logits = self._pixel_proposals(image)
+        if self.training and not (boxes.isfinite().all() and logits.isfinite().all()):
+            raise FloatingPointError("SPOP predicts Inf or NaN: training has diverged.")
+        # Unlike the paper, which ranks all of them, the best initial proposals go on: memory and
+        # time of what follows are bounded. Stable: equal scores keep the order of scales and cells.
+        order = logits.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
+        order = order[: self.pre_nms_topk[self.training]]
+        return self.select(boxes[order], logits[order], image)
+
+    @torch.no_grad()
+    def select(self, boxes: torch.Tensor, logits: torch.Tensor, image: torch.Tensor) -> Instances:
+        """Refinement, ranking and NMS (Sec. III-D).
+
+        Args:
+            boxes: (R, 4) XYXY initial proposals in pixels of the image, best first.
+            logits: (R,) log-odds of an object.
+            image: (3, H, W) normalised for the model, without padding.
+
+        Returns:
+            Instances: ``proposal_boxes`` and ``objectness_logits``, best first.
+        """
+        image_size = tuple(image.shape[-2:])
+        scores = logits.sigmoid().nan_to_num(nan=-1.0)
+        boxes, index = clip_candidates(boxes, scores, image_size, self.min_box_size)
+        logits = logits[index]
+        if self.refinement is not None and len(boxes):
+            labels = self.refinement.segment(self.networks.pixel_normalization.to_rgb(image))
+            refined = self.refinement(boxes, labels)
+            # All versions have the score of the initial one; equal scores rank in this order.
+            boxes = torch.stack([boxes, refined.shrunk, refined.expanded], dim=1)  # (R, 3, 4)
+            exists = torch.ones_like(boxes[..., 0], dtype=torch.bool)
+            exists[:, 1] = refined.has_shrunk
+            logits = logits[:, None].expand(-1, 3)[exists]
+            boxes = boxes[exists]
+        keep = first_of_nms(boxes, self.nms_thresh, self.post_nms_topk[self.training])
+        logits = strictly_decreasing(probability_to_logit(logits[keep].sigmoid()))
+        return make_proposals(image_size, boxes[keep], logits)
+
+    @contextmanager
+    def _networks_in_evaluation(self) -> Iterator[None]:
+        """Without dropout within this context: proposals for a detector that trains, too."""
+        training = self.networks.training
+        try:
+            self.networks.eval()
+            yield
+        finally:
+            self.networks.train(training)
+
+
+def _build_networks(cfg: CfgNode) -> PixelNetworks:
+    """The networks of MODEL.SPOP."""
+    node = cfg.MODEL.SPOP
+
+    def build_trunk() -> DeepLabLargeFOV:
+        return DeepLabLargeFOV(
+            width_factor=node.TRUNK.WIDTH_FACTOR,
+            norm=node.TRUNK.NORM,
+            dropout=node.TRUNK.DROPOUT,
+        )
+
+    def build_localization() -> LocalizationNetwork:
+        return LocalizationNetwork(
+            build_trunk(),
+            normalizer=node.NORMALIZER,
+            new_layer_lr_factor=node.NEW_LAYER_LR_FACTOR,
+        )
+
+    names = ("large_size", "small_size") if node.SCALE_AWARE else ("all_sizes",)
+    return PixelNetworks(
+        confidence=ConfidenceNetwork(
+            build_trunk(),
+            hidden_channels=node.HEAD_CHANNELS,
+            has_size_branch=node.SCALE_AWARE,
+            new_layer_lr_factor=node.NEW_LAYER_LR_FACTOR,
+        ),
+        localization={name: build_localization() for name in names},
+        pixel_normalization=PixelNormalization(
+            model_format=cfg.INPUT.FORMAT,
+            model_mean=cfg.MODEL.PIXEL_MEAN,
+            model_std=cfg.MODEL.PIXEL_STD,
+            trunk_format=node.TRUNK.FORMAT,
+            trunk_mean=node.TRUNK.PIXEL_MEAN,
+            trunk_std=node.TRUNK.PIXEL_STD,
+        ),
+        localization_at_test=node.LOCALIZATION,
+        tile_size=node.TILE_SIZE,
+    )

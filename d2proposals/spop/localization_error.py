@@ -1,0 +1,116 @@
+"""How far each localisation network is off, on large and on small objects (Tables II and III).
+
+Source: Z. Jie, X. Liang, J. Feng, W. F. Lu, E. H. F. Tay and S. Yan, "Scale-aware Pixel-wise Object
+Proposal Networks", IEEE Transactions on Image Processing 25, 2016, Sec. III-B, Tables II and III.
+
+The paper's "L2 errors of normalized coordinates" are taken for mean squared differences: as
+distances, those of Table III would be a third of a pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from detectron2.structures import ImageList, Instances
+from tabulate import tabulate
+from torch import nn
+
+from .generator import SPOP
+from .pixel_proposals import fuse_coordinates
+
+SIZES = ("large", "small")
+COORDINATES = ("x_min", "y_min", "x_max", "y_max")
+
+
+@dataclass
+class LocalizationErrors:
+    """Sums over foreground cells, by network and size of object.
+
+    Attributes:
+        squared: {(network, size): (4,) float64 sum of squared differences of x_min, y_min, x_max,
+            y_max}, x in widths and y in heights of the image.
+        num_cells: {size: number of cells}.
+    """
+
+    squared: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+    num_cells: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SIZES, 0))
+
+    def add(self, network: str, size: str, squared: torch.Tensor) -> None:
+        """Add (K, 4) squared differences of K cells."""
+        total = squared.double().sum(dim=0).cpu()
+        key = (network, size)
+        self.squared[key] = self.squared[key] + total if key in self.squared else total
+
+    def means(self) -> dict[tuple[str, str], torch.Tensor]:
+        """Mean squared differences, (4,) each; NaN for a size that no cell has."""
+        return {
+            (network, size): total / self.num_cells[size]
+            if self.num_cells[size]
+            else total * torch.nan
+            for (network, size), total in self.squared.items()
+        }
+
+    def table(self) -> str:
+        """The rows of Tables II and III, for all networks and their fusion."""
+        rows = [
+            [network, f"{size} ({self.num_cells[size]})", *(f"{x:.6f}" for x in mean.tolist())]
+            for (network, size), mean in self.means().items()
+        ]
+        headers = ["network", "objects (cells)", *(f"{name} error" for name in COORDINATES)]
+        return tabulate(rows, headers, disable_numparse=True, tablefmt="pipe")
+
+
+@torch.no_grad()
+def add_localization_errors(
+    errors: LocalizationErrors,
+    generator: SPOP,
+    images: ImageList,
+    gt_instances: Sequence[Instances],
+) -> None:
+    """Add the errors of all networks on a batch.
+
+    Args:
+        errors: to add to.
+        generator: in evaluation.
+        images: normalised for the model; as large as in training, to compare with the paper.
+        gt_instances: of each image, as in training.
+    """
+    predictions = generator.networks(images)
+    coordinates = dict(predictions.coordinates)
+    if predictions.size is not None:
+        large, small = (
+            coordinates[name].t()[None, :, :, None] for name in ("large_size", "small_size")
+        )
+        fused = fuse_coordinates(large, small, predictions.size.t()[None, :, :, None])
+        coordinates["fused"] = fused[0, :, :, 0].t()
+    start = 0
+    for gt, map_size, image_size in zip(
+        gt_instances, predictions.map_sizes, images.image_sizes, strict=True
+    ):
+        targets = generator.labeler(gt, map_size)
+        cells = slice(start, start + len(targets.objectness))
+        start = cells.stop
+        height, width = image_size
+        unit = targets.boxes.new_tensor([width, height, width, height])
+        for size, is_size in zip(SIZES, (targets.is_large, targets.is_small), strict=True):
+            errors.num_cells[size] += int(is_size.sum())
+            for network, predicted in coordinates.items():
+                difference = (predicted[cells] - targets.boxes)[is_size]
+                squared = (difference * generator.networks.normalizer / unit).square()
+                errors.add(network, size, squared)
+
+
+def find_spop(model: nn.Module) -> SPOP:
+    """The generator of a model.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    generator = getattr(model, "proposal_generator", None)
+    if not isinstance(generator, SPOP):
+        raise ValueError(
+            f"MODEL.PROPOSAL_GENERATOR.NAME is {type(generator).__name__}; this needs 'SPOP'."
+        )
+    return generator

@@ -1,0 +1,80 @@
+"""Print how far SPOP's localisation networks are off, as in the paper's Tables II and III.
+
+    python tools/evaluate_localization.py --config-file configs/spop_rpn_only.yaml \\
+        MODEL.WEIGHTS output/spop_rpn_only/model_final.pth
+
+Mean squared differences of x_min, y_min, x_max and y_max, in widths and heights of the image, over
+the foreground cells of large and of small objects in DATASETS.TEST (which needs masks). Images are
+resized as in training, without flips. With MODEL.SPOP.SCALE_AWARE False the one network is that of
+Table II.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.modeling import build_model
+from detectron2.structures import ImageList
+from tqdm import tqdm
+
+from d2proposals.data.mapper import ProposalDatasetMapper
+from d2proposals.engine import (
+    ProposalCheckpointer,
+    bad_input_in_one_line,
+    check_config,
+    check_datasets,
+    fit_to_device,
+    load_config,
+)
+from d2proposals.spop.localization_error import (
+    LocalizationErrors,
+    add_localization_errors,
+    find_spop,
+)
+
+logger = logging.getLogger("d2proposals.evaluate_localization")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="configuration of the model")
+    parser.add_argument(
+        "--max-images", type=int, default=0, help="evaluate the first images only (0: all)"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ``arguments`` are those of the command line by default."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    args = build_parser().parse_args(arguments)
+    with bad_input_in_one_line():
+        cfg = load_config(args)
+        fit_to_device(cfg)
+        check_config(cfg)
+        check_datasets(cfg.DATASETS.TEST)
+        model = build_model(cfg).eval()
+        generator = find_spop(model)
+        if not cfg.MODEL.WEIGHTS:
+            logger.warning("Measuring random weights: name a checkpoint in MODEL.WEIGHTS.")
+        ProposalCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        cfg.INPUT.RANDOM_FLIP = "none"
+        mapper = ProposalDatasetMapper(cfg, is_train=True)
+        dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
+        errors = LocalizationErrors()
+        for dataset_dict in tqdm(dicts[: args.max_images or None], disable=None):
+            mapped = mapper(dataset_dict)
+            device = model.pixel_mean.device
+            image = (mapped["image"].to(device) - model.pixel_mean) / model.pixel_std
+            images = ImageList.from_tensors([image])
+            add_localization_errors(errors, generator, images, [mapped["instances"].to(device)])
+    print(errors.table())
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,10 @@ def add_d2proposals_config(cfg: CN) -> None:
     add_zoom_network_config(cfg)
     add_zip_config(cfg)
     add_sc_rpn_config(cfg)
+    add_vgg_config(cfg)
+    add_deepmask_config(cfg)
+    add_spop_config(cfg)
+    add_detectornet_config(cfg)
 
 
 def add_common_config(cfg: CN) -> None:
@@ -202,6 +206,9 @@ def add_sc_rpn_config(cfg: CN) -> None:
     # "max_iou": (negative below, positive from). The values of RPN, and of Cascade RPN's stage 2.
     cfg.MODEL.SCRPN.INIT_IOU_THRESHOLDS = (0.3, 0.7)
     cfg.MODEL.SCRPN.REFINED_IOU_THRESHOLDS = (0.7, 0.7)
+    # "max_iou": an object's best samples are positive from this IoU on, even below the threshold
+    # (the compared methods' value).
+    cfg.MODEL.SCRPN.MIN_BEST_IOU = 0.3
     # Classification samples per image: all positives, filled up with random negatives, which are
     # at least as many. The paper gives no number.
     cfg.MODEL.SCRPN.BATCH_SIZE_PER_IMAGE = 256
@@ -229,8 +236,9 @@ def add_sc_rpn_config(cfg: CN) -> None:
     cfg.MODEL.SCRPN.CLS_LOSS_WEIGHT = 2.0
     cfg.MODEL.SCRPN.INIT_LOSS_WEIGHT = 0.5
     cfg.MODEL.SCRPN.REFINED_LOSS_WEIGHT = 10.0
-    # What the refined loss is divided by: "positives" (M_reg of Eq. 7) or classification "samples"
-    # (the default of the paper's code base; a gentler loss for training from scratch).
+    # What the initial and the refined loss are divided by: "positives" (N_reg of Eq. 6, M_reg of
+    # Eq. 7) or classification "samples" (as in RPN, and by default in the paper's code base).
+    cfg.MODEL.SCRPN.INIT_NORMALIZER = "positives"
     cfg.MODEL.SCRPN.REFINED_NORMALIZER = "positives"
     # Factor on all of them, for training with a detector.
     cfg.MODEL.SCRPN.LOSS_WEIGHT = 1.0
@@ -246,3 +254,270 @@ def add_sc_rpn_config(cfg: CN) -> None:
     cfg.MODEL.SCRPN.POST_NMS_TOPK_TEST = 1000
     # Proposals with a side below this are dropped, in pixels of the network input.
     cfg.MODEL.SCRPN.MIN_BOX_SIZE = 0.0
+
+
+def add_spop_config(cfg: CN) -> None:
+    """Keys of the generator SPOP (spop/generator.py). docs/spop.md has each figure's variants."""
+    cfg.MODEL.SPOP = CN()
+    # The trunk that each of the networks has (backbones/deeplab_largefov.py, Table I).
+    cfg.MODEL.SPOP.TRUNK = CN()
+    # Factor on every layer's number of channels; 1.0 is the paper's network.
+    cfg.MODEL.SPOP.TRUNK.WIDTH_FACTOR = 1.0
+    # Normalisation after each convolution: "" (none, the paper's), or "GN", "BN", "SyncBN" for
+    # training from scratch. Group normalisation sees large images in the parts of TILE_SIZE.
+    cfg.MODEL.SPOP.TRUNK.NORM = ""
+    # Share of activations dropped after fc6 and fc7 in training (DeepLab's).
+    cfg.MODEL.SPOP.TRUNK.DROPOUT = 0.5
+    # What the trunk's weights expect: channel order, mean and deviation of values in [0, 255].
+    # DeepLab's own: "BGR", (104.008, 116.669, 122.675), (1.0, 1.0, 1.0).
+    cfg.MODEL.SPOP.TRUNK.FORMAT = "RGB"
+    # The mean, and the deviation, by channel.
+    cfg.MODEL.SPOP.TRUNK.PIXEL_MEAN = (123.675, 116.28, 103.53)
+    cfg.MODEL.SPOP.TRUNK.PIXEL_STD = (58.395, 57.12, 57.375)
+    # Channels of the first convolution of both branches of the confidence network (Fig. 5).
+    cfg.MODEL.SPOP.HEAD_CHANNELS = 1024
+    # Pixels per unit of the predicted coordinates: the side of the training images.
+    cfg.MODEL.SPOP.NORMALIZER = 513.0
+
+    # Localisation networks for large and for small objects (Sec. III-B); False: one for all.
+    cfg.MODEL.SPOP.SCALE_AWARE = True
+    # Objects of at least this area are large, in pixels of the original image (Table II).
+    cfg.MODEL.SPOP.LARGE_AREA = 2000.0
+    # Cells drawn of each large object to train the large/small branch (Sec. IV-A).
+    cfg.MODEL.SPOP.SAMPLES_PER_LARGE_OBJECT = 100
+    # Eq. 1-3: "squared_l2" (half the squared distance, Caffe's loss) or "l2" (as printed).
+    cfg.MODEL.SPOP.BBOX_REG_LOSS_TYPE = "squared_l2"
+    # Weight of each localisation network's loss, Eq. 1-3.
+    cfg.MODEL.SPOP.BBOX_REG_LOSS_WEIGHT = 1.0
+    # Weights of the two terms of Eq. 4, objectness and size (large or small).
+    cfg.MODEL.SPOP.OBJECTNESS_LOSS_WEIGHT = 1.0
+    cfg.MODEL.SPOP.SIZE_LOSS_WEIGHT = 1.0
+    # Factor on all of them, for training with a detector.
+    cfg.MODEL.SPOP.LOSS_WEIGHT = 1.0
+    # Factor on the learning rate of the layers that DeepLab does not have (Sec. IV-A).
+    cfg.MODEL.SPOP.NEW_LAYER_LR_FACTOR = 10.0
+
+    # Inference. Factors on the image (Sec. III-C); the proposals of all of them are pooled.
+    cfg.MODEL.SPOP.SCALES = (1.0, 2.0)
+    # Shorter side that images have before they are resized for a detector, in pixels: SCALES refer
+    # to it. 0: images are not resized (INPUT.MIN_SIZE_TEST 0).
+    cfg.MODEL.SPOP.NATIVE_SHORT_EDGE = 0
+    # Boxes: "fused" (Eq. 5), or of the "large_size" or "small_size" network alone (Fig. 10).
+    cfg.MODEL.SPOP.LOCALIZATION = "fused"
+    # Larger images go through the networks in parts of this side, in pixels: bounds the memory.
+    cfg.MODEL.SPOP.TILE_SIZE = 1536
+
+    # Superpixel refinement (Sec. III-D): a shrunk and an expanded version of each proposal.
+    cfg.MODEL.SPOP.REFINEMENT = CN()
+    cfg.MODEL.SPOP.REFINEMENT.ENABLED = True
+    # SLIC's number of superpixels and compactness; the paper gives neither.
+    cfg.MODEL.SPOP.REFINEMENT.NUM_SUPERPIXELS = 200
+    cfg.MODEL.SPOP.REFINEMENT.COMPACTNESS = 10.0
+    # Superpixels touch a proposal with their "pixels", or with their bounding "boxes" (cheaper).
+    cfg.MODEL.SPOP.REFINEMENT.STRADDLING = "pixels"
+
+    # Initial proposals, best first, that are refined and enter the NMS in three versions.
+    cfg.MODEL.SPOP.PRE_NMS_TOPK_TRAIN = 6000
+    cfg.MODEL.SPOP.PRE_NMS_TOPK_TEST = 20000
+    # Threshold of the NMS (Sec. IV-A).
+    cfg.MODEL.SPOP.NMS_THRESH = 0.8
+    # Proposals per image. The paper's detector takes 1,000; its recall goes to 2,000.
+    cfg.MODEL.SPOP.POST_NMS_TOPK_TRAIN = 2000
+    cfg.MODEL.SPOP.POST_NMS_TOPK_TEST = 1000
+    # Boxes with a side of at most this are dropped, in pixels of the network input.
+    cfg.MODEL.SPOP.MIN_BOX_SIZE = 0.0
+
+
+def add_vgg_config(cfg: CN) -> None:
+    """Keys of VGG's convolutional layers (backbones/vgg.py)."""
+    cfg.MODEL.VGG = CN()
+    # Channels of the 3x3 convolutions of each stage; the default is VGG-A.
+    cfg.MODEL.VGG.STAGES = [[64], [128], [256, 256], [512, 512], [512, 512]]
+    # Factor on every number of channels; 1.0 is the published network.
+    cfg.MODEL.VGG.WIDTH_FACTOR = 1.0
+    # Normalisation after each convolution: "" (VGG), "BN", "SyncBN" or "FrozenBN".
+    cfg.MODEL.VGG.NORM = ""
+    # Maps to return; "stage5" is that of conv5_2, before the last pooling.
+    cfg.MODEL.VGG.OUT_FEATURES = ["stage5"]
+    # The first so many stages are not trained. The papers train all.
+    cfg.MODEL.VGG.FREEZE_AT = 0
+
+
+def add_deepmask_config(cfg: CN) -> None:
+    """Keys of the generator DeepMask (deepmask/generator.py). docs/deepmask.md has the rows."""
+    cfg.MODEL.DEEPMASK = CN()
+    # The registered backbone that is the generator's own trunk, with one map (Sec. 3.1: VGG-A).
+    cfg.MODEL.DEEPMASK.TRUNK = "build_vgg_backbone"
+    # Whether both branches share it. False: one trunk each, such as DeepMask20* has.
+    cfg.MODEL.DEEPMASK.SHARED_TRUNK = True
+    # Pixels that the trunk expects: channel order, PIXEL_MEAN and PIXEL_STD (torchvision's).
+    cfg.MODEL.DEEPMASK.FORMAT = "RGB"
+    cfg.MODEL.DEEPMASK.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    cfg.MODEL.DEEPMASK.PIXEL_STD = [58.395, 57.12, 57.375]
+
+    # Side of a patch in pixels, an even multiple of the trunk's stride (Sec. 3.4).
+    cfg.MODEL.DEEPMASK.PATCH_SIZE = 224
+    # Pixels of the image around a training patch, on each side, that are cut off its map. 0: the
+    # trunk sees zeros there, as in the paper. 64: it sees what it does in inference.
+    cfg.MODEL.DEEPMASK.CONTEXT = 0
+    # Segmentation branch (Sec. 3.4): channels of its 1x1 convolution, numbers of the low-rank
+    # layer (CODE_DIM 0: none, "deepmaskfull"), side of the predicted mask in cells.
+    cfg.MODEL.DEEPMASK.MASK_CHANNELS = 512
+    cfg.MODEL.DEEPMASK.CODE_DIM = 512
+    cfg.MODEL.DEEPMASK.MASK_SIZE = 56
+    # From MASK_SIZE to PATCH_SIZE: "bilinear" (Sec. 3.4), "trainable" (a transposed convolution),
+    # or "none" (masks are learnt from down-sampled ground truth).
+    cfg.MODEL.DEEPMASK.UPSAMPLING = "bilinear"
+    # Scoring branch: units of its hidden layers, rate of the dropout after each.
+    cfg.MODEL.DEEPMASK.SCORE_DIMS = (512, 1024)
+    cfg.MODEL.DEEPMASK.DROPOUT = 0.5
+
+    # Longer side of a canonical object in a patch, in pixels of the patch (Sec. 3.4). All the
+    # distances below are in pixels in which the object has this size.
+    cfg.MODEL.DEEPMASK.OBJECT_SIZE = 128
+    # Positives are jittered by at most JITTER_SHIFT pixels along each axis and JITTER_SCALE
+    # octaves; FLIP mirrors half of the patches.
+    cfg.MODEL.DEEPMASK.JITTER_SHIFT = 16.0
+    cfg.MODEL.DEEPMASK.JITTER_SCALE = 0.25
+    cfg.MODEL.DEEPMASK.FLIP = True
+    # Negatives are this many pixels (NEGATIVE_SHIFT) or octaves (NEGATIVE_SCALE) away from every
+    # canonical positive.
+    cfg.MODEL.DEEPMASK.NEGATIVE_SHIFT = 32.0
+    cfg.MODEL.DEEPMASK.NEGATIVE_SCALE = 1.0
+    # Scales that negatives are drawn from, evenly in octaves: factors on the image's size. Wider
+    # than the pyramid, as in the authors' later code; the paper gives no range.
+    cfg.MODEL.DEEPMASK.NEGATIVE_LOG2_SCALES = (-3.0, 2.0)
+    # Patches per image and iteration (Sec. 3.4: a batch of 32 in all).
+    cfg.MODEL.DEEPMASK.BATCH_SIZE_PER_IMAGE = 4
+    # Classes (numbers in gt_classes) whose objects are positives; () for all. Objects of
+    # OTHER_CATEGORIES are "background", which negatives may show, as for DeepMask20 (Sec. 4), or
+    # "ignored": neither positive nor negative.
+    cfg.MODEL.DEEPMASK.CATEGORIES = ()
+    cfg.MODEL.DEEPMASK.OTHER_CATEGORIES = "background"
+
+    # "alternating": the branches are trained in turn (Sec. 3.2). "joint": both at once.
+    cfg.MODEL.DEEPMASK.BRANCHES = "alternating"
+    # Whether masks are learnt from negatives, too, as empty ("critical" not to, Sec. 3.2).
+    cfg.MODEL.DEEPMASK.MASK_LOSS_ON_NEGATIVES = False
+    # lambda of Eq. 1, which is a sum over patches.
+    cfg.MODEL.DEEPMASK.SCORE_LOSS_WEIGHT = 1.0 / 32
+    # Factor on both losses, for training with a detector.
+    cfg.MODEL.DEEPMASK.LOSS_WEIGHT = 1.0
+
+    # Scales of the pyramid in octaves (Sec. 3.4); DeepMaskZoom has 1.5 besides.
+    cfg.MODEL.DEEPMASK.LOG2_SCALES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
+    # Shorter side of images as they were taken, in pixels, where the network input is resized (in
+    # a detector): scales refer to that size. 0: to the network input as it is.
+    cfg.MODEL.DEEPMASK.NATIVE_SHORT_EDGE = 0
+    # Probability above which a pixel belongs to a mask (Sec. 3.4: .2 for COCO, .1 for PASCAL).
+    cfg.MODEL.DEEPMASK.MASK_THRESH = 0.2
+    # Windows of all scales whose masks are predicted, by score.
+    cfg.MODEL.DEEPMASK.PRE_NMS_TOPK_TRAIN = 1000
+    cfg.MODEL.DEEPMASK.PRE_NMS_TOPK_TEST = 1000
+    # IoU threshold of boxes; 1.0 for no NMS, as in the paper.
+    cfg.MODEL.DEEPMASK.NMS_THRESH = 1.0
+    # Proposals per image.
+    cfg.MODEL.DEEPMASK.POST_NMS_TOPK_TRAIN = 1000
+    cfg.MODEL.DEEPMASK.POST_NMS_TOPK_TEST = 1000
+    # Proposals with a side below this are dropped, in pixels of the network input.
+    cfg.MODEL.DEEPMASK.MIN_BOX_SIZE = 0.0
+
+
+def add_detectornet_config(cfg: CN) -> None:
+    """Keys of the generator DetectorNet and of DetectorNetHeads (detectornet/)."""
+    cfg.MODEL.DETECTORNET = CN()
+    # One set of masks for all classes; False: a set for each of MODEL.ROI_HEADS.NUM_CLASSES.
+    cfg.MODEL.DETECTORNET.CLASS_AGNOSTIC = True
+    # "per_mask": a network for each of the five masks (Sec. 5.1). "per_class_and_mask": also for
+    # each class, as in the paper's experiments. "shared": one for all, as Sec. 5.1 suggests.
+    cfg.MODEL.DETECTORNET.NETWORKS = "per_mask"
+    # Side of the network's input in pixels, and of a mask in cells (Sec. 4).
+    cfg.MODEL.DETECTORNET.INPUT_SIZE = 225
+    cfg.MODEL.DETECTORNET.MASK_SIZE = 24
+    # AlexNet (backbones/alexnet.py): factor on every layer's channels, normalisation after each
+    # convolution ("" for none; "GN" to train from scratch), dropout of fully connected layers.
+    cfg.MODEL.DETECTORNET.WIDTH_FACTOR = 1.0
+    cfg.MODEL.DETECTORNET.NORM = ""
+    cfg.MODEL.DETECTORNET.DROPOUT = 0.5
+    # Pixels that AlexNet's weights are for: channel order ("RGB" or "BGR"), means, deviations.
+    cfg.MODEL.DETECTORNET.FORMAT = "RGB"
+    cfg.MODEL.DETECTORNET.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    cfg.MODEL.DETECTORNET.PIXEL_STD = [58.395, 57.12, 57.375]
+
+    # Crops of each image and training step; "several thousand" in all (Sec. 6).
+    cfg.MODEL.DETECTORNET.NUM_CROPS = 32
+    # The part of them that is positive, and the part of an object that a positive crop covers.
+    cfg.MODEL.DETECTORNET.POSITIVE_FRACTION = 0.4
+    cfg.MODEL.DETECTORNET.POSITIVE_COVERAGE = 0.8
+    # Least width of a crop, relative to the image's: that of the smallest windows.
+    cfg.MODEL.DETECTORNET.MIN_SCALE = 0.25
+    # Random crops that are tried for each one that is wanted.
+    cfg.MODEL.DETECTORNET.NUM_TRIES = 50
+    # lambda of the loss, which the paper calls small: weight of outputs that are to be 0, beside
+    # 1 + lambda for those that are to be 1.
+    cfg.MODEL.DETECTORNET.ZERO_WEIGHT = 0.1
+    cfg.MODEL.DETECTORNET.LOSS_WEIGHT = 1.0
+
+    # Windows (Sec. 5.3): scales, each of half the size, and the overlap of neighbours.
+    cfg.MODEL.DETECTORNET.NUM_SCALES = 3
+    cfg.MODEL.DETECTORNET.WINDOW_OVERLAP = 0.2
+    # Boxes that are searched (Sec. 5.2): their mean dimension relative to the image's, ...
+    cfg.MODEL.DETECTORNET.MEAN_DIMENSIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    # ... width / height, by k-means over the training boxes (tools/estimate_box_shapes.py; these
+    # are of 160 images of COCO 2017), ...
+    cfg.MODEL.DETECTORNET.ASPECT_RATIOS = (0.2, 0.31, 0.44, 0.6, 0.8, 1.05, 1.4, 2.06, 3.15, 7.3)
+    # ... and the distance between positions, in pixels.
+    cfg.MODEL.DETECTORNET.STRIDE = 5.0
+    # Sides of the box with the ring around it whose full mask counts against it (Eq. 3), relative
+    # to the box's. The paper gives no size.
+    cfg.MODEL.DETECTORNET.RING = 1.2
+    # Weight of that penalty. Eq. 3 has 1, with which a box inside an object may beat a box that
+    # fits it roughly; 2 finds objects better (docs/detectornet.md).
+    cfg.MODEL.DETECTORNET.RING_WEIGHT = 1.0
+    # Detections are covered by the full mask more than this (Eq. 2). Negative: all.
+    cfg.MODEL.DETECTORNET.SCORE_THRESH = 0.5
+    # Non-maximum suppression of each scale: best boxes of each shape that enter, IoU threshold.
+    cfg.MODEL.DETECTORNET.PRE_NMS_TOPK = 1000
+    cfg.MODEL.DETECTORNET.NMS_THRESH = 0.5
+    # Detections of each scale and class; proposals for another detector need more.
+    cfg.MODEL.DETECTORNET.TOPK_PER_SCALE = 5
+
+    cfg.MODEL.DETECTORNET.REFINEMENT = CN()
+    # The second regression (Sec. 5.3), in a crop around each detection.
+    cfg.MODEL.DETECTORNET.REFINEMENT.ENABLED = True
+    # Sides of the crop, relative to the detection's.
+    cfg.MODEL.DETECTORNET.REFINEMENT.ENLARGEMENT = 1.2
+    # Boxes that are searched in the crop: mean dimensions relative to the crop's. The object
+    # should fill about 1 / 1.2 of both sides of the crop: most boxes are near that.
+    cfg.MODEL.DETECTORNET.REFINEMENT.MEAN_DIMENSIONS = (
+        0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95,
+    )  # fmt: skip
+    # Aspect ratios of these boxes within the crop, which is warped to a square.
+    cfg.MODEL.DETECTORNET.REFINEMENT.ASPECT_RATIOS = (
+        0.5, 0.57, 0.66, 0.76, 0.87, 1.0, 1.15, 1.32, 1.52, 1.74, 2.0,
+    )  # fmt: skip
+    # Distance between positions, in pixels of the network's input.
+    cfg.MODEL.DETECTORNET.REFINEMENT.STRIDE = 5.0
+    # IoU threshold of non-maximum suppression over all refined boxes; 1 for none (Algorithm 1).
+    cfg.MODEL.DETECTORNET.FINAL_NMS_THRESH = 1.0
+    # Proposals with a side below this are dropped, in pixels of the network input.
+    cfg.MODEL.DETECTORNET.MIN_BOX_SIZE = 0.0
+    # Crops that a network is run on at once in evaluation, which bounds the memory.
+    cfg.MODEL.DETECTORNET.CROPS_AT_ONCE = 64
+
+    cfg.MODEL.DETECTORNET.CLASSIFIER = CN()
+    # The classifier of DetectorNetHeads, which prunes detections (Sec. 5.2). Without it, detections
+    # of each class are kept as they are.
+    cfg.MODEL.DETECTORNET.CLASSIFIER.ENABLED = True
+    # Crops of each image and training step, and the part of them that is positive (Sec. 6).
+    cfg.MODEL.DETECTORNET.CLASSIFIER.NUM_CROPS = 32
+    cfg.MODEL.DETECTORNET.CLASSIFIER.POSITIVE_FRACTION = 0.4
+    # Negative crops have less IoU than the first with every object, positive ones at least the
+    # second with some object.
+    cfg.MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS = (0.2, 0.6)
+    # Least sides of random crops, relative to the image's.
+    cfg.MODEL.DETECTORNET.CLASSIFIER.MIN_SCALE = 0.1
+    # Random crops that are tried for each one that is wanted.
+    cfg.MODEL.DETECTORNET.CLASSIFIER.NUM_TRIES = 50
+    # Factor on its loss.
+    cfg.MODEL.DETECTORNET.CLASSIFIER.LOSS_WEIGHT = 1.0

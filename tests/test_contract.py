@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_model, build_proposal_generator
 from detectron2.utils.events import EventStorage
 
-from tests.common import make_cfg, make_images, make_instances
+from tests.common import add_rectangle_masks, make_cfg, make_images, make_instances
 
 # Generators that read feature maps, on a small FPN; Detectron2's own RPN is the control.
 GENERATORS = {
@@ -15,7 +15,21 @@ GENERATORS = {
             "MODEL.ANCHOR_GENERATOR.SIZES", [[8, 12], [16, 24], [32, 48], [64, 128]]],
     "SCRPN": ["MODEL.SCRPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"],
               "MODEL.SCRPN.HEAD_CHANNELS", 16],
+    # Image-level: a trunk of its own, whatever the backbone.
+    "DeepMask": ["MODEL.VGG.STAGES", [[8], [8], [8]], "MODEL.VGG.OUT_FEATURES", ["stage3"],
+                 "MODEL.DEEPMASK.PATCH_SIZE", 32, "MODEL.DEEPMASK.OBJECT_SIZE", 18,
+                 "MODEL.DEEPMASK.JITTER_SHIFT", 2.0, "MODEL.DEEPMASK.NEGATIVE_SHIFT", 4.0,
+                 "MODEL.DEEPMASK.MASK_CHANNELS", 8, "MODEL.DEEPMASK.CODE_DIM", 8,
+                 "MODEL.DEEPMASK.MASK_SIZE", 8, "MODEL.DEEPMASK.SCORE_DIMS", (8, 8),
+                 "MODEL.DEEPMASK.LOG2_SCALES", (-1.0, 0.0)],
+    "SPOP": ["MODEL.SPOP.TRUNK.WIDTH_FACTOR", 0.125, "MODEL.SPOP.HEAD_CHANNELS", 16,
+             "MODEL.SPOP.PRE_NMS_TOPK_TRAIN", 300],
+    "DetectorNet": ["MODEL.DETECTORNET.WIDTH_FACTOR", 0.0625, "MODEL.DETECTORNET.INPUT_SIZE", 97,
+                    "MODEL.DETECTORNET.MASK_SIZE", 8, "MODEL.DETECTORNET.NETWORKS", "shared",
+                    "MODEL.DETECTORNET.NUM_CROPS", 8, "MODEL.DETECTORNET.SCORE_THRESH", -1.0,
+                    "MODEL.DETECTORNET.MEAN_DIMENSIONS", (0.2, 0.5)],
 }  # fmt: skip
+IMAGE_LEVEL = ["DeepMask", "SPOP", "DetectorNet"]
 HOSTS = {
     "ProposalNetwork": ["MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING", False],
     "FasterRCNN": ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN",
@@ -27,6 +41,8 @@ HOSTS = {
 
 
 def host_cfg(generator, host="ProposalNetwork", *overrides):
+    if generator in IMAGE_LEVEL and host == "ProposalNetwork":
+        overrides = ("MODEL.BACKBONE.NAME", "build_image_backbone", *overrides)
     return make_cfg(
         None,
         "MODEL.META_ARCHITECTURE", "ProposalNetwork",
@@ -49,7 +65,7 @@ def make_batch(*boxes_of_images):
     return [
         {
             "image": torch.randint(0, 256, (3, *size)).float(),
-            "instances": make_instances(size, boxes),
+            "instances": add_rectangle_masks(make_instances(size, boxes)),
             "height": 2 * size[0],
             "width": 2 * size[1],
         }
@@ -98,6 +114,7 @@ def test_evaluation_runs_and_is_deterministic(generator, host):
         assert a[field].image_size == (x["height"], x["width"])
         for name, value in a[field].get_fields().items():
             other = b[field].get(name)
+            value, other = (getattr(v, "patches", v) for v in (value, other))
             value, other = (getattr(v, "tensor", v) for v in (value, other))
             assert torch.equal(value, other)
 
@@ -109,7 +126,8 @@ def test_proposals_have_the_two_fields_in_order_clipped_and_limited(generator):
         outputs = model(make_batch(BOXES, BOXES, BOXES))
     for output in outputs:
         proposals = output["proposals"]
-        assert set(proposals.get_fields()) == {"proposal_boxes", "objectness_logits"}
+        with_masks = {"proposal_masks"} if generator == "DeepMask" else set()
+        assert set(proposals.get_fields()) == {"proposal_boxes", "objectness_logits"} | with_masks
         boxes, logits = proposals.proposal_boxes.tensor, proposals.objectness_logits
         height, width = proposals.image_size
         assert 0 < len(boxes) <= 1000

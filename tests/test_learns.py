@@ -144,3 +144,16 @@ def test_spop_overfits_eight_images(eight_images):
     grid = evaluate_fixed_grid(NAME, distributed=False)["box_proposals"]["AR@100"]
     print(f"AR@100: untrained {untrained:.1f}, grid {grid:.1f}, trained {trained:.1f}")
     assert trained > max(untrained, grid) + 20
+
+
+DETECTORNET = ["DATASETS.TEST", (NAME,), "INPUT.RANDOM_FLIP", "none",
+               "MODEL.DETECTORNET.WIDTH_FACTOR", 0.125]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_detectornet_overfits_eight_images(eight_images):
+    cfg = make_cfg("shapes/detectornet_rpn_only.yaml", *DETECTORNET)
+    untrained, trained = overfit(cfg, iterations=150, learning_rate=1e-3)
+    grid = evaluate_fixed_grid(NAME, distributed=False)["box_proposals"]["AR@100"]
+    print(f"AR@100: untrained {untrained:.1f}, grid {grid:.1f}, trained {trained:.1f}")
+    assert trained > max(untrained, grid) + 20

@@ -1,16 +1,20 @@
 """Tests of the demo: images, folders, videos, masks."""
 
+import re
 import runpy
+import shlex
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from d2proposals.proposals.mask_proposals import ProposalMasks
+from tests.common import make_cfg
 from tests.engine.tiny_coco import CONFIG as RPN_CONFIG
 from tests.engine.tiny_coco import SMALL as TINY
 
@@ -24,6 +28,13 @@ def run(*arguments):
 
 def noise(seed, size=SIZE):
     return np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+
+
+def write_video(path, codec):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10.0, SIZE[::-1])
+    for index in range(3):
+        writer.write(noise(index))
+    writer.release()
 
 
 @pytest.fixture
@@ -50,10 +61,7 @@ def test_images_and_folders(images, tmp_path, capsys, caplog):
 
 def test_video(tmp_path, capsys):
     path = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, SIZE[::-1])
-    for index in range(3):
-        writer.write(noise(index))
-    writer.release()
+    write_video(path, "MJPG")
     out = tmp_path / "out"
     run("--input", path, "--output", out, *TINY)
     assert [x.name for x in out.iterdir()] == ["clip.mp4"]
@@ -62,6 +70,27 @@ def test_video(tmp_path, capsys):
     assert len(frames) == 3 and frames[0].shape == (*SIZE, 3)
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
     assert f"{out / 'clip.mp4'}: 3 frames" in capsys.readouterr().out
+
+
+def test_the_documented_command_runs(images, tmp_path, monkeypatch):
+    """README's command as it stands, with the files that it names."""
+    root = Path(__file__).resolve().parents[2]
+    (line,) = {
+        line
+        for page in ("README.md", "docs/toolbox.md")
+        for line in re.findall(r"^    python demo/demo.py (.*)$", (root / page).read_text(), re.M)
+    }
+    arguments = shlex.split(line)
+    config = str(root / arguments[arguments.index("--config-file") + 1])
+    arguments[arguments.index("--config-file") + 1] = config
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(noise(7)).save("photo.jpg")
+    write_video("clip.mp4", "mp4v")
+    model = build_model(make_cfg(config))
+    torch.save({"model": model.state_dict()}, "model.pth")
+    DEMO["main"](arguments)
+    drawn = sorted(x.name for x in Path("drawn").iterdir())
+    assert drawn == ["0.png", "1.png", "clip.mp4", "photo.png"]
 
 
 def test_best_proposals_are_on_top_and_masks_are_filled():

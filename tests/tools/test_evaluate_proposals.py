@@ -456,10 +456,13 @@ def test_hostile_pickles_run_nothing(gt, tmp_path):
 
 
 def documented_commands():
-    """(tool, arguments) of the toolbox's page, for the tools that need no model."""
-    page = (TOOLS.parent / "docs" / "toolbox.md").read_text()
+    """(tool, arguments) of README and the toolbox's page, for the tools that need no model."""
     names = "evaluate_proposals|convert_proposals|visualize_proposals"
-    return re.findall(rf"^    python tools/({names}).py (.*)$", page, re.MULTILINE)
+    found = set()
+    for page in ("README.md", "docs/toolbox.md"):
+        text = (TOOLS.parent / page).read_text()
+        found.update(re.findall(rf"^    python tools/({names}).py (.*)$", text, re.MULTILINE))
+    return sorted((tool, line) for tool, line in found if "--config-file" not in line)
 
 
 @pytest.fixture

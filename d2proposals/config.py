@@ -265,6 +265,7 @@ def add_spop_config(cfg: CN) -> None:
     cfg.MODEL.SPOP.TRUNK.WIDTH_FACTOR = 1.0
     # Normalisation after each convolution: "" (none, the paper's), or "GN", "BN", "SyncBN" for
     # training from scratch. Group normalisation sees large images in the parts of TILE_SIZE.
+    # "SyncBN" on several devices needs images of one size: INPUT.WARP_SIZE.
     cfg.MODEL.SPOP.TRUNK.NORM = ""
     # Share of activations dropped after fc6 and fc7 in training (DeepLab's).
     cfg.MODEL.SPOP.TRUNK.DROPOUT = 0.5
@@ -300,11 +301,13 @@ def add_spop_config(cfg: CN) -> None:
     # Inference. Factors on the image (Sec. III-C); the proposals of all of them are pooled.
     cfg.MODEL.SPOP.SCALES = (1.0, 2.0)
     # Shorter side that images have before they are resized for a detector, in pixels: SCALES refer
-    # to it. 0: images are not resized (INPUT.MIN_SIZE_TEST 0).
+    # to it. 0: images are not resized (INPUT.MIN_SIZE_TEST 0). Training is on the images as the
+    # detector resizes them all the same.
     cfg.MODEL.SPOP.NATIVE_SHORT_EDGE = 0
     # Boxes: "fused" (Eq. 5), or of the "large_size" or "small_size" network alone (Fig. 10).
     cfg.MODEL.SPOP.LOCALIZATION = "fused"
-    # Larger images go through the networks in parts of this side, in pixels: bounds the memory.
+    # Larger images go through the networks in parts of this side, in pixels: bounds the memory of
+    # the networks.
     cfg.MODEL.SPOP.TILE_SIZE = 1536
 
     # Superpixel refinement (Sec. III-D): a shrunk and an expanded version of each proposal.
@@ -381,7 +384,7 @@ def add_deepmask_config(cfg: CN) -> None:
     cfg.MODEL.DEEPMASK.JITTER_SCALE = 0.25
     cfg.MODEL.DEEPMASK.FLIP = True
     # Negatives are this many pixels (NEGATIVE_SHIFT) or octaves (NEGATIVE_SCALE) away from every
-    # canonical positive.
+    # canonical positive; at least as many as positives are jittered by.
     cfg.MODEL.DEEPMASK.NEGATIVE_SHIFT = 32.0
     cfg.MODEL.DEEPMASK.NEGATIVE_SCALE = 1.0
     # Scales that negatives are drawn from, evenly in octaves: factors on the image's size. Wider
@@ -449,6 +452,9 @@ def add_detectornet_config(cfg: CN) -> None:
     # The part of them that is positive, and the part of an object that a positive crop covers.
     cfg.MODEL.DETECTORNET.POSITIVE_FRACTION = 0.4
     cfg.MODEL.DETECTORNET.POSITIVE_COVERAGE = 0.8
+    # Of the positive crops, the part that is drawn around objects, as the crops of the refinement
+    # are, instead of anywhere; 0 in the paper. Makes the refinement work after short training.
+    cfg.MODEL.DETECTORNET.OBJECT_FRACTION = 0.0
     # Least width of a crop, relative to the image's: that of the smallest windows.
     cfg.MODEL.DETECTORNET.MIN_SCALE = 0.25
     # Random crops that are tried for each one that is wanted.

@@ -507,6 +507,7 @@ DETECTORNET_SETTINGS = {
     "NUM_CROPS": 11,
     "POSITIVE_FRACTION": 0.25,
     "POSITIVE_COVERAGE": 0.75,
+    "OBJECT_FRACTION": 0.5,
     "MIN_SCALE": 0.125,
     "NUM_TRIES": 7,
     "ZERO_WEIGHT": 0.5,
@@ -554,6 +555,7 @@ def test_every_key_of_detectornet_reaches_the_generator():
     held = {
         "sampler": CropSampler(num_crops=11, positive_fraction=0.25, min_scale=0.125, num_tries=7),
         "positive_coverage": 0.75,
+        "object_fraction": 0.5,
         "zero_weight": 0.5,
         "loss_weight": 3.0,
         "num_scales": 2,

@@ -11,7 +11,11 @@ bn_inception reads the file of `bninception` of pretrained-models.pytorch. The m
 INPUT.FORMAT "BGR", MODEL.PIXEL_MEAN [104, 117, 128] and the MODEL.PIXEL_STD given by --pixel-std,
 whose default is that of configs/zip_rpn_only.yaml.
 
-vgg11 reads torchvision's file of that name, for the trunk of configs/deepmask_rpn_only.yaml.
+vgg11 reads torchvision's file of that name, for the trunk of configs/deepmask_rpn_only.yaml. With
+--separate-trunks its weights get full names, in a copy for each trunk of a DeepMask that has two
+(MODEL.DEEPMASK.SHARED_TRUNK False) or that stands in a model with another VGG:
+
+    python tools/convert_weights.py --architecture vgg11 --separate-trunks IN.pth OUT.pkl
 
 alexnet reads torchvision's file of that name, and makes a copy for each network of the model that
 --config-file describes:
@@ -40,6 +44,7 @@ from d2proposals.backbones.largefov_conversion import (
 )
 from d2proposals.backbones.weight_conversion import (
     CONVERTERS,
+    deepmask_weights,
     read_weights,
     write_checkpoint,
     zoom_network_weights,
@@ -92,6 +97,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="for SPOP without scale-awareness: copies for its two networks",
     )
+    parser.add_argument(
+        "--separate-trunks",
+        action="store_true",
+        help="for vgg11: write full names, for each of DeepMask's two trunks",
+    )
     parser.add_argument("--config-file", help="for alexnet: configuration of the model")
     return parser
 
@@ -127,6 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.zoom_network and args.architecture != "bn_inception":
         parser.error("--zoom-network goes with --architecture bn_inception only")
+    if args.separate_trunks and args.architecture != "vgg11":
+        parser.error("--separate-trunks goes with --architecture vgg11 only")
     is_alexnet = args.architecture == "alexnet"
     if is_alexnet != (args.config_file is not None):
         parser.error("--config-file goes with --architecture alexnet, which needs it")
@@ -143,14 +155,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             weights = spop_weights(weights, networks)
         if is_alexnet:
             weights = alexnet_copies(weights, build_narrow_model(args.config_file))
+        if args.separate_trunks:
+            weights = deepmask_weights(weights)
         if args.zoom_network:
             state = build_zoom_network_state(args.mirror_depths, trainable_norm=args.trainable_norm)
             weights = zoom_network_weights(weights, state)
-        write_checkpoint(
-            args.output,
-            weights,
-            matching_heuristics=not (args.zoom_network or is_spop or is_alexnet),
-        )
+        has_full_names = args.zoom_network or args.separate_trunks or is_spop or is_alexnet
+        write_checkpoint(args.output, weights, matching_heuristics=not has_full_names)
     except (OSError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     print(f"{args.output}: {len(weights)} tensors of {args.architecture}")

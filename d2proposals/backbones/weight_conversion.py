@@ -277,6 +277,24 @@ def convert_vgg11(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.to(torch.float32).contiguous() for name, value in used.items()}
 
 
+def deepmask_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of a trunk's weights for both trunks of a DeepMask whose branches share none.
+
+    Every copy has its full name, since Detectron2 does not load one weight into two parameters.
+
+    Args:
+        weights: State dict of the trunk.
+
+    Returns:
+        Weights by their keys in ``ProposalNetwork`` or ``GeneralizedRCNN``.
+    """
+    return {
+        f"proposal_generator.network.{trunk}.{key}": value
+        for trunk in ("trunk", "score_trunk")
+        for key, value in weights.items()
+    }
+
+
 # Public weights by the name of their network.
 CONVERTERS: dict[str, Callable[..., dict[str, Tensor]]] = {
     "bn_inception": convert_bn_inception,

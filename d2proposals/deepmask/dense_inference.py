@@ -13,20 +13,25 @@ Shape shorthand in this module:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import Backbone
+from detectron2.structures import ImageList
 from torch import nn
 
-from ..proposals.image_pyramid import resize_image
+from ..proposals.patches import crop_patches
 from .network import DeepMaskNetwork
 
 # Pixels that go through the trunk at a time. Its first layer alone takes 64 float32 numbers for
 # each pixel, twice, at full width: 1 GiB in all.
 TILE_PIXELS = 2**21
+
+# Samples of an image that are averaged at a time when it is scaled: 32 MiB on the CPU.
+_CHUNK_SAMPLES = 2**20
 
 
 @dataclass
@@ -34,10 +39,10 @@ class WindowPredictions:
     """Windows of one image with the best scores, best first.
 
     Attributes:
-        score_logits: (K,) descending.
-        mask_logits: (K, s, s).
-        frames: (K, 4) XYXY of the windows, in [0, 1] of the image's width and height; they reach
-            beyond the image.
+        score_logits: (K,) float32, descending.
+        mask_logits: (K, s, s) float32.
+        frames: (K, 4) float32 XYXY of the windows, in [0, 1] of the image's width and height; they
+            reach beyond the image.
     """
 
     score_logits: torch.Tensor
@@ -51,7 +56,7 @@ class _Scale:
 
     Attributes:
         embedded: (C, Hf, Wf) the mask branch's map.
-        score_logits: (rows, columns) of the windows.
+        score_logits: (rows, columns) float32 of the windows.
         size: (Hs, Ws).
     """
 
@@ -94,7 +99,8 @@ def predict_windows(
         here = ((chosen >= begin) & (chosen < end)).nonzero()[:, 0]
         rows = torch.div(chosen[here] - begin, num_columns, rounding_mode="floor")
         columns = (chosen[here] - begin) % num_columns
-        masks[here] = network.mask_head.at_windows(level.embedded, rows, columns)
+        # Under autocast the network's outputs are of half precision.
+        masks[here] = network.mask_head.at_windows(level.embedded, rows, columns).to(masks)
         frames[here] = _frames(network, rows, columns, level.size)
         begin = end
     return WindowPredictions(scores, masks, frames)
@@ -104,7 +110,7 @@ def _scale(
     network: DeepMaskNetwork, pixel_normalization: nn.Module, image: torch.Tensor, scale: float
 ) -> _Scale:
     """Both branches' maps of one scale."""
-    scaled = resize_image(image, scale)
+    scaled = scale_image(image, scale)
     canvas = pixel_normalization(make_canvas(scaled, network))
     maps = tiled_map(network.trunk, canvas)
     border = network.context // network.stride
@@ -112,7 +118,46 @@ def _scale(
     if network.score_trunk is not None:
         maps = tiled_map(network.score_trunk, canvas)
     scores = network.score_head.at_every_window(_crop(maps, border)[None])[0]
-    return _Scale(embedded, scores, tuple(scaled.shape[-2:]))
+    # Half precision cannot hold the coordinates that are made like the scores.
+    return _Scale(embedded, scores.float(), tuple(scaled.shape[-2:]))
+
+
+def scale_image(image: torch.Tensor, scale: float) -> torch.Tensor:
+    """Resize an image with the filter by which training patches are cut out.
+
+    A window of the scaled image holds the pixels of the training patch cut at that place and scale:
+    averages over what a pixel covers where the image gets smaller, bilinear samples where it gets
+    larger. (An anti-aliased resize blurs twice as wide.) A pixel's width of zeros around the image
+    blends into its border, as it does in patches that reach beyond the image.
+
+    Args:
+        image: (C, h, w) without padding, normalised, so that zero is the mean colour.
+        scale: factor on both sides; results are rounded to whole pixels and at least 1.
+
+    Returns:
+        Tensor: (C, Hs, Ws); the image itself if that is its size.
+    """
+    height, width = image.shape[-2:]
+    rows, columns = max(round(height * scale), 1), max(round(width * scale), 1)
+    if (rows, columns) == (height, width):
+        return image
+    # The patch's number of samples per pixel, whatever rounding does to the sides.
+    ratio = math.ceil(1 / scale)
+    # Bands of rows, the last of which may reach beyond the image: RoIAlign lists the samples of one
+    # box at a time.
+    band = min(max(_CHUNK_SAMPLES // (columns * ratio**2), 1), rows)
+    top = torch.arange(0, rows, band, device=image.device, dtype=image.dtype)
+    zeros = torch.zeros_like(top)
+    step = height / rows
+    boxes = torch.stack([zeros, top * step, zeros + width, (top + band) * step], dim=1)
+    bands = crop_patches(
+        ImageList(image[None], [(height, width)]),
+        boxes,
+        zeros.long(),
+        (band, columns),
+        sampling_ratio=ratio,
+    )
+    return bands.transpose(0, 1).flatten(1, 2)[:, :rows]
 
 
 def make_canvas(scaled: torch.Tensor, network: DeepMaskNetwork) -> torch.Tensor:

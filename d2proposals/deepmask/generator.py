@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, Backbone
 from detectron2.structures import ImageList, Instances
@@ -38,7 +39,8 @@ from .dense_inference import WindowPredictions, predict_windows
 from .losses import mask_loss, score_loss
 from .mask_boxes import boxes_of_masks
 from .network import DeepMaskNetwork, MaskHead, ScoreHead
-from .patch_sampling import PatchSampler, PatchSamples, cut_masks
+from .patch_masks import cut_masks
+from .patch_sampling import PatchSampler, PatchSamples
 
 BRANCHES = ("alternating", "joint")
 
@@ -98,7 +100,8 @@ class DeepMask(nn.Module):
             branches: "alternating" trains the segmentation branch and the scoring branch in turn,
                 "joint" both at once.
             mask_loss_on_negatives: whether masks are also learnt from negatives, as empty.
-            loss_weight: of the losses in :meth:`losses`, 1 for those that are absent.
+            loss_weight: of the losses in :meth:`losses`, 1 for those that are absent; by default
+                that of the score is the paper's lambda, 1/32.
             log2_scales: octaves by which images are enlarged for each scale of the pyramid.
             native_short_edge: shorter side of images as they were taken, which scales refer to,
                 in pixels; 0 if images come at that size.
@@ -119,6 +122,19 @@ class DeepMask(nn.Module):
             )
         if not 0 < mask_thresh < 1:
             raise ValueError(f"MODEL.DEEPMASK.MASK_THRESH must be in (0, 1), got {mask_thresh}.")
+        if not 0 <= nms_thresh <= 1:
+            raise ValueError(f"MODEL.DEEPMASK.NMS_THRESH must be in [0, 1], got {nms_thresh}.")
+        if native_short_edge < 0:
+            raise ValueError(
+                "MODEL.DEEPMASK.NATIVE_SHORT_EDGE must be a number of pixels, or 0 for images at "
+                f"their own size, got {native_short_edge}."
+            )
+        for key, limits in (("PRE_NMS_TOPK", pre_nms_topk), ("POST_NMS_TOPK", post_nms_topk)):
+            if min(limits) < 1:
+                raise ValueError(
+                    f"MODEL.DEEPMASK.{key}_TRAIN and {key}_TEST must be at least 1, got "
+                    f"{limits[0]} and {limits[1]}."
+                )
         if len(log2_scales) == 0:
             raise ValueError("MODEL.DEEPMASK.LOG2_SCALES needs at least one scale.")
         if batch_size_per_image < 1:
@@ -132,7 +148,8 @@ class DeepMask(nn.Module):
         self.batch_size_per_image = batch_size_per_image
         self.branches = branches
         self.mask_loss_on_negatives = mask_loss_on_negatives
-        self.loss_weight = dict(loss_weight or {})
+        default_weight = {"loss_deepmask_score": 1 / 32}  # lambda of Eq. 1
+        self.loss_weight = dict(default_weight if loss_weight is None else loss_weight)
         self.scales = [2.0**octaves for octaves in log2_scales]
         self.native_short_edge = native_short_edge
         self.mask_thresh = mask_thresh
@@ -146,6 +163,7 @@ class DeepMask(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.DEEPMASK
+        _check_categories(node.CATEGORIES, cfg.DATASETS.TRAIN)
         return {
             "network": _build_network(cfg),
             "pixel_normalization": PixelNormalization(
@@ -308,7 +326,14 @@ class DeepMask(nn.Module):
         losses = {}
         if self.training:
             assert gt_instances is not None, "DeepMask needs gt_instances in training"
-            losses = self.losses(self.label_and_sample_patches(images, gt_instances))
+            patches = self.label_and_sample_patches(images, gt_instances)
+            losses = self.losses(patches)
+            # Smoothed curves of losses that are zero in every second iteration say nothing.
+            storage = get_event_storage()
+            if patches.trains_mask:
+                storage.put_scalar("deepmask/mask_loss", losses["loss_deepmask_mask"].detach())
+            if patches.trains_score:
+                storage.put_scalar("deepmask/score_loss", losses["loss_deepmask_score"].detach())
             if not self.proposals_in_training:
                 return make_empty_proposals(images.image_sizes, images.tensor.device), losses
         return self.predict_proposals(images), losses
@@ -370,6 +395,11 @@ def _build_network(cfg: CfgNode) -> DeepMaskNetwork:
         return BACKBONE_REGISTRY.get(node.TRUNK)(cfg, ShapeSpec(channels=3))
 
     trunk = build_trunk()
+    if not hasattr(trunk, "stride") or not hasattr(trunk, "context"):
+        raise ValueError(
+            f"MODEL.DEEPMASK.TRUNK {node.TRUNK} does not say what a cell of its map sees "
+            "(attributes stride and context): use build_vgg_backbone, or a backbone that has both."
+        )
     shapes = trunk.output_shape()
     if len(shapes) != 1:
         raise ValueError(
@@ -377,6 +407,12 @@ def _build_network(cfg: CfgNode) -> DeepMaskNetwork:
             "set MODEL.VGG.OUT_FEATURES to the last stage's name alone."
         )
     (shape,) = shapes.values()
+    if shape.stride != trunk.stride:
+        raise ValueError(
+            f"DeepMask reads the last map of its trunk, at stride {trunk.stride}, but "
+            f"{node.TRUNK} returns {next(iter(shapes))} at stride {shape.stride}: set "
+            "MODEL.VGG.OUT_FEATURES to the last stage, or drop later ones from MODEL.VGG.STAGES."
+        )
     map_size = node.PATCH_SIZE // shape.stride
     return DeepMaskNetwork(
         trunk=trunk,
@@ -399,6 +435,20 @@ def _build_network(cfg: CfgNode) -> DeepMaskNetwork:
         patch_size=node.PATCH_SIZE,
         context=node.CONTEXT,
     )
+
+
+def _check_categories(categories: Sequence[int], datasets: Sequence[str]) -> None:
+    """Raise ValueError for classes that a training set does not have, if it says which it has."""
+    for name in datasets:
+        if name not in DatasetCatalog:
+            continue
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        unknown = [x for x in categories if classes and not 0 <= x < len(classes)]
+        if unknown:
+            raise ValueError(
+                f"MODEL.DEEPMASK.CATEGORIES names {unknown}, but {name} has the classes 0 to "
+                f"{len(classes) - 1}."
+            )
 
 
 def _zero_loss(network: DeepMaskNetwork, head: nn.Module, trunk: nn.Module | None) -> torch.Tensor:

@@ -24,7 +24,7 @@ def mask_loss(logits: torch.Tensor, targets: torch.Tensor, is_sample: torch.Tens
     Returns:
         Tensor: a number.
     """
-    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").flatten(1)
+    loss = _logistic_loss(logits, targets).flatten(1)
     return (loss.mean(dim=1) * is_sample).sum()
 
 
@@ -39,5 +39,11 @@ def score_loss(logits: torch.Tensor, labels: torch.Tensor, is_sample: torch.Tens
     Returns:
         Tensor: a number.
     """
-    loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    return (loss * is_sample).sum()
+    return (_logistic_loss(logits, labels) * is_sample).sum()
+
+
+def _logistic_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of each logit, of the logits' shape."""
+    # Under autocast logits are of half precision, too coarse for a sum over patches.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")

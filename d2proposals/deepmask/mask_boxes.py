@@ -38,14 +38,14 @@ def boxes_of_masks(
     Returns:
         Tensor: (K, 4) XYXY, in [0, 1] of the image: the outer edges of the outermost pixels. A mask
         without pixels in the image has a box of NaN.
-        Tensor: (K, s, s) ``logits``, or (K, S, S).
+        Tensor: (K, s, s) ``logits``, or (K, S, S) of their type.
     """
     boxes, enlarged = [frames[:0]], []
     limit = math.log(threshold / (1 - threshold))
     side = enlarge(logits[:1]).shape[-1] if len(logits) else 1
     chunk = max(_CHUNK_PIXELS // side**2, 1)
     for logits_i, frames_i in zip(logits.split(chunk), frames.split(chunk), strict=True):
-        masks = enlarge(logits_i)
+        masks = enlarge(logits_i).to(logits)  # of half precision under autocast
         if keep_enlarged:
             enlarged.append(masks)
         boxes.append(_boxes(masks > limit, frames_i))

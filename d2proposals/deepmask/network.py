@@ -59,17 +59,26 @@ class MaskHead(nn.Module):
                 full-rank variant ("deepmaskfull").
             mask_size: s, in cells.
             upsampling: from s to S. "bilinear" (the paper's), "trainable" (a transposed
-                convolution that begins as bilinear) or "none": masks are learnt at s x s, and
-                enlarged bilinearly where they are used.
+                convolution that begins as bilinear but for the outermost S / 2s pixels, where it
+                sees zeros beyond the border and logits begin closer to 0) or "none": masks are
+                learnt at s x s, and enlarged bilinearly where they are used.
 
         Raises:
-            ValueError: an unknown up-sampling, or one that does not divide.
+            ValueError: an unknown up-sampling, or one that does not divide; a size that makes no
+                sense.
         """
         super().__init__()
         if upsampling not in UPSAMPLING:
             raise ValueError(
                 f"MODEL.DEEPMASK.UPSAMPLING must be one of {UPSAMPLING}, got '{upsampling}'."
             )
+        for key, size, least in (
+            ("MASK_SIZE", mask_size, 1),
+            ("MASK_CHANNELS", channels, 1),
+            ("CODE_DIM", code_dim, 0),
+        ):
+            if size < least:
+                raise ValueError(f"MODEL.DEEPMASK.{key} must be at least {least}, got {size}.")
         self.map_size, self.mask_size, self.patch_size = map_size, mask_size, patch_size
         self.upsampling = upsampling
         self.conv = nn.Conv2d(in_channels, channels, 1)
@@ -150,7 +159,10 @@ class MaskHead(nn.Module):
 
 
 def _bilinear_deconvolution(patch_size: int, mask_size: int) -> nn.ConvTranspose2d:
-    """A transposed convolution whose weights are those of bilinear interpolation."""
+    """A transposed convolution whose weights are those of bilinear interpolation.
+
+    Zeros, not the outermost logits, stand beyond the border.
+    """
     factor, rest = divmod(patch_size, mask_size)
     if rest or factor % 2:
         raise ValueError(
@@ -252,7 +264,7 @@ class DeepMaskNetwork(nn.Module):
     ) -> None:
         """
         Args:
-            trunk: with one map, and the attributes of :class:`VGG`.
+            trunk: with one map, and the attributes of :class:`VGG` that say what a cell of it sees.
             mask_head: the segmentation branch.
             score_head: the scoring branch.
             patch_size: S, in pixels; a multiple of the trunk's stride.
@@ -261,14 +273,15 @@ class DeepMaskNetwork(nn.Module):
             score_trunk: a trunk of the scoring branch's own; None to share one, as in the paper.
 
         Raises:
-            ValueError: a size that the stride does not divide.
+            ValueError: a size that is negative, zero for a patch, or not divided by the stride.
         """
         super().__init__()
-        for key, size in (("PATCH_SIZE", patch_size), ("CONTEXT", context)):
-            if size % trunk.stride or size < 0:
+        for key, size, least in (("PATCH_SIZE", patch_size, 1), ("CONTEXT", context, 0)):
+            if size % trunk.stride or size < least:
+                sign = "positive " if least else ""
                 raise ValueError(
-                    f"MODEL.DEEPMASK.{key} must be a multiple of {trunk.stride}, the stride of the "
-                    f"trunk, got {size}."
+                    f"MODEL.DEEPMASK.{key} must be a {sign}multiple of {trunk.stride}, the stride "
+                    f"of the trunk, got {size}."
                 )
         self.trunk = trunk
         self.score_trunk = score_trunk

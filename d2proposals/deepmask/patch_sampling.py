@@ -1,4 +1,4 @@
-"""Training patches: where they are cut, their labels and their masks.
+"""Training patches: where they are cut, and their labels.
 
 Source: DeepMask, Sec. 3 (constraints i and ii) and 3.4. A patch is a canonical positive if an
 object is precisely centred in it and the object's longer side has 128 of the patch's 224 pixels.
@@ -23,9 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
-
-from ..proposals.patches import crop_patches
+from detectron2.structures import Instances
 
 OTHER_CATEGORIES = ("background", "ignored")
 
@@ -180,14 +178,41 @@ class PatchSampler:
             num_tries: places that are tried for each negative at once.
 
         Raises:
-            ValueError: a jittered object might not fit into its patch, or an unknown choice.
+            ValueError: a jittered object might not fit into its patch, or might be a negative; an
+                unknown choice, or numbers that make no sense.
         """
+        if object_size <= 0:
+            raise ValueError(f"MODEL.DEEPMASK.OBJECT_SIZE must be positive, got {object_size}.")
+        if jitter_shift < 0 or jitter_scale < 0:
+            raise ValueError(
+                "MODEL.DEEPMASK.JITTER_SHIFT and JITTER_SCALE must not be negative, got "
+                f"{jitter_shift} and {jitter_scale}."
+            )
         reach = (object_size / 2 + jitter_shift) * 2**jitter_scale
         if reach > patch_size / 2:
             raise ValueError(
                 "Positive patches must contain their object: (OBJECT_SIZE / 2 + JITTER_SHIFT) * "
                 f"2^JITTER_SCALE is {reach:.1f}, above half of MODEL.DEEPMASK.PATCH_SIZE "
                 f"{patch_size}."
+            )
+        for what, jitter, negative in (
+            ("SHIFT", jitter_shift, negative_shift),
+            ("SCALE", jitter_scale, negative_scale),
+        ):
+            if negative < jitter:
+                raise ValueError(
+                    f"MODEL.DEEPMASK.NEGATIVE_{what} must be at least JITTER_{what} {jitter}, or "
+                    f"the same patch may be a positive and a negative; got {negative}."
+                )
+        if len(negative_log2_scales) != 2 or negative_log2_scales[0] >= negative_log2_scales[1]:
+            raise ValueError(
+                "MODEL.DEEPMASK.NEGATIVE_LOG2_SCALES needs two numbers, the lower one first, got "
+                f"{tuple(negative_log2_scales)}."
+            )
+        if any(category < 0 for category in categories):
+            raise ValueError(
+                "MODEL.DEEPMASK.CATEGORIES are numbers of classes from 0 on, got "
+                f"{tuple(categories)}."
             )
         if other_categories not in OTHER_CATEGORIES:
             raise ValueError(
@@ -363,62 +388,3 @@ class PatchSampler:
         half = samples.object_sizes * ((self.patch_size / 2 + context) / self.object_size)
         half = half[:, None]
         return torch.cat([samples.centers - half, samples.centers + half], dim=1)
-
-
-@torch.no_grad()
-def cut_masks(
-    gt_instances: Sequence[Instances],
-    ground_truth: GroundTruth,
-    samples: PatchSamples,
-    boxes: torch.Tensor,
-    size: int,
-) -> torch.Tensor:
-    """Masks of the centred objects of patches, and of no other object (Sec. 3).
-
-    Args:
-        gt_instances: of each image, with ``gt_masks``: ``BitMasks`` or ``PolygonMasks``.
-        ground_truth: of the same images.
-        samples: P patches.
-        boxes: (P, 4) where they are cut.
-        size: side of the masks, in cells.
-
-    Returns:
-        Tensor: (P, size, size) float32 of 0 and 1; all 0 for patches without an object.
-
-    Raises:
-        ValueError: an image has objects without masks, or masks of an unknown kind.
-    """
-    masks = boxes.new_zeros(len(boxes), size, size)
-    index = samples.object_index
-    has_object = (index >= 0) & samples.is_valid
-    # One transfer: polygons are on the CPU, and images are cropped one by one.
-    owner = torch.where(has_object, samples.image_index, -1).tolist()
-    for i in sorted(set(owner) - {-1}):
-        patches = torch.tensor([k for k, x in enumerate(owner) if x == i], device=boxes.device)
-        gt_masks = _masks_of(gt_instances[i])
-        numbers = ground_truth.number_in_image[index[patches]]
-        if isinstance(gt_masks, PolygonMasks):
-            cut = gt_masks[numbers.cpu()].crop_and_resize(boxes[patches], size)
-        else:
-            bitmaps = ImageList.from_tensors(
-                list(gt_masks.tensor[numbers.to(gt_masks.device)].to(boxes)[:, None])
-            )
-            order = torch.arange(len(patches), device=boxes.device)
-            cut = crop_patches(bitmaps, boxes[patches], order, (size, size))[:, 0] >= 0.5
-        masks[patches] = cut.to(masks)
-    flipped = samples.flipped[:, None, None]
-    return torch.where(flipped, masks.flip(-1), masks)
-
-
-def _masks_of(instances: Instances) -> BitMasks | PolygonMasks:
-    if not instances.has("gt_masks"):
-        raise ValueError(
-            "DeepMask learns from instance masks, and the training images have none: set "
-            "INPUT.USE_INSTANCE_MASK True, and take a dataset whose annotations have masks."
-        )
-    if not isinstance(instances.gt_masks, BitMasks | PolygonMasks):
-        raise ValueError(
-            f"DeepMask cannot read masks of type {type(instances.gt_masks).__name__}: set "
-            "INPUT.MASK_FORMAT to 'polygon' or 'bitmask'."
-        )
-    return instances.gt_masks

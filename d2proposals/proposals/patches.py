@@ -22,6 +22,7 @@ def crop_patches(
     image_index: torch.Tensor,
     patch_size: tuple[int, int],
     flipped: torch.Tensor | None = None,
+    sampling_ratio: int = 0,
 ) -> torch.Tensor:
     """Cut boxes out of a batch and resize them, aspect ratio ignored.
 
@@ -37,6 +38,7 @@ def crop_patches(
         image_index: (P,) int64 image of each box.
         patch_size: (h, w).
         flipped: (P,) bool, patches to be mirrored left to right; none by default.
+        sampling_ratio: samples per pixel of a patch along each axis; 0 for as many as needed.
 
     Returns:
         Tensor: (P, C, h, w).
@@ -45,7 +47,7 @@ def crop_patches(
     # would tell an image at the edge of the batch from one with padding beside it.
     batch = F.pad(images.tensor, (1, 1, 1, 1))
     rois = torch.cat([image_index[:, None].to(boxes), boxes + 1], dim=1)  # (P, 5)
-    patches = roi_align(batch, rois, patch_size, sampling_ratio=0, aligned=True)
+    patches = roi_align(batch, rois, patch_size, sampling_ratio=sampling_ratio, aligned=True)
     if flipped is None:
         return patches
     return torch.where(flipped[:, None, None, None], patches.flip(-1), patches)

@@ -1,5 +1,6 @@
 """VGG: torchvision's layers and names, strides, how far a cell sees, weight conversion."""
 
+import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -12,6 +13,7 @@ from d2proposals.backbones import VGG
 from d2proposals.backbones.vgg import VGG_A
 from d2proposals.backbones.weight_conversion import convert_vgg11, read_weights, write_checkpoint
 from tests.common import make_cfg
+from tools.convert_weights import main as convert_main
 
 SMALL = ((4,), (6,), (8, 8), (10, 10), (12, 12))
 
@@ -131,6 +133,28 @@ def test_converted_weights_load_into_the_generator_s_trunk(tmp_path):
     trunk = model.proposal_generator.network.trunk.features
     for name, expected in weights.items():
         assert torch.equal(trunk.state_dict()[name.removeprefix("features.")], expected)
+
+
+def test_full_names_load_into_two_trunks_and_beside_another_vgg(tmp_path):
+    torch.manual_seed(1)
+    public = public_weights(make_layers(cfgs["A"]))
+    torch.save(public, tmp_path / "in.pth")
+    output = str(tmp_path / "out.pkl")
+    convert_main(["--architecture", "vgg11", "--separate-trunks", str(tmp_path / "in.pth"), output])
+    assert np.load(output, allow_pickle=True)["matching_heuristics"] is False
+    weights = convert_vgg11(public)
+    small = ["MODEL.DEEPMASK.CODE_DIM", 4, "MODEL.DEEPMASK.MASK_CHANNELS", 4,
+             "MODEL.DEEPMASK.SCORE_DIMS", (4, 4)]  # fmt: skip
+    for overrides, trunks in (
+        (["MODEL.DEEPMASK.SHARED_TRUNK", False], ("trunk", "score_trunk")),
+        (["MODEL.BACKBONE.NAME", "build_vgg_backbone"], ("trunk",)),
+    ):
+        model = build_model(make_cfg("deepmask_rpn_only.yaml", *small, *overrides))
+        DetectionCheckpointer(model).load(output)
+        for trunk in trunks:
+            state = getattr(model.proposal_generator.network, trunk).state_dict()
+            assert set(state) == set(weights)
+            assert all(torch.equal(state[name], weights[name]) for name in weights)
 
 
 def test_conversion_names_what_does_not_fit():

@@ -385,11 +385,70 @@ def test_pixels_are_converted_for_the_trunk_in_training_and_inference():
         ({"mask_thresh": 0.0}, "MASK_THRESH"),
         ({"log2_scales": ()}, "LOG2_SCALES"),
         ({"batch_size_per_image": 0}, "BATCH_SIZE_PER_IMAGE"),
+        ({"nms_thresh": -1.0}, "NMS_THRESH"),
+        ({"nms_thresh": 1.5}, "NMS_THRESH"),
+        ({"native_short_edge": -5}, "NATIVE_SHORT_EDGE"),
+        ({"pre_nms_topk": (10, 0)}, "PRE_NMS_TOPK_TRAIN and PRE_NMS_TOPK_TEST"),
+        ({"post_nms_topk": (-1, 10)}, "POST_NMS_TOPK_TRAIN and POST_NMS_TOPK_TEST"),
     ],
 )
 def test_settings_that_make_no_sense(overrides, message):
     with pytest.raises(ValueError, match=f"MODEL.DEEPMASK.{message}"):
         build_generator(**overrides)
+
+
+def test_categories_that_the_training_set_does_not_have():
+    cfg = make_cfg("shapes/deepmask_rpn_only.yaml", "DATASETS.TRAIN", ("coco_2017_train",),
+                   "MODEL.DEEPMASK.CATEGORIES", (79, 80, 500))  # fmt: skip
+    with pytest.raises(ValueError, match=r"\[80, 500\], but coco_2017_train has .* 0 to 79"):
+        build_proposal_generator(cfg, {})
+    # Nothing is known of the classes of a data set that is not registered.
+    cfg.DATASETS.TRAIN = ("not_registered",)
+    build_proposal_generator(cfg, {})
+
+
+@pytest.mark.parametrize("upsampling", ["bilinear", "trainable"])
+def test_training_and_evaluation_under_autocast(upsampling):
+    network = build_network(patch_size=64, upsampling=upsampling)
+    generator = build_generator(network, branches="joint", proposals_in_training=True)
+    images, instances = make_batch(BOXES, BOXES[:1])
+    with torch.autocast("cpu", torch.bfloat16):
+        proposals, losses, _ = train_step(generator, images, instances)
+        with torch.no_grad():
+            evaluated, _ = generator.eval()(images, {})
+    for loss in losses.values():
+        assert loss > 0 and loss.isfinite() and loss.dtype == torch.float32
+    for x in proposals + evaluated:
+        assert len(x) > 0
+        assert x.proposal_boxes.tensor.dtype == x.objectness_logits.dtype == torch.float32
+    for x in evaluated:
+        assert x.proposal_masks.patches.dtype == torch.float32
+        assert x.proposal_masks.frames.dtype == torch.float32
+
+
+@pytest.mark.parametrize("branches", ["alternating", "joint"])
+def test_losses_are_logged_in_the_iterations_that_train_their_branch(branches):
+    generator = build_generator(branches=branches)
+    for iteration in (0, 1):
+        _, losses, storage = train_step(generator, *make_batch(BOXES), iteration)
+        logged = {k: v[0] for k, v in storage.latest().items() if k.endswith("_loss")}
+        expected = {
+            f"deepmask/{name}_loss": losses[f"loss_deepmask_{name}"].item()
+            for k, name in enumerate(("mask", "score"))
+            if branches == "joint" or iteration == k
+        }
+        assert logged == pytest.approx(expected) and all(logged.values())
+
+
+def test_the_default_weight_of_the_score_is_the_paper_s_lambda():
+    generator = build_generator(branches="joint").eval()
+    with EventStorage(), torch.no_grad():
+        patches = generator.label_and_sample_patches(*make_batch(BOXES))
+        default = generator.losses(patches)
+        generator.loss_weight = {}
+        ones = generator.losses(patches)
+    torch.testing.assert_close(default["loss_deepmask_mask"], ones["loss_deepmask_mask"])
+    torch.testing.assert_close(default["loss_deepmask_score"], ones["loss_deepmask_score"] / 32)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (17, 16), (64, 64)])

@@ -53,3 +53,13 @@ def test_gradients_numerically():
     assert torch.autograd.gradcheck(
         lambda x: score_loss(x[:, 0, 0], targets[:, 0, 0], is_sample), f
     )
+
+
+def test_logits_of_half_precision_lose_no_more_of_it():
+    torch.manual_seed(0)
+    f = torch.randn(5, 8, 8).bfloat16()
+    targets = torch.rand(5, 8, 8).round()
+    is_sample = torch.ones(5, dtype=torch.bool)
+    assert mask_loss(f, targets, is_sample) == mask_loss(f.float(), targets, is_sample)
+    f, targets = f[:, 0, 0], targets[:, 0, 0]
+    assert score_loss(f, targets, is_sample) == score_loss(f.float(), targets, is_sample)

@@ -3,13 +3,21 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.structures import ImageList
 from torch import nn
 
 from d2proposals.deepmask import MaskHead, ScoreHead, dense_inference
-from d2proposals.deepmask.dense_inference import make_canvas, predict_windows, tiled_map
+from d2proposals.deepmask.dense_inference import (
+    make_canvas,
+    predict_windows,
+    scale_image,
+    tiled_map,
+)
 from d2proposals.deepmask.generator import _build_network
+from d2proposals.deepmask.patch_sampling import PatchSampler
 from d2proposals.proposals.image_pyramid import resize_image
-from tests.common import make_cfg
+from d2proposals.proposals.patches import crop_patches
+from tests.common import make_cfg, make_instances
 from tests.deepmask.deepmask_networks import STAGES, build_network
 
 
@@ -42,7 +50,7 @@ def test_parameters_of_the_full_rank_network():
 def test_zoom_has_the_same_network_and_one_scale_more():
     deepmask, zoom = make_cfg("deepmask_rpn_only.yaml"), make_cfg("deepmask_zoom_rpn_only.yaml")
     scales = tuple(deepmask.MODEL.DEEPMASK.LOG2_SCALES)
-    assert scales == (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)  # Sec. 3.3
+    assert scales == (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)  # Sec. 3.4
     assert tuple(zoom.MODEL.DEEPMASK.LOG2_SCALES) == (*scales, 1.5)
 
 
@@ -86,6 +94,84 @@ def test_dense_inference_equals_patches_one_by_one_at_three_scales(shared):
         assert scores.std() > 1e-2 and masks.std(dim=0).mean() > 1e-2
         torch.testing.assert_close(dense_masks, masks, atol=1e-4, rtol=0)
         torch.testing.assert_close(dense_scores, scores, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5, 1.0])
+@torch.no_grad()
+def test_windows_of_the_pyramid_show_what_training_patches_show(scale):
+    # Noise, whose deviation tells filters apart, and windows at the border as well.
+    torch.manual_seed(0)
+    network = build_network(patch_size=64, context=64)
+    sampler = PatchSampler(patch_size=64, object_size=36, jitter_shift=4)
+    image = torch.randn(3, 256, 192)
+    windows = predict_windows(network, nn.Identity(), image, [scale], 10**6)
+    frames = windows.frames * torch.tensor([192.0, 256, 192, 256])
+    _, samples = sample_nothing(sampler, len(frames))
+    samples.centers = (frames[:, :2] + frames[:, 2:]) / 2
+    samples.object_sizes = torch.full_like(samples.object_sizes, 36 / scale)
+    torch.testing.assert_close(sampler.boxes(samples), frames)
+    boxes = sampler.boxes(samples, network.context)
+    patches = crop_patches(
+        ImageList.from_tensors([image]), boxes.round(), samples.image_index, (192, 192)
+    )
+    assert patches[:, :, 64:-64, 64:-64].std() > 0.1 * scale
+    scores, masks = network.score_logits(patches), network.mask_logits(patches)
+    torch.testing.assert_close(windows.score_logits, scores, atol=1e-4, rtol=0)
+    torch.testing.assert_close(windows.mask_logits, masks, atol=1e-4, rtol=0)
+
+
+def sample_nothing(sampler, number):
+    ground_truth = sampler.read_ground_truth([make_instances((256, 192), [])])
+    return ground_truth, sampler.sample(ground_truth, number, 0)
+
+
+def filter_matrix(side, number, ratio):
+    """(number, side): each pixel is the mean of ``ratio`` linear samples; zero outside."""
+    position = (torch.arange(number * ratio) + 0.5) * side / (number * ratio) - 0.5
+    hat = 1 - (position[:, None] - torch.arange(side)).abs()
+    return hat.clamp(min=0).view(number, ratio, side).mean(dim=1)
+
+
+@pytest.mark.parametrize("chunk", [1, 700, 2**20])
+@pytest.mark.parametrize(
+    "size, scale, ratio",
+    [((76, 102), 0.5, 2), ((75, 101), 0.5, 2), ((60, 45), 2**-1.5, 3), ((3, 1), 0.25, 4),
+     ((33, 50), 2**0.5, 1)],
+)  # fmt: skip
+def test_a_scaled_image_is_averaged_in_bands(size, scale, ratio, chunk, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(dense_inference, "_CHUNK_SAMPLES", chunk)
+    image = torch.randn(2, *size)
+    scaled = scale_image(image, scale)
+    rows, columns = (max(round(side * scale), 1) for side in size)
+    vertical = filter_matrix(size[0], rows, ratio)
+    horizontal = filter_matrix(size[1], columns, ratio)
+    torch.testing.assert_close(scaled, vertical @ image @ horizontal.T, atol=1e-4, rtol=0)
+    if size == (76, 102):
+        torch.testing.assert_close(scaled, F.avg_pool2d(image, 2))
+    assert scale_image(image, 1.0) is image
+
+
+def test_an_enlarged_image_is_bilinear_but_for_the_border():
+    image = torch.randn(3, 20, 31)
+    scaled = scale_image(image, 2.0)
+    expected = F.interpolate(image[None], scale_factor=2.0, mode="bilinear")[0]
+    assert scaled.shape == expected.shape
+    torch.testing.assert_close(scaled[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_windows_are_float32_and_in_their_places_under_autocast():
+    network = build_network(patch_size=64)
+    image = torch.randn(3, 48, 1333)
+    expected = predict_windows(network, nn.Identity(), image, [1.0], 10**6)
+    with torch.autocast("cpu", torch.bfloat16):
+        windows = predict_windows(network, nn.Identity(), image, [1.0], 10**6)
+    for value in (windows.score_logits, windows.mask_logits, windows.frames):
+        assert value.dtype == torch.float32
+    # Another order, as scores differ a little; the same frames to the last bit.
+    assert set(map(tuple, windows.frames.tolist())) == set(map(tuple, expected.frames.tolist()))
+    torch.testing.assert_close(windows.score_logits, expected.score_logits, atol=0.1, rtol=0)
 
 
 @torch.no_grad()
@@ -278,7 +364,16 @@ def test_new_layers_are_uniform_in_one_over_the_root_of_their_inputs():
         (["MODEL.DEEPMASK.UPSAMPLING", "nearest"], "UPSAMPLING"),
         (["MODEL.DEEPMASK.UPSAMPLING", "trainable", "MODEL.DEEPMASK.MASK_SIZE", 50], "MASK_SIZE"),
         (["MODEL.DEEPMASK.SCORE_DIMS", (512,)], "SCORE_DIMS"),
+        (["MODEL.DEEPMASK.PATCH_SIZE", 0], "PATCH_SIZE must be a positive multiple"),
+        (["MODEL.DEEPMASK.MASK_SIZE", 0], "MASK_SIZE must be at least 1"),
+        (["MODEL.DEEPMASK.MASK_CHANNELS", 0], "MASK_CHANNELS must be at least 1"),
+        (["MODEL.DEEPMASK.CODE_DIM", -4], "CODE_DIM must be at least 0"),
         (["MODEL.VGG.OUT_FEATURES", ["stage4", "stage5"]], "MODEL.VGG.OUT_FEATURES"),
+        (["MODEL.VGG.OUT_FEATURES", ["stage4"]], "at stride 16, but .* stage4 at stride 8"),
+        (
+            ["MODEL.DEEPMASK.TRUNK", "build_resnet_backbone"],
+            "MODEL.DEEPMASK.TRUNK build_resnet_backbone does not say",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(overrides, message):

@@ -10,9 +10,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2proposals.data.mapper import CrowdRegions
+from d2proposals.deepmask import patch_masks
 from d2proposals.deepmask.generator import DeepMask
-from d2proposals.deepmask.patch_sampling import PatchSampler, cut_masks
-from d2proposals.proposals.patches import boxes_to_patch
+from d2proposals.deepmask.patch_masks import cut_masks
+from d2proposals.deepmask.patch_sampling import PatchSampler
+from d2proposals.proposals.patches import boxes_to_patch, crop_patches
 from tests.common import make_instances
 from tests.deepmask.deepmask_networks import build_network
 
@@ -210,6 +212,13 @@ def test_other_categories(other):
         ({"object_size": 200}, "must contain their object"),
         ({"jitter_shift": 40}, "must contain their object"),
         ({"other_categories": "negatives"}, "OTHER_CATEGORIES"),
+        ({"object_size": 0}, "OBJECT_SIZE must be positive"),
+        ({"jitter_shift": -1.0}, "JITTER_SHIFT and JITTER_SCALE must not be negative"),
+        ({"negative_shift": 15.0}, "NEGATIVE_SHIFT must be at least JITTER_SHIFT 16"),
+        ({"negative_scale": 0.2}, "NEGATIVE_SCALE must be at least JITTER_SCALE 0.25"),
+        ({"negative_log2_scales": (2.0,)}, "NEGATIVE_LOG2_SCALES needs two numbers"),
+        ({"negative_log2_scales": (2.0, -3.0)}, "NEGATIVE_LOG2_SCALES needs two numbers"),
+        ({"categories": (3, -1)}, "CATEGORIES are numbers"),
     ],
 )
 def test_settings_that_make_no_sense(settings, message):
@@ -257,6 +266,37 @@ def test_masks_are_those_of_the_centred_object_where_the_patch_shows_it(kind):
         assert [int(v) for v in found] == pytest.approx([x1, y1, x2, y2], abs=tolerance)
         # A full rectangle, but for the corners of a bitmap that is resampled.
         assert 0 <= len(rows) * len(columns) - mask.sum() <= 16
+
+
+@pytest.mark.parametrize("chunk", [1, 2**24])
+def test_bitmaps_are_copied_once_however_many_patches_show_them(chunk, monkeypatch):
+    images = [
+        rectangles((60, 80), [[4, 5, 30, 40], [20, 10, 70, 50], [30, 0, 80, 60]], "bitmap"),
+        rectangles((60, 80), [], "bitmap"),
+        rectangles((50, 40), [[3, 3, 20, 44]], "bitmap"),
+    ]
+    sampler = PatchSampler()
+    ground_truth, samples = sample(sampler, images, 40, 40)
+    boxes = sampler.boxes(samples)
+    copied = []
+
+    def record(bitmaps, *args):
+        copied.append(len(bitmaps))
+        return crop_patches(bitmaps, *args)
+
+    monkeypatch.setattr(patch_masks, "crop_patches", record)
+    monkeypatch.setattr(patch_masks, "_CHUNK_PIXELS", chunk)
+    masks = cut_masks(images, ground_truth, samples, boxes, 28)
+    assert copied == ([1, 1, 1, 1] if chunk == 1 else [3, 1])
+    for k in range(40):
+        instances = images[samples.image_index[k]]
+        number = ground_truth.number_in_image[samples.object_index[k]]
+        bitmap = ImageList.from_tensors([instances.gt_masks.tensor[number][None].float()])
+        expected = crop_patches(
+            bitmap, boxes[k : k + 1], torch.zeros(1).long(), (28, 28), samples.flipped[k : k + 1]
+        )
+        assert torch.equal(masks[k], (expected[0, 0] >= 0.5).float())
+    assert masks[40:].sum() == 0
 
 
 def test_masks_at_another_resolution_and_mirrored():

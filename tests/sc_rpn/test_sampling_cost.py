@@ -15,7 +15,7 @@ NUM_OBJECTS = 100  # per image
 
 @pytest.mark.slow
 def test_sampling_takes_less_than_fifteen_percent_of_a_step():
-    """In processor time, beside the forward pass of one of the step's two images: a fraction of the step."""
+    """In processor time, beside the forward pass of one of the two images: a part of the step."""
     torch.manual_seed(0)
     model = build_model(make_cfg("sc_rpn_only.yaml", "MODEL.WEIGHTS", "")).eval()
     sampler = model.proposal_generator.sampler

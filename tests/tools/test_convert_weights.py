@@ -385,6 +385,12 @@ def test_unknown_architecture(monkeypatch, capsys):
     assert "invalid choice: 'resnet'" in capsys.readouterr().err
 
 
+def test_separate_trunks_are_deepmask_s(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        convert(monkeypatch, "--separate-trunks", "in.pth", "out.pkl")
+    assert "--separate-trunks goes with --architecture vgg11 only" in capsys.readouterr().err
+
+
 def test_pixel_std_moves_into_the_first_convolution(public):
     std = (57.375, 57.12, 58.395)
     plain, divided = BNInception().eval(), BNInception().eval()

@@ -3,8 +3,8 @@
 * Histogram of the IoU of the best-scored proposals with their ground truth: Zou et al., "SC-RPN",
   TIP 2021, Fig. 6 and 7.
 * Objects covered above an IoU, by aspect ratio: the same, Fig. 8.
-* ABO by the objects' size: Jie et al., "Scale-aware Pixel-wise Object Proposal Networks", TIP
-  2016, Fig. 13.
+* ABO, and objects detected, by the objects' size: Jie et al., "Scale-aware Pixel-wise Object
+  Proposal Networks", TIP 2016, Fig. 13 and 9.
 
 Shape shorthand: M ground truths of all images, K numbers of proposals, L limits of the histogram.
 """
@@ -20,6 +20,8 @@ NUM_BINS = 20
 # Numbers of best-scored proposals whose IoU is counted.
 HISTOGRAM_LIMITS = (300, 1000)
 COVERED_IOUS = (70, 80)  # percent
+# An object is detected if a proposal overlaps it by this IoU.
+DETECTED_IOU = 0.5
 # Width / height, in octaves between 1/8 and 8 and all beyond.
 ASPECT_EDGES = 2.0 ** np.arange(-3, 4)
 # Square root of the area in pixels, in half octaves.
@@ -63,16 +65,16 @@ def diagnose(
         ``proposal_iou``: "edges" and counts by limit as text; ``aspect_ratio``: "edges" (width /
         height, ends open), "num_ground_truth", and by limit and IoU the number covered;
         ``abo_by_side``: "edges" (square root of the area in pixels, ends open),
-        "num_ground_truth", and by limit ABO in percent, None for a bin without objects.
+        "num_ground_truth", and by limit ABO in percent, None for a bin without objects;
+        ``detected_by_side``: "edges" and "num_ground_truth" likewise, and by limit the number of
+        objects that a proposal overlaps by an IoU of at least .5.
     """
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(height > 0, width / height, np.inf)
     ratio_bin = np.searchsorted(ASPECT_EDGES, ratio, side="right")
-    side_bin = np.searchsorted(SIDE_EDGES, np.sqrt(areas), side="right")
     num_by_ratio = np.bincount(ratio_bin, minlength=len(ASPECT_EDGES) + 1)
-    num_by_side = np.bincount(side_bin, minlength=len(SIDE_EDGES) + 1)
-    covered, abo = {}, {}
+    covered = {}
     for limit in limits:
         best = matches.best_iou[:, matches.column(limit)]
         covered[str(limit)] = {
@@ -82,11 +84,6 @@ def diagnose(
             ).tolist()
             for percent in COVERED_IOUS
         }
-        total = np.bincount(side_bin, best, minlength=len(num_by_side))
-        abo[str(limit)] = [
-            100 * value / number if number else None
-            for value, number in zip(total.tolist(), num_by_side.tolist(), strict=True)
-        ]
     return {
         "proposal_iou": {
             "edges": (np.arange(NUM_BINS + 1) / NUM_BINS).tolist(),
@@ -100,9 +97,24 @@ def diagnose(
             "num_ground_truth": num_by_ratio.tolist(),
             "covered": covered,
         },
-        "abo_by_side": {
-            "edges": SIDE_EDGES.tolist(),
-            "num_ground_truth": num_by_side.tolist(),
-            **abo,
-        },
+        **_by_side(matches, areas, limits),
     }
+
+
+def _by_side(matches: Matches, areas: np.ndarray, limits: Sequence[int]) -> dict[str, Any]:
+    """What :func:`diagnose` returns by the objects' size."""
+    side_bin = np.searchsorted(SIDE_EDGES, np.sqrt(areas), side="right")
+    num_bins = len(SIDE_EDGES) + 1
+    num_by_side = np.bincount(side_bin, minlength=num_bins).tolist()
+    abo, detected = {}, {}
+    for limit in limits:
+        best = matches.best_iou[:, matches.column(limit)]
+        total = np.bincount(side_bin, best, minlength=num_bins)
+        abo[str(limit)] = [
+            100 * value / number if number else None
+            for value, number in zip(total.tolist(), num_by_side, strict=True)
+        ]
+        is_detected = best >= DETECTED_IOU
+        detected[str(limit)] = np.bincount(side_bin[is_detected], minlength=num_bins).tolist()
+    shared = {"edges": SIDE_EDGES.tolist(), "num_ground_truth": num_by_side}
+    return {"abo_by_side": {**shared, **abo}, "detected_by_side": {**shared, **detected}}

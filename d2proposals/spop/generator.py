@@ -20,6 +20,7 @@ Naming convention:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -148,10 +149,28 @@ class SPOP(nn.Module):
                 f"Unknown MODEL.SPOP.BBOX_REG_LOSS_TYPE {self.box_reg_loss_type!r}; "
                 f"use one of {LOCALIZATION_LOSS_TYPES}."
             )
-        if not self.scales or min(self.scales) <= 0:
+        are_positive = (isinstance(x, (int, float)) and 0 < x < math.inf for x in self.scales)
+        if not self.scales or not all(are_positive):
             raise ValueError(
                 f"MODEL.SPOP.SCALES must be one or more positive factors, got {self.scales}."
             )
+        if not 0 <= self.nms_thresh <= 1:
+            raise ValueError(f"MODEL.SPOP.NMS_THRESH must be in [0, 1], got {self.nms_thresh}.")
+        if self.native_short_edge < 0:
+            raise ValueError(
+                "MODEL.SPOP.NATIVE_SHORT_EDGE must be a number of pixels, or 0 for images at their "
+                f"own size, got {self.native_short_edge}."
+            )
+        at_least_1 = {
+            "SAMPLES_PER_LARGE_OBJECT": self.samples_per_large_object,
+            "PRE_NMS_TOPK_TRAIN": self.pre_nms_topk[True],
+            "PRE_NMS_TOPK_TEST": self.pre_nms_topk[False],
+            "POST_NMS_TOPK_TRAIN": self.post_nms_topk[True],
+            "POST_NMS_TOPK_TEST": self.post_nms_topk[False],
+        }
+        for key, value in at_least_1.items():
+            if value < 1:
+                raise ValueError(f"MODEL.SPOP.{key} must be at least 1, got {value}.")
 
     @torch.no_grad()
     def label_and_sample_pixels(
@@ -184,6 +203,9 @@ class SPOP(nn.Module):
         self, predictions: PixelPredictions, targets: PixelTargets, size_cells: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Eq. 1-4.
+
+        Unlike the paper, which trains the three networks separately, they are trained together:
+        they share no weights, so the sum of their losses has the same gradients.
 
         Args:
             predictions: of T cells.
@@ -298,6 +320,7 @@ class SPOP(nn.Module):
             boxes = torch.stack([boxes, refined.shrunk, refined.expanded], dim=1)  # (R, 3, 4)
             exists = torch.ones_like(boxes[..., 0], dtype=torch.bool)
             exists[:, 1] = refined.has_shrunk
+            exists &= (boxes[..., 2:] - boxes[..., :2] > self.min_box_size).all(dim=-1)
             logits = logits[:, None].expand(-1, 3)[exists]
             boxes = boxes[exists]
         keep = first_of_nms(boxes, self.nms_thresh, self.post_nms_topk[self.training])
@@ -307,17 +330,23 @@ class SPOP(nn.Module):
     @contextmanager
     def _networks_in_evaluation(self) -> Iterator[None]:
         """Without dropout within this context: proposals for a detector that trains, too."""
-        training = self.networks.training
+        modes = {module: module.training for module in self.networks.modules()}
         try:
             self.networks.eval()
             yield
         finally:
-            self.networks.train(training)
+            # Each its own: a network whose owner keeps it in evaluation stays there.
+            for module, training in modes.items():
+                module.training = training
 
 
 def _build_networks(cfg: CfgNode) -> PixelNetworks:
     """The networks of MODEL.SPOP."""
     node = cfg.MODEL.SPOP
+    if not all(x > 0 for x in node.TRUNK.PIXEL_STD):
+        raise ValueError(
+            f"MODEL.SPOP.TRUNK.PIXEL_STD must be positive, got {node.TRUNK.PIXEL_STD}."
+        )
 
     def build_trunk() -> DeepLabLargeFOV:
         return DeepLabLargeFOV(

@@ -26,15 +26,15 @@ def localization_loss(
         pred_boxes: (T, 4) in units of the normaliser.
         gt_boxes: (T, 4), the same.
         is_trained: (T,) bool: p*, l* or s*.
-        loss_type: "squared_l2": half the squared Euclidean distance, the loss layer of the paper's
-            code base; "l2": the distance itself, as the equations are printed.
+        loss_type: "squared_l2": half the squared Euclidean distance; "l2": the distance itself.
 
     Returns:
         Tensor: mean over the chosen cells; 0, connected to ``pred_boxes``, without any.
     """
     difference = pred_boxes[is_trained] - gt_boxes[is_trained]
     squared = difference.square().sum(dim=1)
-    # The root's gradient is infinite at 0.
+    # Unlike the paper, whose equations print the distance, by default half its square: the loss
+    # layer of the paper's code base. The root's gradient is infinite at 0.
     distance = squared / 2 if loss_type == "squared_l2" else (squared + 1e-12).sqrt()
     return distance.sum() / max(len(difference), 1)
 

@@ -19,6 +19,8 @@ import torch
 from detectron2.modeling import Backbone
 from torch import nn
 
+from ..backbones.deeplab_largefov import RECEPTIVE_FIELD
+
 # The paper's new layers learn ten times as fast as the pre-trained ones (Sec. IV-A).
 NEW_LAYER_LR_FACTOR = 10.0
 
@@ -52,10 +54,17 @@ class ConfidenceNetwork(nn.Module):
             hidden_channels: of each branch's first convolution.
             has_size_branch: whether there is a large/small branch beside the objectness branch.
             new_layer_lr_factor: on the learning rate of the branches.
+
+        Raises:
+            ValueError: a value is not allowed.
         """
         super().__init__()
+        if hidden_channels < 1:
+            raise ValueError(f"MODEL.SPOP.HEAD_CHANNELS must be at least 1, got {hidden_channels}.")
         self.trunk = trunk
         channels, self.stride = _shape(trunk)
+        # The trunk's, and a cell on each side for each of a branch's two convolutions.
+        self.receptive_field = RECEPTIVE_FIELD + 4 * self.stride
         self.objectness = _branch(channels, hidden_channels, new_layer_lr_factor)
         self.size = (
             _branch(channels, hidden_channels, new_layer_lr_factor) if has_size_branch else None
@@ -90,6 +99,9 @@ class LocalizationNetwork(nn.Module):
             trunk: with one output map.
             normalizer: pixels per unit of the coordinates.
             new_layer_lr_factor: on the learning rate of the convolution.
+
+        Raises:
+            ValueError: a value is not allowed.
         """
         super().__init__()
         self.trunk = trunk
@@ -109,8 +121,9 @@ class LocalizationNetwork(nn.Module):
             Tensor: (N, 4, Hm, Wm) as x_min, y_min, x_max, y_max, in units of ``normalizer`` pixels.
         """
         (features,) = self.trunk(x).values()
-        # Coordinates need more digits than half precision has.
-        return self.offset(features).float()
+        # Coordinates need more digits than half precision has, in which autocast would run this.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.offset(features.to(self.offset.weight.dtype)).float()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
@@ -164,6 +177,8 @@ def _branch(in_channels: int, hidden_channels: int, lr_factor: float) -> nn.Sequ
 
 def _init_new_layers(module: nn.Module, lr_factor: float) -> None:
     """Weights N(0, 0.01), biases 0, and the factor on the learning rate (Sec. IV-A)."""
+    if not lr_factor > 0:
+        raise ValueError(f"MODEL.SPOP.NEW_LAYER_LR_FACTOR must be positive, got {lr_factor}.")
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=0.01)

@@ -11,6 +11,7 @@ Shape shorthand in this module:
     R: number of drawn boxes
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -90,8 +91,10 @@ def make_picture(
         num_boxes: boxes to keep at most.
 
     Raises:
-        ValueError: the model has another generator.
+        ValueError: the model has another generator, or the scale is not positive.
     """
+    if not 0 < scale < math.inf:
+        raise ValueError(f"the scale (--scale) must be a positive factor, got {scale}")
     generator = find_spop(model)
     networks = generator.networks
     image = (network_input.to(model.pixel_mean.device) - model.pixel_mean) / model.pixel_std

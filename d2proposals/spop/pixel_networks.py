@@ -20,7 +20,6 @@ import torch
 from detectron2.structures import ImageList
 from torch import nn
 
-from ..backbones.deeplab_largefov import RECEPTIVE_FIELD
 from ..proposals.image_pyramid import resize_image
 from .networks import coordinate_map
 from .pixel_proposals import LOCALIZATIONS, fuse_coordinates, two_way_log_odds
@@ -90,6 +89,8 @@ class PixelNetworks(nn.Module):
         self.localization_at_test = localization_at_test
         self.tile_size = tile_size
         self.stride = confidence.stride
+        # The confidence network sees the most: its branches come on top of the trunk.
+        self.receptive_field = confidence.receptive_field
         self.normalizer = next(iter(localization.values())).normalizer
         self._check_settings()
 
@@ -159,9 +160,9 @@ class PixelNetworks(nn.Module):
         factors = [a / b for a, b in zip(resized.shape[-2:], image.shape[-2:], strict=True)]
         objectness, *size, offsets = run_in_tiles(
             self._run_networks,
-            self.pixel_normalization(resized),
+            resized,
             stride=self.stride,
-            receptive_field=RECEPTIVE_FIELD,
+            receptive_field=self.receptive_field,
             tile_size=self.tile_size,
         )
         # Added to the joined maps: in each tile the coordinates would begin at 0 again.
@@ -174,11 +175,13 @@ class PixelNetworks(nn.Module):
         """Log-odds of an object and, if scale-aware, of a large one, and fused offsets.
 
         Args:
-            x: (1, 3, h, w) normalised for the trunk.
+            x: (1, 3, h, w) normalised for the model.
 
         Returns:
             list[Tensor]: (1, 1, Hm, Wm), (1, 1, Hm, Wm) if scale-aware, (1, 4, Hm, Wm).
         """
+        # Here, so that a large image is never normalised as a whole.
+        x = self.pixel_normalization(x)
         confidence = self.confidence(x)
         maps = [two_way_log_odds(confidence.objectness)[:, None]]
         if confidence.size is None:

@@ -36,12 +36,14 @@ class PixelTargets:
         object_index: (T,) int64, the object that a foreground cell belongs to, -1 for others.
         is_large: (T,) bool, whether that object is large; False for others.
         boxes: (T, 4) float32, its box XYXY in units of the normaliser; 0 for others.
+        num_objects: of all images together, with those that no cell belongs to.
     """
 
     objectness: torch.Tensor
     object_index: torch.Tensor
     is_large: torch.Tensor
     boxes: torch.Tensor
+    num_objects: int
 
     @property
     def is_foreground(self) -> torch.Tensor:
@@ -59,13 +61,13 @@ class PixelTargets:
         indices, num_objects = [], 0
         for x in targets:
             indices.append(torch.where(x.object_index >= 0, x.object_index + num_objects, -1))
-            # At least as many as there are objects, without asking the device how many there are.
-            num_objects += len(x.objectness)
+            num_objects += x.num_objects
         return PixelTargets(
             objectness=torch.cat([x.objectness for x in targets]),
             object_index=torch.cat(indices),
             is_large=torch.cat([x.is_large for x in targets]),
             boxes=torch.cat([x.boxes for x in targets]),
+            num_objects=num_objects,
         )
 
 
@@ -116,7 +118,7 @@ class PixelLabeler:
         boxes = torch.cat([boxes / self.normalizer, boxes.new_zeros(1, 4)])
         is_large = torch.cat([areas >= self.large_area, areas.new_zeros(1, dtype=torch.bool)])
         return PixelTargets(
-            objectness, object_index, is_large[object_index], boxes[object_index].float()
+            objectness, object_index, is_large[object_index], boxes[object_index].float(), len(gt)
         )
 
     def _masks(self, gt: Instances) -> BitMasks:

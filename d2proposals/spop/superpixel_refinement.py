@@ -71,6 +71,10 @@ class SuperpixelRefinement:
             raise ValueError(
                 f"MODEL.SPOP.REFINEMENT.NUM_SUPERPIXELS must be at least 1, got {num_superpixels}."
             )
+        if not compactness > 0:
+            raise ValueError(
+                f"MODEL.SPOP.REFINEMENT.COMPACTNESS must be positive, got {compactness}."
+            )
         self.num_superpixels = num_superpixels
         self.compactness = compactness
         self.straddling = straddling
@@ -143,9 +147,10 @@ def bounding_boxes(labels: torch.Tensor) -> torch.Tensor:
     flat = labels.flatten()
     y = torch.arange(height, device=labels.device)[:, None].expand(height, width).flatten()
     x = torch.arange(width, device=labels.device).repeat(height)
+    num_superpixels = int(labels.max()) + 1
     sides = []
     for position, reduce in ((x, "amin"), (y, "amin"), (x + 1, "amax"), (y + 1, "amax")):
-        side = position.new_zeros(int(labels.max()) + 1)
+        side = position.new_zeros(num_superpixels)
         sides.append(side.scatter_reduce(0, flat, position, reduce, include_self=False))
     return torch.stack(sides, dim=1)
 

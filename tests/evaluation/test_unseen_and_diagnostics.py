@@ -122,3 +122,17 @@ def test_aspect_ratios_and_sizes_hand_worked():
     index = np.searchsorted(sides["edges"], [16, 32], side="right")
     assert [sides["2"][i] for i in index] == pytest.approx([80, 75])
     assert sides["2"][0] == 0 and sides["2"].count(None) == len(sides["2"]) - 3
+
+
+def test_detected_objects_by_size_hand_worked():
+    """Sides 16 and 17 (one bin), 32, 64: best IoU .5, .49, .6 (second proposal), .9."""
+    boxes = np.array([[0, 0, s, s] for s in (16, 17, 32, 64)], np.float32)
+    overlaps = np.array([[0.5, 0], [0.49, 0.1], [0.2, 0.6], [0.9, 0]], np.float32)
+    areas = boxes[:, 2] ** 2
+    matches = match_proposals([overlaps], areas, (1, 2))
+    content = diagnose(matches, OverlapHistogram(), boxes, areas, (1, 2))["detected_by_side"]
+    index = np.searchsorted(content["edges"], [16, 32, 64], side="right")
+    for key, expected in {"num_ground_truth": [2, 1, 1], "1": [1, 0, 1], "2": [1, 1, 1]}.items():
+        assert [content[key][i] for i in index] == expected
+        assert len(content[key]) == len(content["edges"]) + 1
+        assert sum(content[key]) == sum(expected)

@@ -48,6 +48,32 @@ def test_offsets_do_not_depend_on_where_the_object_is():
     assert torch.allclose(second - first, shift, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_offsets_have_all_digits_under_autocast(dtype):
+    network = LocalizationNetwork(small_trunk()).eval()
+    nn.init.zeros_(network.offset.weight)
+    network.offset.bias.data = torch.tensor([-1.01, -0.85, 1.13, 1.9])
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        offsets = network.offsets(torch.randn(1, 3, 16, 16))
+    assert offsets.dtype == torch.float32
+    assert torch.equal(offsets[0, :, 0, 0], network.offset.bias)
+
+
+def test_receptive_field_of_the_confidence_network():
+    # Averages instead of maxima: every pixel that may matter has a gradient.
+    network = ConfidenceNetwork(small_trunk(), hidden_channels=2).eval()
+    for parameter in network.parameters():
+        parameter.data = parameter.abs() if parameter.dim() == 4 else torch.zeros_like(parameter)
+    for i, layer in enumerate(network.trunk.features):
+        if isinstance(layer, nn.MaxPool2d):
+            network.trunk.features[i] = nn.AvgPool2d(3, layer.stride, 1, ceil_mode=True)
+    image = torch.rand(1, 3, 8, 8 * 80 + 1).requires_grad_()
+    network(image).objectness[0, 1, 0, 40].backward()
+    columns = image.grad.abs().sum(dim=(0, 1, 2)).nonzero()[:, 0]
+    assert network.receptive_field == columns[-1] - columns[0] + 1 == 467
+    assert columns[0] + columns[-1] == 2 * 8 * 40
+
+
 def test_confidence_network_is_figure_5():
     with torch.device("meta"):
         network = ConfidenceNetwork(DeepLabLargeFOV())

@@ -67,6 +67,12 @@ def test_sheet_of_an_image_without_objects(tmp_path):
         write_sheet(tmp_path / "sheet.png", [])
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_scales_that_are_not_allowed(scale):
+    with pytest.raises(ValueError, match="--scale.* must be a positive factor"):
+        make_picture(fake_model(build_generator()), torch.zeros(3, 16, 16), scale=scale)
+
+
 def test_the_command(tmp_path, capsys):
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "a.png")
     output = tmp_path / "out.png"

@@ -171,6 +171,17 @@ def test_objects_of_several_images_stay_apart():
     assert torch.equal(joined.object_index >= 0, joined.is_foreground)
 
 
+def test_objects_of_an_image_with_fewer_cells_than_objects_stay_apart():
+    # 2 x 2 cells; the last of six objects has one, those before it none.
+    boxes = [[1, 1, 7, 7]] * 5 + [[0, 0, 8, 8]]
+    a = label(make_gt((8, 8), boxes, [9000.0] * 6))
+    b = label(make_gt((32, 32), [[24, 24, 32, 32], [0, 0, 9, 9]], [9000.0] * 2))
+    joined = PixelTargets.cat([a, b])
+    assert joined.num_objects == 8
+    assert joined.object_index[joined.is_foreground].tolist() == [5, 7, 7, 7, 7, 6]
+    assert len(sample_large_objects(joined, 1)) == 3
+
+
 def test_100_cells_of_each_large_object_and_all_of_small_ones():
     # 40 x 40 cells of the first object, 5 x 5 of the second (fewer than 100), 2 x 2 of the small.
     boxes = [[0, 0, 320, 320], [328, 0, 368, 40], [328, 328, 344, 344]]

@@ -78,6 +78,7 @@ class PerfectTruth:
 
 class PerfectConfidence(nn.Module):
     stride = STRIDE
+    receptive_field = 1
 
     def __init__(self, truth, large_area):
         super().__init__()
@@ -223,6 +224,21 @@ def test_versions_rank_stably_behind_their_initial_proposal():
     logits = proposals.objectness_logits
     assert (logits.diff() < 0).all()
     assert logits.tolist() == pytest.approx([2.0] * 6 + [1.0] * 2, abs=1e-5)
+
+
+def test_small_versions_are_dropped_like_small_initial_proposals():
+    # The same superpixels; a side of exactly the limit is too short, too.
+    generator = perfect_generator(
+        TRUE_BOXES, (16, 16), refinement=SuperpixelRefinement(), nms_thresh=1.0, min_box_size=8.0
+    )
+    quarter = torch.arange(16) // 8
+    generator.refinement.segment = lambda image: 2 * quarter[:, None] + quarter
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 9, 16]])
+    proposals = generator.select(boxes, torch.tensor([2.0, 1.0]), torch.zeros(3, 16, 16))
+    assert proposals.proposal_boxes.tensor.tolist() == [
+        [0, 0, 10, 10], [0, 0, 16, 16], [0, 0, 9, 16], [0, 0, 16, 16]
+    ]  # fmt: skip
+    assert proposals.objectness_logits.tolist() == pytest.approx([2, 2, 1, 1], abs=1e-5)
 
 
 def test_nms_at_08():
@@ -379,6 +395,15 @@ def test_proposals_in_training_are_without_dropout():
     assert all(module.training for module in generator.modules())
 
 
+def test_every_network_is_left_in_its_own_mode():
+    generator = build_generator().train()
+    generator.networks.localization["large_size"].eval()
+    before = {name: module.training for name, module in generator.named_modules()}
+    generator.predict_proposals(make_images((40, 40)))
+    assert {name: module.training for name, module in generator.named_modules()} == before
+    assert set(before.values()) == {True, False}
+
+
 def test_divergence_is_said():
     generator = build_generator("MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING", True)
     nn.init.constant_(generator.networks.localization["small_size"].offset.bias, math.inf)
@@ -416,11 +441,27 @@ def test_missing_masks_are_one_clear_line():
         ("NORMALIZER", 0.0, "NORMALIZER"),
         ("TILE_SIZE", 100, "TILE_SIZE"),
         ("TRUNK.FORMAT", "GRAY", "FORMAT"),
+        ("SCALES", ("a",), "MODEL.SPOP.SCALES must"),
+        ("SCALES", (math.nan,), "MODEL.SPOP.SCALES must"),
+        ("SCALES", (1.0, math.inf), "MODEL.SPOP.SCALES must"),
+        ("NMS_THRESH", 80.0, r"MODEL.SPOP.NMS_THRESH must be in \[0, 1\], got 80"),
+        ("NMS_THRESH", -0.1, "MODEL.SPOP.NMS_THRESH must"),
+        ("NATIVE_SHORT_EDGE", -480, "MODEL.SPOP.NATIVE_SHORT_EDGE must"),
+        ("SAMPLES_PER_LARGE_OBJECT", 0, "MODEL.SPOP.SAMPLES_PER_LARGE_OBJECT must"),
+        ("PRE_NMS_TOPK_TRAIN", 0, "MODEL.SPOP.PRE_NMS_TOPK_TRAIN must"),
+        ("PRE_NMS_TOPK_TEST", -1, "MODEL.SPOP.PRE_NMS_TOPK_TEST must"),
+        ("POST_NMS_TOPK_TRAIN", 0, "MODEL.SPOP.POST_NMS_TOPK_TRAIN must"),
+        ("POST_NMS_TOPK_TEST", -5, "MODEL.SPOP.POST_NMS_TOPK_TEST must"),
+        ("HEAD_CHANNELS", 0, "MODEL.SPOP.HEAD_CHANNELS must"),
+        ("NEW_LAYER_LR_FACTOR", 0.0, "MODEL.SPOP.NEW_LAYER_LR_FACTOR must"),
+        ("TRUNK.PIXEL_STD", (1.0, 0.0, 1.0), "MODEL.SPOP.TRUNK.PIXEL_STD must"),
+        ("REFINEMENT.COMPACTNESS", 0.0, "MODEL.SPOP.REFINEMENT.COMPACTNESS must"),
     ],
 )
 def test_values_that_are_not_allowed(key, value, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         build_generator(f"MODEL.SPOP.{key}", value)
+    assert "\n" not in str(error.value)
 
 
 def test_one_network_of_two_needs_two():

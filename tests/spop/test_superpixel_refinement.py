@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from skimage.measure import label as connected_components
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2proposals.spop.superpixel_refinement import (
     SuperpixelRefinement,
@@ -25,6 +26,16 @@ LABELS = torch.tensor(
         [3, 3, 3, 3],
     ]
 )
+
+
+class ScalarTransfers(TorchDispatchMode):
+    """Counts the numbers that Python reads from tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
 
 
 def random_labels(generator, height, width, num_seeds):
@@ -86,6 +97,12 @@ def test_bounding_boxes_of_superpixels_may_overlap_where_no_pixel_does():
     # The square's pixels lie in the bounding box of the L, which has none there.
     assert refine([1.0, 1, 3, 3], LABELS, "pixels").expanded.tolist() == [[1, 1, 3, 3]]
     assert refine([1.0, 1, 3, 3], LABELS, "boxes").expanded.tolist() == [[0, 0, 3, 3]]
+
+
+def test_the_number_of_superpixels_leaves_the_device_once():
+    with ScalarTransfers() as transfers:
+        bounding_boxes(LABELS)
+    assert transfers.count == 1
 
 
 def test_no_proposals():
@@ -203,3 +220,5 @@ def test_values_that_are_not_allowed():
         SuperpixelRefinement(straddling="masks")
     with pytest.raises(ValueError, match="MODEL.SPOP.REFINEMENT.NUM_SUPERPIXELS"):
         SuperpixelRefinement(num_superpixels=0)
+    with pytest.raises(ValueError, match="MODEL.SPOP.REFINEMENT.COMPACTNESS"):
+        SuperpixelRefinement(compactness=-3.0)

@@ -2,9 +2,45 @@
 
 import pytest
 import torch
+from torch import nn
 
 from d2proposals.backbones.deeplab_largefov import RECEPTIVE_FIELD, DeepLabLargeFOV
 from d2proposals.spop.tiles import run_in_tiles
+from tests.spop.test_spop_generator import build_generator
+
+
+def build_networks(tile_size):
+    """Networks in double precision, in which nothing is next to nothing."""
+    generator = build_generator(
+        "MODEL.SPOP.TILE_SIZE", tile_size, "INPUT.FORMAT", "RGB",
+        "MODEL.SPOP.TRUNK.FORMAT", "BGR", "MODEL.SPOP.LOCALIZATION", "large_size",
+    )  # fmt: skip
+    for branch in (generator.networks.confidence.objectness, generator.networks.confidence.size):
+        for parameter in branch.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    return generator.networks.double().eval()
+
+
+@pytest.mark.parametrize("size", [(40, 760), (600, 9)])
+def test_maps_in_tiles_are_those_of_the_whole(size):
+    # The branches of the confidence network see more than the trunk does.
+    image = torch.randn(3, *size, dtype=torch.float64)
+    whole = build_networks(4096).predict_maps(image, 1.0)
+    tiles = build_networks(256).predict_maps(image, 1.0)
+    for a, b in zip(whole[:3], tiles[:3], strict=True):
+        assert a.std() > 1e-3
+        # Outputs are rounded to single precision.
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-7 * a.abs().max())
+
+
+def test_a_large_image_is_never_normalised_as_a_whole():
+    networks = build_networks(64)
+    sizes = []
+    networks.pixel_normalization.register_forward_pre_hook(
+        lambda module, inputs: sizes.append(inputs[0].shape[-2:])
+    )
+    networks.predict_maps(torch.randn(3, 8, 1200, dtype=torch.float64), 1.0)
+    assert len(sizes) == 19 and max(max(size) for size in sizes) <= 64 + 2 * 240
 
 
 def run(network, image, tile_size):

@@ -1,0 +1,283 @@
+"""Exhaustive search for the boxes that agree best with five masks, by integral images.
+
+Source: C. Szegedy, A. Toshev and D. Erhan, "Deep Neural Networks for Object Detection", NIPS 2013,
+Sec. 5.2 (Eq. 2 and 3).
+
+Shape shorthand in this module:
+
+    B: number of sets of five masks over the same frame (classes of an image, or crops)
+    U, V: number of cells of a mask along the height and along the width
+    Y, X: number of positions of a box shape along the height and along the width
+    T: number of boxes kept
+
+Naming convention:
+
+    frame: the rectangle that the masks cover, an image or a crop; its corner is (0, 0).
+    score: S of Eq. 3, in [-5, 5] with a ring of weight 1.
+    coverage: S of Eq. 2 for the full mask, in [0, 1].
+    ring: the region around a box whose mask counts against it (Eq. 3 for h = full).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from .box_masks import MASK_TYPES
+
+# Positions of a box shape that are scored at a time, over all sets of masks: what bounds the
+# memory of large images (about 100 bytes each).
+MAX_POSITIONS = 1 << 21
+
+
+class FoundBoxes(NamedTuple):
+    """The best boxes of each set of masks, in the order of their score, best first.
+
+    Attributes:
+        boxes: (B, T, 4) XYXY float32, pixels of the frame.
+        scores: (B, T) float32, S of Eq. 3; -inf for places that are not filled.
+        coverage: (B, T) float32, S of Eq. 2 for the full mask.
+    """
+
+    boxes: torch.Tensor
+    scores: torch.Tensor
+    coverage: torch.Tensor
+
+
+def box_shapes(
+    frame_size: tuple[float, float],
+    mean_dimensions: Sequence[float],
+    aspect_ratios: Sequence[float],
+) -> list[tuple[float, float]]:
+    """Shapes that are searched for: sizes times aspect ratios, without those beyond the frame.
+
+    Args:
+        frame_size: (height, width) in pixels.
+        mean_dimensions: (height + width) / 2 of the boxes, relative to the frame's.
+        aspect_ratios: width / height of the boxes.
+
+    Returns:
+        list[tuple[float, float]]: (height, width) in pixels.
+    """
+    frame_mean = sum(frame_size) / 2
+    shapes = []
+    for mean_dimension in mean_dimensions:
+        for ratio in aspect_ratios:
+            height = 2 * mean_dimension * frame_mean / (1 + ratio)
+            shape = (height, ratio * height)
+            if all(x <= y * (1 + 1e-9) for x, y in zip(shape, frame_size, strict=True)):
+                shapes.append(shape)
+    return shapes
+
+
+def num_positions(frame_side: float, box_side: float, stride: float) -> int:
+    """Positions along an axis at which a box lies inside the frame, ``stride`` pixels apart."""
+    return int((frame_side - box_side) / stride + 1e-6) + 1
+
+
+class MaskScores:
+    """Scores boxes against sets of five masks (Eq. 2 and 3) by integral images.
+
+    The integral of a mask that is constant over its cells is bilinear inside each cell, so that
+    interpolation between the edges gives it exactly at any point, and the sum over a box is the
+    same product of rows and columns for all boxes of a shape.
+
+    Sums are float64: float32 loses as much as a half's share in differences over large images.
+    """
+
+    def __init__(self, masks: torch.Tensor, y_edges: torch.Tensor, x_edges: torch.Tensor):
+        """
+        Args:
+            masks: (B, 5, U, V) in [0, 1], types in the order of :data:`MASK_TYPES`.
+            y_edges: (U + 1,) edges of the rows of cells, increasing, in pixels of the frame.
+            x_edges: (V + 1,) the same of the columns.
+        """
+        self.y_edges, self.x_edges = y_edges.double(), x_edges.double()
+        cell_area = self.y_edges.diff()[:, None] * self.x_edges.diff()
+        by_type = dict(zip(MASK_TYPES, (masks.double() * cell_area).unbind(dim=1), strict=True))
+        # Eq. 3 takes the bottom half of the top mask from its top half, and the top half of the
+        # bottom mask from its bottom half: one term of the difference of the two masks.
+        sums = torch.stack(
+            [
+                by_type["full"],
+                by_type["top"] - by_type["bottom"],
+                by_type["left"] - by_type["right"],
+            ]
+        )  # (3, B, U, V)
+        integrals = sums.cumsum(dim=2).cumsum(dim=3)
+        self.full, self.top, self.left = torch.nn.functional.pad(integrals, (1, 0, 1, 0))
+
+    @property
+    def num_sets(self) -> int:
+        """B."""
+        return len(self.full)
+
+    def __call__(
+        self,
+        shape: tuple[float, float],
+        y1: torch.Tensor,
+        x1: torch.Tensor,
+        ring: float,
+        ring_weight: float = 1.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score the boxes of one shape at all pairs of the given positions.
+
+        Args:
+            shape: (height, width) in pixels.
+            y1: (Y,) float64 upper edges, in pixels.
+            x1: (X,) float64 left edges, in pixels.
+            ring: sides of the box with its ring, relative to the box's. Of the ring, only what
+                lies inside the frame counts; without any, nothing is subtracted.
+            ring_weight: of the ring's term; 1 in Eq. 3.
+
+        Returns:
+            Tensor: (B, Y, X) float64 scores, Eq. 3.
+            Tensor: (B, Y, X) float64 coverage of the box by the full mask, Eq. 2.
+        """
+        (height, width), area = shape, shape[0] * shape[1]
+        rows, row_halves, ring_rows, ring_height = _axis_terms(self.y_edges, y1, height, ring)
+        columns, column_halves, ring_columns, ring_width = _axis_terms(
+            self.x_edges, x1, width, ring
+        )
+        columns, column_halves, ring_columns = columns.T, column_halves.T, ring_columns.T
+        covered = rows @ self.full @ columns  # (B, Y, X)
+        ring_covered = ring_rows @ self.full @ ring_columns - covered
+        ring_area = ring_height[:, None] * ring_width - area
+        is_ring = ring_area > 1e-6 * area
+        ring_mean = (ring_covered / ring_area.where(is_ring, torch.ones_like(ring_area))) * is_ring
+        halves = row_halves @ self.top @ columns + rows @ self.left @ column_halves
+        coverage = covered / area
+        return coverage - ring_weight * ring_mean + halves / (area / 2), coverage
+
+
+def _axis_terms(
+    edges: torch.Tensor, start: torch.Tensor, side: float, ring: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights of an integral image along one axis, for intervals of one length.
+
+    Args:
+        edges: (U + 1,) edges of the cells.
+        start: (Y,) where the intervals begin.
+        side: their length.
+        ring: length of the interval with its ring, relative to ``side``.
+
+    Returns:
+        Tensor: (Y, U + 1) weights for the sum over the interval.
+        Tensor: (Y, U + 1) for the sum over its first half minus that over its second.
+        Tensor: (Y, U + 1) for the sum over the interval with its ring.
+        Tensor: (Y,) length of the interval with its ring inside the frame.
+    """
+    end, margin = start + side, (ring - 1) / 2 * side
+    ring_start, ring_end = (start - margin).clamp(min=edges[0]), (end + margin).clamp(max=edges[-1])
+    points = torch.cat([start, start + side / 2, end, ring_start, ring_end])
+    at_start, at_middle, at_end, at_ring_start, at_ring_end = _interpolation(edges, points).view(
+        5, len(start), len(edges)
+    )
+    return (
+        at_end - at_start,
+        2 * at_middle - at_start - at_end,
+        at_ring_end - at_ring_start,
+        ring_end - ring_start,
+    )
+
+
+def _interpolation(edges: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Weights (R, U + 1) that interpolate linearly between values at the edges.
+
+    Args:
+        edges: (U + 1,) increasing.
+        points: (R,); beyond the last edges, the values there are taken.
+    """
+    right = torch.searchsorted(edges, points).clamp(1, len(edges) - 1)
+    left_edge, right_edge = edges[right - 1], edges[right]
+    share = ((points - left_edge) / (right_edge - left_edge)).clamp(0, 1)
+    weights = edges.new_zeros(len(points), len(edges))
+    weights.scatter_(1, right[:, None], share[:, None])
+    weights.scatter_(1, right[:, None] - 1, 1 - share[:, None])
+    return weights
+
+
+def search_boxes(
+    scorer: MaskScores,
+    frame_size: tuple[float, float],
+    shapes: Sequence[tuple[float, float]],
+    *,
+    stride: float,
+    ring: float,
+    ring_weight: float = 1.0,
+    topk_per_shape: int,
+    min_coverage: float | None = None,
+) -> FoundBoxes:
+    """Slide boxes of given shapes over a frame and keep the best of each shape.
+
+    Args:
+        scorer: of B sets of masks over the frame.
+        frame_size: (height, width) in pixels.
+        shapes: (height, width) of the boxes in pixels, inside the frame.
+        stride: distance between positions, in pixels.
+        ring: sides of the box with its ring, relative to the box's.
+        ring_weight: of the ring's term; 1 in Eq. 3.
+        topk_per_shape: boxes of each shape that are kept, by score.
+        min_coverage: boxes that the full mask does not cover more than this (Eq. 2) are dropped;
+            None keeps all.
+
+    Returns:
+        FoundBoxes: T is at most ``topk_per_shape`` times the number of shapes.
+    """
+    device = scorer.full.device
+    found = []
+    for shape in shapes:
+        y1, x1 = (
+            torch.arange(num_positions(*sides, stride), device=device, dtype=torch.float64) * stride
+            for sides in zip(frame_size, shape, strict=True)
+        )
+        rows_at_once = max(MAX_POSITIONS // (scorer.num_sets * len(x1)), 1)
+        best = [
+            _best_positions(
+                shape,
+                rows,
+                x1,
+                scorer(shape, rows, x1, ring, ring_weight),
+                topk_per_shape,
+                min_coverage,
+            )
+            for rows in y1.split(rows_at_once)
+        ]
+        found.append(best[0] if len(best) == 1 else _best(_join(best), topk_per_shape))
+    if not found:
+        empty = torch.zeros(scorer.num_sets, 0, device=device)
+        return FoundBoxes(empty[..., None].expand(-1, -1, 4), empty, empty)
+    joined = _join(found)
+    return _best(joined, joined.scores.shape[1])
+
+
+def _best_positions(
+    shape: tuple[float, float],
+    y1: torch.Tensor,
+    x1: torch.Tensor,
+    scored: tuple[torch.Tensor, torch.Tensor],
+    topk: int,
+    min_coverage: float | None,
+) -> FoundBoxes:
+    """The best boxes of a shape, given scores and coverage (B, Y, X) at all positions."""
+    scores, coverage = (x.flatten(1) for x in scored)
+    if min_coverage is not None:
+        scores = scores.masked_fill(coverage <= min_coverage, -torch.inf)
+    topk_scores, index = scores.topk(min(topk, scores.shape[1]), dim=1)
+    top, left = y1[index // len(x1)], x1[index % len(x1)]
+    boxes = torch.stack([left, top, left + shape[1], top + shape[0]], dim=2)
+    return FoundBoxes(boxes.float(), topk_scores.float(), coverage.gather(1, index).float())
+
+
+def _join(parts: Sequence[FoundBoxes]) -> FoundBoxes:
+    """All boxes of several lists of each set of masks."""
+    return FoundBoxes(*(torch.cat(x, dim=1) for x in zip(*parts, strict=True)))
+
+
+def _best(found: FoundBoxes, number: int) -> FoundBoxes:
+    """The ``number`` best boxes of each set of masks, best first, ties in the order of the list."""
+    order = found.scores.argsort(dim=1, descending=True, stable=True)[:, :number]
+    boxes = found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    return FoundBoxes(boxes, found.scores.gather(1, order), found.coverage.gather(1, order))

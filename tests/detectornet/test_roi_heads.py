@@ -1,0 +1,130 @@
+"""The classifier that prunes detections (Sec. 5.2) and the detector around it."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model, build_roi_heads
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
+
+from tests.common import make_cfg, make_instances
+
+SMALL = ["MODEL.DETECTORNET.WIDTH_FACTOR", 0.03, "MODEL.DETECTORNET.NUM_CROPS", 8,
+         "MODEL.DETECTORNET.CLASSIFIER.NUM_CROPS", 20]  # fmt: skip
+CLASSES = 20
+
+
+def build_heads(*overrides):
+    torch.manual_seed(0)
+    return build_roi_heads(make_cfg("detectornet_voc.yaml", *SMALL, *overrides), {}).eval()
+
+
+def make_images(*sizes):
+    return ImageList.from_tensors([torch.zeros(3, *size) for size in sizes], 32)
+
+
+def make_proposals(boxes, scores, classes=None, size=(100, 100)):
+    proposals = Instances(size)
+    proposals.proposal_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    proposals.objectness_logits = torch.tensor(scores)
+    if classes is not None:
+        proposals.proposal_classes = torch.tensor(classes)
+    return proposals
+
+
+def classify_as(*classes, logit=10.0):
+    """A classifier that gives the crops these classes, in turn."""
+    logits = logit * torch.nn.functional.one_hot(torch.tensor(classes), CLASSES + 1).float()
+    return lambda images, crops, index: logits[: len(crops)]
+
+
+BOXES = [[0, 0, 40, 40], [50, 0, 90, 40], [0, 50, 40, 90], [50, 50, 90, 90]]
+
+
+def detect(heads, proposals):
+    (detections,), losses = heads(make_images(proposals.image_size), {}, [proposals])
+    assert losses == {}
+    return detections
+
+
+def test_only_detections_that_the_classifier_agrees_with_are_kept():
+    heads = build_heads()
+    # Right class; another class; background; right, but the masks speak against it.
+    heads._classify = classify_as(3, 4, CLASSES, 7)
+    found = detect(heads, make_proposals(BOXES, [4.5, 4.0, 3.0, -1.0], [3, 5, 3, 7]))
+    assert found.pred_boxes.tensor.tolist() == BOXES[:1]
+    assert found.pred_classes.tolist() == [3]
+    torch.testing.assert_close(found.scores, torch.tensor([0.9]))  # S / 5
+
+
+def test_without_classifier_all_classes_are_kept():
+    heads = build_heads("MODEL.DETECTORNET.CLASSIFIER.ENABLED", False)
+    found = detect(heads, make_proposals(BOXES, [4.5, 4.0, 3.0, 2.0], [3, 5, 3, 7]))
+    assert found.pred_classes.tolist() == [3, 5, 3, 7]
+
+
+def test_class_agnostic_proposals_get_class_and_score_from_the_classifier():
+    heads = build_heads("MODEL.DETECTORNET.CLASS_AGNOSTIC", True)
+    heads._classify = classify_as(3, CLASSES, 0, 1)
+    found = detect(heads, make_proposals(BOXES, [4.5, 4.0, 3.0, -2.0]))
+    assert sorted(found.pred_classes.tolist()) == [0, 1, 3]
+    assert (found.scores > 0.99).all()
+
+
+def test_duplicates_of_a_class_are_dropped():
+    heads = build_heads()
+    heads._classify = classify_as(3, 3, 5)
+    boxes = [[0, 0, 40, 40], [2, 0, 42, 40], [1, 0, 41, 40]]
+    found = detect(heads, make_proposals(boxes, [3.0, 4.0, 2.0], [3, 3, 5]))
+    assert found.pred_boxes.tensor.tolist() == boxes[1:]
+    assert found.pred_classes.tolist() == [3, 5]
+
+
+def test_no_proposals_no_detections():
+    found = detect(build_heads(), make_proposals([], [], torch.zeros(0).long().tolist()))
+    assert len(found) == 0 and found.pred_boxes.tensor.shape == (0, 4)
+
+
+def test_nothing_tells_the_class():
+    with pytest.raises(ValueError, match="CLASS_AGNOSTIC False"):
+        build_heads(
+            "MODEL.DETECTORNET.CLASS_AGNOSTIC", True, "MODEL.DETECTORNET.CLASSIFIER.ENABLED", False
+        )
+
+
+def test_the_loss_is_the_cross_entropy_of_the_crops():
+    heads = build_heads().train()
+    targets = [make_instances((100, 100), [[10, 10, 60, 60]]), make_instances((100, 100))]
+    with EventStorage() as storage:
+        proposals, losses = heads(make_images((100, 100), (100, 100)), {}, ["unused"], targets)
+        counts = {k: v[0] for k, v in storage.latest().items()}
+    assert proposals == ["unused"]
+    # 40 % of 20 positives of the first image; all the negatives of both.
+    assert counts["detectornet/num_pos_classifier_crops"] == 8
+    assert counts["detectornet/num_neg_classifier_crops"] == 24
+    # Untrained: about the same probability for all 21 classes.
+    (loss,) = losses.values()
+    assert loss.item() == pytest.approx(torch.log(torch.tensor(21.0)).item(), abs=0.2)
+
+
+def test_the_detector_trains_and_detects():
+    torch.manual_seed(0)
+    overrides = ["MODEL.DETECTORNET.SCORE_THRESH", -1.0, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", -1.0,
+                 "MODEL.DETECTORNET.TOPK_PER_SCALE", 1, "MODEL.DETECTORNET.STRIDE", 20.0,
+                 "MODEL.DETECTORNET.REFINEMENT.STRIDE", 20.0,
+                 "MODEL.DETECTORNET.CLASSIFIER.ENABLED", False]  # fmt: skip
+    model = build_model(make_cfg("detectornet_voc.yaml", *SMALL)).train()
+    image = torch.randint(0, 256, (3, 96, 128)).float()
+    batch = {"image": image, "instances": make_instances((96, 128), [[10, 10, 90, 80]])}
+    with EventStorage():
+        losses = model([batch])
+    assert set(losses) == {"loss_detectornet_mask", "loss_detectornet_classifier"}
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model = build_model(make_cfg("detectornet_voc.yaml", *SMALL, *overrides)).eval()
+    with torch.no_grad():
+        (output,) = model([{"image": image, "height": 192, "width": 256}])
+    found = output["instances"]
+    assert set(found.get_fields()) == {"pred_boxes", "scores", "pred_classes"}
+    assert found.image_size == (192, 256) and len(found) > CLASSES
+    assert len(set(found.pred_classes.tolist())) > 1
+    assert (found.scores >= 0).all() and (found.scores <= 1).all()

@@ -1,0 +1,106 @@
+"""Compare DetectorNet's boxes before and after the refinement, as in the paper's Fig. 4.
+
+    python tools/compare_refinement.py --config-file configs/shapes/detectornet_rpn_only.yaml \\
+        --output refinement.png MODEL.WEIGHTS output/shapes/detectornet_rpn_only/model_final.pth
+
+Prints average precision and greatest recall of class-agnostic boxes on the first dataset of
+DATASETS.TEST, at IoU thresholds .5 and .7, and draws the curves of the first.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+
+from d2proposals.data.mapper import ProposalDatasetMapper
+from d2proposals.detectornet import DetectorNet
+from d2proposals.detectornet.refinement_curves import (
+    ScoredBoxes,
+    plot_precision_recall,
+    precision_recall,
+)
+from d2proposals.engine import (
+    ProposalCheckpointer,
+    bad_input_in_one_line,
+    check_config,
+    check_datasets,
+    fit_to_device,
+    load_config,
+)
+
+logger = logging.getLogger("d2proposals.compare_refinement")
+IOU_THRESHOLDS = (0.5, 0.7)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="configuration of the model")
+    parser.add_argument("--num-images", type=int, help="the first so many (default: all)")
+    parser.add_argument("--output", default="refinement.png", help="PNG file to write")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ``arguments`` are those of the command line by default."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    args = build_parser().parse_args(arguments)
+    with bad_input_in_one_line():
+        cfg = load_config(args)
+        fit_to_device(cfg)
+        cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+        cfg.MODEL.DETECTORNET.REFINEMENT.ENABLED = True
+        check_config(cfg)
+        name = cfg.DATASETS.TEST[0]
+        check_datasets([name])
+        records = DatasetCatalog.get(name)[: args.num_images]
+        model = build_model(cfg).eval()
+        generator = model.proposal_generator
+        if not isinstance(generator, DetectorNet):
+            raise ValueError(
+                f"The refinement is DetectorNet's, not {type(generator).__name__}'s; set "
+                "MODEL.PROPOSAL_GENERATOR.NAME."
+            )
+        if not cfg.MODEL.WEIGHTS:
+            logger.warning("Comparing random weights: name a checkpoint in MODEL.WEIGHTS.")
+        ProposalCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        grids = {"first stage": None, "after refinement": generator.refinement_grid}
+        boxes = {stage: [] for stage in grids}
+        mapper = ProposalDatasetMapper(cfg, False)
+        for record in records:
+            mapped = mapper(record)
+            for stage, generator.refinement_grid in grids.items():
+                with torch.no_grad():
+                    found = model([mapped])[0]["proposals"]
+                boxes[stage].append(
+                    ScoredBoxes(
+                        found.proposal_boxes.tensor.cpu().numpy(),
+                        found.objectness_logits.cpu().numpy(),
+                    )
+                )
+        curves = {
+            (stage, threshold): precision_recall(records, boxes[stage], threshold)
+            for stage in grids
+            for threshold in IOU_THRESHOLDS
+        }
+        plot_precision_recall(
+            args.output,
+            {stage: curves[stage, IOU_THRESHOLDS[0]] for stage in grids},
+            f"{name}, IoU {IOU_THRESHOLDS[0]}",
+        )
+    for (stage, threshold), curve in curves.items():
+        print(
+            f"{stage}, IoU {threshold}: AP {100 * curve.average_precision:.1f}, "
+            f"recall {100 * curve.greatest_recall:.1f}"
+        )
+    print(f"{args.output}: {len(records)} images of {name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Estimate the aspect ratios of a dataset's boxes, for DetectorNet's search.
+
+    python tools/estimate_box_shapes.py --dataset coco_2017_train --output box_shapes.yaml
+
+The output is a configuration with MODEL.DETECTORNET.ASPECT_RATIOS, to be listed in _BASE_:
+
+    _BASE_: ["detectornet_rpn_only.yaml", "box_shapes.yaml"]
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import yaml
+from detectron2.data import DatasetCatalog
+
+from d2proposals.detectornet.box_shapes import cluster_aspect_ratios, dataset_aspect_ratios
+from d2proposals.engine import bad_input_in_one_line, check_datasets
+from d2proposals.proposals.atomic_files import atomic_write
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", required=True, nargs="+", help="registered datasets")
+    parser.add_argument("--number", type=int, default=10, help="of aspect ratios (default: 10)")
+    parser.add_argument("--output", default="box_shapes.yaml", help="YAML file to write")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ``arguments`` are those of the command line by default."""
+    args = build_parser().parse_args(arguments)
+    with bad_input_in_one_line():
+        check_datasets(args.dataset)
+        records = [record for name in args.dataset for record in DatasetCatalog.get(name)]
+        ratios = dataset_aspect_ratios(records)
+        found = [round(x, 3) for x in cluster_aspect_ratios(ratios, args.number).tolist()]
+        # A flow sequence, as in the other configurations.
+        values = yaml.safe_dump({"ASPECT_RATIOS": found}, default_flow_style=None, width=100)
+        with atomic_write(args.output) as file:
+            file.write(
+                f"# Width / height: k-means, {len(ratios)} boxes of {', '.join(args.dataset)}.\n"
+                f"MODEL:\n  DETECTORNET:\n    {values}VERSION: 2\n"
+            )
+    print(f"{args.output}: {len(found)} aspect ratios of {len(ratios)} boxes: {found}")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,11 @@ from d2proposals.engine import check_config, load_config
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
+# Those that take a configuration or say what they parse by build_parser().
+TOOLS = sorted(
+    path.stem for path in (ROOT / "tools").glob("*.py") if "def build_parser" in path.read_text()
+)
+
 
 def commands(program):
     """Commands of all pages that run ``python <program>``, without their comments."""
@@ -46,7 +51,7 @@ def test_train_net_commands_name_files_and_keys_that_exist(command, monkeypatch)
     ("tool", "command"),
     [
         (tool, command)
-        for tool in ("visualize_proposals", "visualize_attention", "benchmark", "convert_weights")
+        for tool in TOOLS
         for command in commands(f"tools/{tool}.py")
     ],
 )
@@ -56,7 +61,7 @@ def test_tool_commands_parse_and_name_configurations_that_exist(tool, command):
     _, overrides = load_tool(tool).build_parser().parse_known_args(arguments)
     assert not [x for x in overrides if x.startswith("-")] and len(overrides) % 2 == 0
     for argument in arguments:
-        if argument.endswith(".yaml"):
+        if argument.startswith("configs/"):
             assert (ROOT / argument).is_file()
 
 

@@ -14,14 +14,20 @@ from d2proposals.engine import bad_input_in_one_line
 from d2proposals.sc_rpn.positives_picture import read_positives, write_positives_picture
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; ``arguments`` are those of the command line by default."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", metavar="OUTPUT_DIR", help="folders of trainings")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="their names in the legend")
     parser.add_argument("--output", default="positives.png", help="image file to write")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ``arguments`` are those of the command line by default."""
+    parser = build_parser()
     args = parser.parse_args(arguments)
     labels = args.labels or [Path(run).name for run in args.runs]
     if len(set(labels)) != len(args.runs):

@@ -49,11 +49,7 @@ def test_train_net_commands_name_files_and_keys_that_exist(command, monkeypatch)
 
 @pytest.mark.parametrize(
     ("tool", "command"),
-    [
-        (tool, command)
-        for tool in TOOLS
-        for command in commands(f"tools/{tool}.py")
-    ],
+    [(tool, command) for tool in TOOLS for command in commands(f"tools/{tool}.py")],
 )
 def test_tool_commands_parse_and_name_configurations_that_exist(tool, command):
     arguments = shlex.split(command)

@@ -18,23 +18,19 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import detection_utils
-from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 
-from d2proposals.data.image_files import read_rgb_image, to_input_format
+from d2proposals.data.image_files import read_rgb_image
 from d2proposals.engine import (
-    ProposalCheckpointer,
     bad_input_in_one_line,
     check_config,
     fit_to_device,
     load_config,
+    load_trained_model,
+    network_input_of,
 )
 from d2proposals.proposals.atomic_files import atomic_write
-
-logger = logging.getLogger("d2proposals.demo")
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
@@ -102,17 +98,12 @@ def load_proposer(cfg: CfgNode) -> Proposer:
     # A detector's proposals are those of the proposal network inside it.
     cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
     check_config(cfg)
-    model = build_model(cfg).eval()
-    if not cfg.MODEL.WEIGHTS:
-        logger.warning("Drawing proposals of random weights: name a checkpoint in MODEL.WEIGHTS.")
-    ProposalCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, False))
+    model = load_trained_model(cfg)
+    network_input = network_input_of(cfg)
 
     @torch.no_grad()
     def propose(image: np.ndarray) -> Instances:
-        aug_input = T.AugInput(to_input_format(image, cfg.INPUT.FORMAT))
-        augmentations(aug_input)
-        pixels = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        pixels = network_input(image)
         height, width = image.shape[:2]
         return model([{"image": pixels, "height": height, "width": width}])[0]["proposals"]
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.detectornet import DetectorNet
@@ -23,15 +22,14 @@ from d2proposals.detectornet.refinement_curves import (
     precision_recall,
 )
 from d2proposals.engine import (
-    ProposalCheckpointer,
     bad_input_in_one_line,
     check_config,
     check_datasets,
     fit_to_device,
     load_config,
+    load_trained_model,
 )
 
-logger = logging.getLogger("d2proposals.compare_refinement")
 IOU_THRESHOLDS = (0.5, 0.7)
 
 
@@ -60,16 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name = cfg.DATASETS.TEST[0]
         check_datasets([name])
         records = DatasetCatalog.get(name)[: args.num_images]
-        model = build_model(cfg).eval()
+        model = load_trained_model(cfg)
         generator = model.proposal_generator
         if not isinstance(generator, DetectorNet):
             raise ValueError(
                 f"The refinement is DetectorNet's, not {type(generator).__name__}'s; set "
                 "MODEL.PROPOSAL_GENERATOR.NAME."
             )
-        if not cfg.MODEL.WEIGHTS:
-            logger.warning("Comparing random weights: name a checkpoint in MODEL.WEIGHTS.")
-        ProposalCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         grids = {"first stage": None, "after refinement": generator.refinement_grid}
         boxes = {stage: [] for stage in grids}
         mapper = ProposalDatasetMapper(cfg, False)

@@ -14,26 +14,23 @@ import logging
 from collections.abc import Sequence
 
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from tqdm import tqdm
 
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.engine import (
-    ProposalCheckpointer,
     bad_input_in_one_line,
     check_config,
     check_datasets,
     fit_to_device,
     load_config,
+    load_trained_model,
 )
 from d2proposals.spop.localization_error import (
     LocalizationErrors,
     add_localization_errors,
     find_spop,
 )
-
-logger = logging.getLogger("d2proposals.evaluate_localization")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,11 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fit_to_device(cfg)
         check_config(cfg)
         check_datasets(cfg.DATASETS.TEST)
-        model = build_model(cfg).eval()
+        model = load_trained_model(cfg)
         generator = find_spop(model)
-        if not cfg.MODEL.WEIGHTS:
-            logger.warning("Measuring random weights: name a checkpoint in MODEL.WEIGHTS.")
-        ProposalCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         cfg.INPUT.RANDOM_FLIP = "none"
         mapper = ProposalDatasetMapper(cfg, is_train=True)
         dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)

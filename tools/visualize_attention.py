@@ -13,18 +13,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from detectron2.data import detection_utils
-from detectron2.data import transforms as T
-from detectron2.modeling import build_model
-
-from d2proposals.data.image_files import read_rgb_image, to_input_format
+from d2proposals.data.image_files import read_rgb_image
 from d2proposals.engine import (
-    ProposalCheckpointer,
     bad_input_in_one_line,
     check_config,
     fit_to_device,
     load_config,
+    load_trained_model,
+    network_input_of,
 )
 from d2proposals.zip_rpn.attention_pictures import (
     AttentionPicture,
@@ -32,8 +28,6 @@ from d2proposals.zip_rpn.attention_pictures import (
     heat_maps,
     write_attention_sheet,
 )
-
-logger = logging.getLogger("d2proposals.visualize_attention")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,19 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_config(cfg)
         # Before the model, which takes longer.
         images = {path: read_rgb_image(path) for path in args.input}
-        model = build_model(cfg).eval()
-        if not cfg.MODEL.WEIGHTS:
-            logger.warning("Drawing maps of random weights: name a checkpoint in MODEL.WEIGHTS.")
-        ProposalCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-        augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, False))
+        model = load_trained_model(cfg)
+        network_input = network_input_of(cfg)
         pictures = []
         for path, image in images.items():
-            aug_input = T.AugInput(to_input_format(image, cfg.INPUT.FORMAT))
-            augmentations(aug_input)
-            network_input = torch.from_numpy(aug_input.image.transpose(2, 0, 1).copy())
-            maps = attention_maps(model, network_input, args.level)
+            pixels = network_input(image)
+            maps = attention_maps(model, pixels, args.level)
             stride = model.backbone.strides[args.level - 1]
-            heat = heat_maps(maps, network_input.shape[-2:], stride, image.shape[:2])
+            heat = heat_maps(maps, pixels.shape[-2:], stride, image.shape[:2])
             pictures.append(AttentionPicture(Path(path).name, image, heat))
         write_attention_sheet(args.output, pictures, args.level)
     print(f"{args.output}: level {args.level} of {len(pictures)} images")

@@ -15,23 +15,20 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 from matplotlib.figure import Figure
 
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.deepmask.mask_pictures import draw_image
 from d2proposals.engine import (
-    ProposalCheckpointer,
     bad_input_in_one_line,
     check_config,
     check_datasets,
     fit_to_device,
     load_config,
+    load_trained_model,
 )
 from d2proposals.evaluation.pictures import spread_evenly
 from d2proposals.proposals.atomic_files import atomic_write
-
-logger = logging.getLogger("d2proposals.visualize_masks")
 
 _COLUMNS = 4
 
@@ -59,10 +56,7 @@ def load_model(cfg: CfgNode) -> torch.nn.Module:
     fit_to_device(cfg)
     cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
     check_config(cfg)
-    model = build_model(cfg).eval()
-    if not cfg.MODEL.WEIGHTS:
-        logger.warning("Drawing masks of random weights: name a checkpoint in MODEL.WEIGHTS.")
-    ProposalCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model = load_trained_model(cfg)
     return model
 
 

@@ -23,17 +23,16 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 
 from d2proposals.data.image_files import read_rgb_image
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.engine import (
-    ProposalCheckpointer,
     bad_input_in_one_line,
     check_config,
     check_datasets,
     fit_to_device,
     load_config,
+    load_trained_model,
 )
 from d2proposals.evaluation.annotation_file import register_annotation_file
 from d2proposals.evaluation.gallery import write_gallery
@@ -91,10 +90,7 @@ def load_model_source(cfg: CfgNode) -> ProposalSource:
     # A detector's proposals are those of the proposal network inside it.
     cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
     check_config(cfg)
-    model = build_model(cfg).eval()
-    if not cfg.MODEL.WEIGHTS:
-        logger.warning("Drawing proposals of random weights: name a checkpoint in MODEL.WEIGHTS.")
-    ProposalCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model = load_trained_model(cfg)
     mapper = ProposalDatasetMapper(cfg, False)
 
     @torch.no_grad()

@@ -14,23 +14,17 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from detectron2.data import detection_utils
-from detectron2.data import transforms as T
-from detectron2.modeling import build_model
-
-from d2proposals.data.image_files import read_rgb_image, to_input_format
+from d2proposals.data.image_files import read_rgb_image
 from d2proposals.engine import (
-    ProposalCheckpointer,
     bad_input_in_one_line,
     check_config,
     fit_to_device,
     load_config,
+    load_trained_model,
+    network_input_of,
 )
 from d2proposals.spop.localization_error import find_spop
 from d2proposals.spop.pictures import make_picture, write_sheet
-
-logger = logging.getLogger("d2proposals.visualize_spop")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,21 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_config(cfg)
         # Before the model, which takes longer.
         images = {path: read_rgb_image(path) for path in args.input}
-        model = build_model(cfg).eval()
+        model = load_trained_model(cfg)
         find_spop(model)
-        if not cfg.MODEL.WEIGHTS:
-            logger.warning("Drawing maps of random weights: name a checkpoint in MODEL.WEIGHTS.")
-        ProposalCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-        augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, False))
+        network_input = network_input_of(cfg)
         pictures = []
         for path, image in images.items():
-            aug_input = T.AugInput(to_input_format(image, cfg.INPUT.FORMAT))
-            augmentations(aug_input)
-            network_input = torch.from_numpy(aug_input.image.transpose(2, 0, 1).copy())
+            pixels = network_input(image)
             pictures.append(
                 make_picture(
                     model,
-                    network_input,
+                    pixels,
                     name=Path(path).name,
                     scale=args.scale,
                     num_boxes=args.boxes,

@@ -11,6 +11,7 @@ from .job import (
     warn_of_frozen_random_norm,
 )
 from .test_time_augmentation import ProposalNetworkWithTTA
+from .trained_model import load_trained_model, network_input_of
 from .trainer import Trainer
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "check_datasets",
     "fit_to_device",
     "load_config",
+    "load_trained_model",
+    "network_input_of",
     "prepare_launch",
     "warn_of_frozen_random_norm",
 ]

@@ -55,7 +55,7 @@ def test_images_and_folders(images, tmp_path, capsys, caplog):
     drawn = np.array(Image.open(out / "1.png"))
     assert drawn.shape == (56, 64, 3) and (drawn != noise(1, (56, 64))).any()
     assert (out / "0.png").read_bytes() == (out / "0_2.png").read_bytes()
-    assert "proposals of random weights" in caplog.text
+    assert "results of random weights" in caplog.text
     assert str(out / "1.png") in capsys.readouterr().out
 
 

@@ -70,7 +70,7 @@ def test_default_dataset_and_random_weights(tiny_coco, tmp_path, caplog):
     output = tmp_path / "sheet.png"
     run_tool("visualize_proposals", "--config-file", RPN_CONFIG, "--num-images", 1, "--output",
              output, *TINY, "DATASETS.TEST", "('tiny_val',)")  # fmt: skip
-    assert is_png(output) and "proposals of random weights" in caplog.text
+    assert is_png(output) and "results of random weights" in caplog.text
 
 
 def test_proposals_of_a_file(tiny_coco, tmp_path, caplog, monkeypatch):

@@ -1,0 +1,55 @@
+"""A trained model and its input, for commands that look at single images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from torch import nn
+
+from ..data.image_files import to_input_format
+from .checkpointer import ProposalCheckpointer
+
+logger = logging.getLogger(__name__)
+
+
+def load_trained_model(cfg: CfgNode) -> nn.Module:
+    """Build the configuration's model with the weights of ``MODEL.WEIGHTS``, for evaluation.
+
+    Args:
+        cfg: checked, see :func:`~d2proposals.engine.job.check_config`.
+
+    Returns:
+        nn.Module: in evaluation mode. Without weights they are random, which a warning says.
+    """
+    model = build_model(cfg).eval()
+    if not cfg.MODEL.WEIGHTS:
+        logger.warning("These are results of random weights: name a checkpoint in MODEL.WEIGHTS.")
+    ProposalCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+def network_input_of(cfg: CfgNode) -> Callable[[np.ndarray], torch.Tensor]:
+    """What turns an image into the input of the configuration's model.
+
+    Args:
+        cfg: its ``INPUT`` decides on format and size.
+
+    Returns:
+        a function from (H, W, 3) uint8 RGB to (3, h, w) in ``INPUT.FORMAT``, at the size of the
+        test.
+    """
+    augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, False))
+
+    def network_input(image: np.ndarray) -> torch.Tensor:
+        aug_input = T.AugInput(to_input_format(image, cfg.INPUT.FORMAT))
+        augmentations(aug_input)
+        return torch.from_numpy(aug_input.image.transpose(2, 0, 1).copy())
+
+    return network_input

@@ -113,11 +113,11 @@ def test_mmdetections_own_class(tmp_path, protocol, monkeypatch):
     data.bboxes = np.array([[1, 2, 3, 4]], np.float32)
     data.scores = np.array([0.25], np.float32)
     path = tmp_path / "proposals.pkl"
-    path.write_bytes(pickle.dumps({"/root/val/b.jpg": data}, protocol))
+    path.write_bytes(pickle.dumps({"/data/val/b.jpg": data}, protocol))
     result = read_proposals(path, IMAGES)
     assert result.format == "mmdet3" and result.image_ids == [8]
     assert result.boxes[0].tolist() == [[1, 2, 3, 4]] and result.scores[0].tolist() == [0.25]
-    assert read_proposals(path).image_ids == ["/root/val/b.jpg"]
+    assert read_proposals(path).image_ids == ["/data/val/b.jpg"]
 
 
 def test_mmdetection_2_by_category_and_without_scores(tmp_path):

@@ -107,7 +107,11 @@ class SPOP(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.SPOP
-
+        if node.TRUNK.NORM == "SyncBN" and len(cfg.INPUT.WARP_SIZE) == 0:
+            raise ValueError(
+                "MODEL.SPOP.TRUNK.NORM 'SyncBN' needs INPUT.WARP_SIZE: images of different sizes go "
+                "through the networks one by one, and the processes would wait for one another."
+            )
         networks = _build_networks(cfg)
         refinement = node.REFINEMENT
         weight = node.LOSS_WEIGHT

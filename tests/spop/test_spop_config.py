@@ -119,3 +119,9 @@ def test_the_paper_s_configuration_is_the_paper_s_network():
     # 20, 40 and 60 epochs of 11,355 images in batches of 8.
     epochs = [x * 8 / 11355 for x in (*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER)]
     assert epochs == pytest.approx([20, 40, 60], abs=0.001)
+
+
+def test_synchronised_statistics_need_images_of_one_size():
+    with pytest.raises(ValueError, match="'SyncBN' needs INPUT.WARP_SIZE"):
+        build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", ())
+    build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", (65, 65))

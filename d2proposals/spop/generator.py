@@ -109,8 +109,8 @@ class SPOP(nn.Module):
         node = cfg.MODEL.SPOP
         if node.TRUNK.NORM == "SyncBN" and len(cfg.INPUT.WARP_SIZE) == 0:
             raise ValueError(
-                "MODEL.SPOP.TRUNK.NORM 'SyncBN' needs INPUT.WARP_SIZE: images of different sizes go "
-                "through the networks one by one, and the processes would wait for one another."
+                "MODEL.SPOP.TRUNK.NORM 'SyncBN' needs INPUT.WARP_SIZE: images of different sizes "
+                "go through the networks one by one, and processes would wait for one another."
             )
         networks = _build_networks(cfg)
         refinement = node.REFINEMENT

@@ -124,4 +124,5 @@ def test_the_paper_s_configuration_is_the_paper_s_network():
 def test_synchronised_statistics_need_images_of_one_size():
     with pytest.raises(ValueError, match="'SyncBN' needs INPUT.WARP_SIZE"):
         build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", ())
-    build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", (65, 65))
+    scale_aware = ("MODEL.SPOP.SCALE_AWARE", True)
+    build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", (65, 65), *scale_aware)

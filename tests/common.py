@@ -45,3 +45,23 @@ def add_rectangle_masks(instances: Instances) -> Instances:
     columns, rows = (x > x1) & (x < x2), (y > y1) & (y < y2)
     instances.gt_masks = BitMasks(rows[:, :, None] & columns[:, None, :])
     return instances
+
+
+def leaf_keys(node, prefix=""):
+    """Full name -> value of every key below a node."""
+    keys = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            keys |= leaf_keys(value, f"{prefix}{key}.")
+        else:
+            keys[prefix + key] = value
+    return keys
+
+
+def set_all(node, values):
+    """Overrides that give every key of MODEL.<node> a value unlike its default."""
+    defaults = leaf_keys(make_cfg().MODEL[node])
+    assert set(values) == set(defaults), "give each key a value here, and expect it below"
+    same = [key for key, value in values.items() if value == defaults[key]]
+    assert same == [], "these are the defaults, which a constructor may have anyway"
+    return [x for key, value in values.items() for x in (f"MODEL.{node}.{key}", value)]

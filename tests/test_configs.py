@@ -7,26 +7,22 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import (
-    BACKBONE_REGISTRY,
     build_backbone,
     build_model,
     build_proposal_generator,
-    build_roi_heads,
 )
 from detectron2.modeling.backbone import ResNet
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from d2proposals.backbones import VGG, BNInception
+from d2proposals.backbones import BNInception
 from d2proposals.data.mapper import ProposalDatasetMapper
-from d2proposals.detectornet.crop_sampling import CropSampler
-from d2proposals.detectornet.detection import SearchGrid
 from d2proposals.engine import Trainer, check_config
 from d2proposals.evaluation import ProposalEvaluator
 from d2proposals.zip_rpn import ZoomNetwork
 from d2proposals.zip_rpn.gray_class_sampling import EquilibriumSampler, GrayClassLabeler
 from d2proposals.zip_rpn.map_attention import ExcitationRecalibration
-from tests.common import CONFIGS, add_rectangle_masks, make_cfg, make_instances
+from tests.common import CONFIGS, add_rectangle_masks, leaf_keys, make_cfg, make_instances, set_all
 
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 LEAVES = [name for name in FILES if not Path(name).name.startswith("Base-")]
@@ -90,17 +86,6 @@ def test_a_training_step_of_every_configuration_reaches_every_trainable_paramete
         assert all(loss.isfinite() for loss in losses.values())
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         assert trainable and [n for n, p in trainable.items() if p.grad is None] == []
-
-
-def leaf_keys(node, prefix=""):
-    """Full name -> value of every key below a node."""
-    keys = {}
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            keys |= leaf_keys(value, f"{prefix}{key}.")
-        else:
-            keys[prefix + key] = value
-    return keys
 
 
 def new_keys():
@@ -183,15 +168,6 @@ def test_every_new_key_is_explained():
 )
 def test_what_counts_as_explained(lines, unexplained):
     assert unexplained_keys("\n".join(lines))[0] == unexplained
-
-
-def set_all(node, values):
-    """Overrides that give every key of MODEL.<node> a value unlike its default."""
-    defaults = leaf_keys(make_cfg().MODEL[node])
-    assert set(values) == set(defaults), "give each key a value here, and expect it below"
-    same = [key for key, value in values.items() if value == defaults[key]]
-    assert same == [], "these are the defaults, which a constructor may have anyway"
-    return [x for key, value in values.items() for x in (f"MODEL.{node}.{key}", value)]
 
 
 ZIP_SETTINGS = {
@@ -384,235 +360,3 @@ def test_the_paper_s_configuration_is_the_paper_s_network():
     assert cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.MIN_SIZES == (1000, 750, 500, 250)  # Sec. 3.4
     assert not cfg.TEST.AUG.FLIP and not cfg.MODEL.ZIP.LOW_QUALITY_MATCH
     assert (cfg.MODEL.ZIP.LEVEL_NMS_THRESH, cfg.MODEL.ZIP.LEVEL_NMS_TOPK) == (0.5, 2000)
-
-
-DEEPMASK_SETTINGS = {
-    "TRUNK": "build_vgg_backbone_of_a_test",
-    "SHARED_TRUNK": False,
-    "FORMAT": "BGR",
-    "PIXEL_MEAN": [1.0, 2.0, 3.0],
-    "PIXEL_STD": [4.0, 5.0, 6.0],
-    "PATCH_SIZE": 64,
-    "CONTEXT": 8,
-    "MASK_CHANNELS": 7,
-    "CODE_DIM": 9,
-    "MASK_SIZE": 16,
-    "UPSAMPLING": "trainable",
-    "SCORE_DIMS": (10, 11),
-    "DROPOUT": 0.25,
-    "OBJECT_SIZE": 40,
-    "JITTER_SHIFT": 3.0,
-    "JITTER_SCALE": 0.125,
-    "FLIP": False,
-    "NEGATIVE_SHIFT": 12.0,
-    "NEGATIVE_SCALE": 0.75,
-    "NEGATIVE_LOG2_SCALES": (-1.0, 1.5),
-    "BATCH_SIZE_PER_IMAGE": 3,
-    "CATEGORIES": (2, 4),
-    "OTHER_CATEGORIES": "ignored",
-    "BRANCHES": "joint",
-    "MASK_LOSS_ON_NEGATIVES": True,
-    "SCORE_LOSS_WEIGHT": 0.5,
-    "LOSS_WEIGHT": 3.0,
-    "LOG2_SCALES": (-1.0, 2.0),
-    "NATIVE_SHORT_EDGE": 480,
-    "MASK_THRESH": 0.1,
-    "PRE_NMS_TOPK_TRAIN": 51,
-    "PRE_NMS_TOPK_TEST": 52,
-    "NMS_THRESH": 0.75,
-    "POST_NMS_TOPK_TRAIN": 31,
-    "POST_NMS_TOPK_TEST": 32,
-    "MIN_BOX_SIZE": 7.0,
-}
-
-
-def test_every_key_of_deepmask_reaches_the_generator(monkeypatch):
-    def build_trunk(cfg, input_shape):
-        return VGG(stages=((4,), (4,), (4,), (6,)), in_channels=input_shape.channels)
-
-    trunks = BACKBONE_REGISTRY._obj_map | {"build_vgg_backbone_of_a_test": build_trunk}
-    monkeypatch.setattr(BACKBONE_REGISTRY, "_obj_map", trunks)
-    cfg = make_cfg(
-        None, *set_all("DEEPMASK", DEEPMASK_SETTINGS), "MODEL.PROPOSAL_GENERATOR.NAME", "DeepMask",
-        "MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING", False,
-        "MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0], "MODEL.PIXEL_STD", [4.0, 5.0, 6.0],
-    )  # fmt: skip
-    generator = build_proposal_generator(cfg, {})
-    held = {
-        "batch_size_per_image": 3,
-        "branches": "joint",
-        "mask_loss_on_negatives": True,
-        "loss_weight": {"loss_deepmask_mask": 3.0, "loss_deepmask_score": 1.5},
-        "scales": [0.5, 4.0],
-        "native_short_edge": 480,
-        "mask_thresh": 0.1,
-        "pre_nms_topk": {True: 51, False: 52},  # by whether it trains
-        "nms_thresh": 0.75,
-        "post_nms_topk": {True: 31, False: 32},
-        "min_box_size": 7.0,
-        "proposals_in_training": False,
-    }
-    assert {name: getattr(generator, name) for name in held} == held
-    sampler = {
-        "patch_size": 64,
-        "object_size": 40,
-        "jitter_shift": 3.0,
-        "jitter_scale": 0.125,
-        "flip": False,
-        "negative_shift": 12.0,
-        "negative_scale": 0.75,
-        "negative_log2_scales": (-1.0, 1.5),
-        "categories": (2, 4),
-        "other_categories": "ignored",
-    }
-    assert {name: getattr(generator.sampler, name) for name in sampler} == sampler
-    network = generator.network
-    assert (network.patch_size, network.context, network.stride) == (64, 8, 8)
-    assert network.score_trunk is not None and network.score_trunk is not network.trunk
-    mask_head, score_head = network.mask_head, network.score_head
-    assert (mask_head.conv.out_channels, mask_head.encode.out_features) == (7, 9)
-    assert (mask_head.mask_size, mask_head.upsampling) == (16, "trainable")
-    assert (score_head.fc1.out_features, score_head.fc2.out_features) == (10, 11)
-    assert score_head.dropout.p == 0.25
-    # The trunk expects what the model has here: BGR, these means and deviations.
-    assert generator.pixel_normalization.is_identity
-
-
-def test_deepmask_s_configuration_is_the_paper_s():
-    cfg = make_cfg("deepmask_rpn_only.yaml")
-    node, solver = cfg.MODEL.DEEPMASK, cfg.SOLVER
-    assert cfg.MODEL.VGG.WIDTH_FACTOR == 1.0 and cfg.MODEL.VGG.NORM == ""
-    # Sec. 3.4: a batch of 32, learning rate .001, momentum .9, weight decay .00005.
-    assert solver.IMS_PER_BATCH * node.BATCH_SIZE_PER_IMAGE == 32
-    assert node.SCORE_LOSS_WEIGHT == 1 / 32  # Sec. 3.2
-    assert (solver.BASE_LR, solver.MOMENTUM, solver.WEIGHT_DECAY) == (1e-3, 0.9, 5e-5)
-    assert (node.PATCH_SIZE, node.OBJECT_SIZE, node.MASK_SIZE) == (224, 128, 56)
-    assert (node.JITTER_SHIFT, node.JITTER_SCALE) == (16, 0.25)
-    assert (node.NEGATIVE_SHIFT, node.NEGATIVE_SCALE) == (32, 1)
-    assert (node.MASK_THRESH, node.NMS_THRESH, node.CONTEXT) == (0.2, 1.0, 0)
-    assert cfg.INPUT.USE_INSTANCE_MASK and cfg.INPUT.MIN_SIZE_TEST == 0
-
-
-DETECTORNET_SETTINGS = {
-    "CLASS_AGNOSTIC": False,
-    "NETWORKS": "per_class_and_mask",
-    "INPUT_SIZE": 97,
-    "MASK_SIZE": 6,
-    "WIDTH_FACTOR": 0.0625,
-    "NORM": "GN",
-    "DROPOUT": 0.25,
-    "FORMAT": "BGR",
-    "PIXEL_MEAN": [1.0, 2.0, 3.0],
-    "PIXEL_STD": [4.0, 5.0, 6.0],
-    "NUM_CROPS": 11,
-    "POSITIVE_FRACTION": 0.25,
-    "POSITIVE_COVERAGE": 0.75,
-    "OBJECT_FRACTION": 0.5,
-    "MIN_SCALE": 0.125,
-    "NUM_TRIES": 7,
-    "ZERO_WEIGHT": 0.5,
-    "LOSS_WEIGHT": 3.0,
-    "NUM_SCALES": 2,
-    "WINDOW_OVERLAP": 0.375,
-    "MEAN_DIMENSIONS": (0.25, 0.5),
-    "ASPECT_RATIOS": (0.5, 1.0),
-    "STRIDE": 3.0,
-    "RING": 1.5,
-    "RING_WEIGHT": 2.0,
-    "SCORE_THRESH": 0.375,
-    "PRE_NMS_TOPK": 51,
-    "NMS_THRESH": 0.625,
-    "TOPK_PER_SCALE": 31,
-    "REFINEMENT.ENABLED": False,
-    "REFINEMENT.ENLARGEMENT": 1.75,
-    "REFINEMENT.MEAN_DIMENSIONS": (0.75,),
-    "REFINEMENT.ASPECT_RATIOS": (1.25,),
-    "REFINEMENT.STRIDE": 4.0,
-    "FINAL_NMS_THRESH": 0.875,
-    "MIN_BOX_SIZE": 7.0,
-    "CROPS_AT_ONCE": 9,
-    "CLASSIFIER.ENABLED": False,
-    "CLASSIFIER.NUM_CROPS": 12,
-    "CLASSIFIER.POSITIVE_FRACTION": 0.125,
-    "CLASSIFIER.IOU_THRESHOLDS": (0.25, 0.75),
-    "CLASSIFIER.MIN_SCALE": 0.5,
-    "CLASSIFIER.NUM_TRIES": 8,
-    "CLASSIFIER.LOSS_WEIGHT": 5.0,
-}
-
-
-def detectornet_cfg(*overrides):
-    return make_cfg(
-        None, *set_all("DETECTORNET", DETECTORNET_SETTINGS),
-        "MODEL.PROPOSAL_GENERATOR.NAME", "DetectorNet", "MODEL.ROI_HEADS.NAME", "DetectorNetHeads",
-        "MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0],
-        "MODEL.PIXEL_STD", [4.0, 5.0, 6.0], *overrides,
-    )  # fmt: skip
-
-
-def test_every_key_of_detectornet_reaches_the_generator():
-    generator = build_proposal_generator(detectornet_cfg(), {})
-    held = {
-        "sampler": CropSampler(num_crops=11, positive_fraction=0.25, min_scale=0.125, num_tries=7),
-        "positive_coverage": 0.75,
-        "object_fraction": 0.5,
-        "zero_weight": 0.5,
-        "loss_weight": 3.0,
-        "num_scales": 2,
-        "window_overlap": 0.375,
-        "grid": SearchGrid((0.25, 0.5), (0.5, 1.0), stride=3.0, ring=1.5, ring_weight=2.0),
-        "min_coverage": 0.375,
-        "pre_nms_topk": 51,
-        "nms_thresh": 0.625,
-        "topk_per_scale": 31,
-        "refinement_grid": None,
-        "enlargement": 1.75,
-        "final_nms_thresh": 0.875,
-        "min_box_size": 7.0,
-        "crops_at_once": 9,
-        "predicts_classes": True,
-        "proposals_in_training": False,  # DetectorNetHeads do not need them
-    }
-    assert {name: getattr(generator, name) for name in held} == held
-    network = generator.network
-    assert (network.input_size, network.mask_size, network.num_classes) == (97, 6, 2)
-    assert len(network.networks) == 2 * 5
-    trunk = network.networks[0].trunk
-    assert trunk.out_channels == 256 and trunk.classifier[0].p == 0.25
-    assert isinstance(trunk.features[0].norm, nn.GroupNorm)
-    # The trunk expects what the model has here: BGR, these means and deviations.
-    assert generator.normalization.is_identity
-    refining = detectornet_cfg("MODEL.DETECTORNET.REFINEMENT.ENABLED", True)
-    assert build_proposal_generator(refining, {}).refinement_grid == SearchGrid(
-        (0.75,), (1.25,), stride=4.0, ring=1.5, ring_weight=2.0
-    )
-
-
-def test_keys_of_the_classifier_reach_detectornet_s_heads():
-    heads = build_roi_heads(detectornet_cfg(), {})
-    held = {
-        "num_classes": 2,
-        "class_agnostic": False,
-        "classifier": None,
-        "iou_thresholds": (0.25, 0.75),
-        "loss_weight": 5.0,
-        "crops_at_once": 9,
-        "sampler": CropSampler(num_crops=12, positive_fraction=0.125, min_scale=0.5, num_tries=8),
-    }
-    assert {name: getattr(heads, name) for name in held} == held
-    heads = build_roi_heads(detectornet_cfg("MODEL.DETECTORNET.CLASSIFIER.ENABLED", True), {})
-    assert heads.classifier.network.output.out_features == 3
-
-
-def test_detectornet_s_configuration_is_the_paper_s():
-    cfg = make_cfg("detectornet_rpn_only.yaml")
-    node = cfg.MODEL.DETECTORNET
-    assert (node.INPUT_SIZE, node.MASK_SIZE, node.NETWORKS) == (225, 24, "per_mask")  # Sec. 4, 5.1
-    assert (node.WIDTH_FACTOR, node.NORM, cfg.SOLVER.OPTIMIZER) == (1.0, "", "AdaGrad")
-    assert (node.POSITIVE_FRACTION, node.POSITIVE_COVERAGE) == (0.4, 0.8)  # Sec. 6
-    assert node.MEAN_DIMENSIONS == tuple(i / 10 for i in range(1, 10))  # Sec. 5.2
-    assert len(node.ASPECT_RATIOS) == 10 and node.STRIDE == 5 and node.SCORE_THRESH == 0.5
-    assert (node.NUM_SCALES, node.WINDOW_OVERLAP, node.TOPK_PER_SCALE) == (3, 0.2, 5)  # Sec. 5.3
-    assert node.REFINEMENT.ENABLED and node.REFINEMENT.ENLARGEMENT == 1.2
-    assert node.CLASSIFIER.IOU_THRESHOLDS == (0.2, 0.6) and node.RING_WEIGHT == 1.0
-    assert cfg.INPUT.MIN_SIZE_TEST == 0 and tuple(cfg.INPUT.MIN_SIZE_TRAIN) == (0,)

@@ -4,8 +4,7 @@ import pytest
 import torch
 from detectron2.modeling import build_proposal_generator
 
-from tests.common import make_cfg
-from tests.test_configs import set_all
+from tests.common import make_cfg, set_all
 
 SETTINGS = {
     "TRUNK.WIDTH_FACTOR": 0.25,

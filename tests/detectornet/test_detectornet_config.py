@@ -1,0 +1,135 @@
+"""Every key of DetectorNet reaches what it is for; the configuration is the paper's."""
+
+from detectron2.modeling import (
+    build_proposal_generator,
+    build_roi_heads,
+)
+from torch import nn
+
+from d2proposals.detectornet.crop_sampling import CropSampler
+from d2proposals.detectornet.detection import SearchGrid
+from tests.common import make_cfg, set_all
+
+DETECTORNET_SETTINGS = {
+    "CLASS_AGNOSTIC": False,
+    "NETWORKS": "per_class_and_mask",
+    "INPUT_SIZE": 97,
+    "MASK_SIZE": 6,
+    "WIDTH_FACTOR": 0.0625,
+    "NORM": "GN",
+    "DROPOUT": 0.25,
+    "FORMAT": "BGR",
+    "PIXEL_MEAN": [1.0, 2.0, 3.0],
+    "PIXEL_STD": [4.0, 5.0, 6.0],
+    "NUM_CROPS": 11,
+    "POSITIVE_FRACTION": 0.25,
+    "POSITIVE_COVERAGE": 0.75,
+    "OBJECT_FRACTION": 0.5,
+    "MIN_SCALE": 0.125,
+    "NUM_TRIES": 7,
+    "ZERO_WEIGHT": 0.5,
+    "LOSS_WEIGHT": 3.0,
+    "NUM_SCALES": 2,
+    "WINDOW_OVERLAP": 0.375,
+    "MEAN_DIMENSIONS": (0.25, 0.5),
+    "ASPECT_RATIOS": (0.5, 1.0),
+    "STRIDE": 3.0,
+    "RING": 1.5,
+    "RING_WEIGHT": 2.0,
+    "SCORE_THRESH": 0.375,
+    "PRE_NMS_TOPK": 51,
+    "NMS_THRESH": 0.625,
+    "TOPK_PER_SCALE": 31,
+    "REFINEMENT.ENABLED": False,
+    "REFINEMENT.ENLARGEMENT": 1.75,
+    "REFINEMENT.MEAN_DIMENSIONS": (0.75,),
+    "REFINEMENT.ASPECT_RATIOS": (1.25,),
+    "REFINEMENT.STRIDE": 4.0,
+    "FINAL_NMS_THRESH": 0.875,
+    "MIN_BOX_SIZE": 7.0,
+    "CROPS_AT_ONCE": 9,
+    "CLASSIFIER.ENABLED": False,
+    "CLASSIFIER.NUM_CROPS": 12,
+    "CLASSIFIER.POSITIVE_FRACTION": 0.125,
+    "CLASSIFIER.IOU_THRESHOLDS": (0.25, 0.75),
+    "CLASSIFIER.MIN_SCALE": 0.5,
+    "CLASSIFIER.NUM_TRIES": 8,
+    "CLASSIFIER.LOSS_WEIGHT": 5.0,
+}
+
+
+def detectornet_cfg(*overrides):
+    return make_cfg(
+        None, *set_all("DETECTORNET", DETECTORNET_SETTINGS),
+        "MODEL.PROPOSAL_GENERATOR.NAME", "DetectorNet", "MODEL.ROI_HEADS.NAME", "DetectorNetHeads",
+        "MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0],
+        "MODEL.PIXEL_STD", [4.0, 5.0, 6.0], *overrides,
+    )  # fmt: skip
+
+
+def test_every_key_of_detectornet_reaches_the_generator():
+    generator = build_proposal_generator(detectornet_cfg(), {})
+    held = {
+        "sampler": CropSampler(num_crops=11, positive_fraction=0.25, min_scale=0.125, num_tries=7),
+        "positive_coverage": 0.75,
+        "object_fraction": 0.5,
+        "zero_weight": 0.5,
+        "loss_weight": 3.0,
+        "num_scales": 2,
+        "window_overlap": 0.375,
+        "grid": SearchGrid((0.25, 0.5), (0.5, 1.0), stride=3.0, ring=1.5, ring_weight=2.0),
+        "min_coverage": 0.375,
+        "pre_nms_topk": 51,
+        "nms_thresh": 0.625,
+        "topk_per_scale": 31,
+        "refinement_grid": None,
+        "enlargement": 1.75,
+        "final_nms_thresh": 0.875,
+        "min_box_size": 7.0,
+        "crops_at_once": 9,
+        "predicts_classes": True,
+        "proposals_in_training": False,  # DetectorNetHeads do not need them
+    }
+    assert {name: getattr(generator, name) for name in held} == held
+    network = generator.network
+    assert (network.input_size, network.mask_size, network.num_classes) == (97, 6, 2)
+    assert len(network.networks) == 2 * 5
+    trunk = network.networks[0].trunk
+    assert trunk.out_channels == 256 and trunk.classifier[0].p == 0.25
+    assert isinstance(trunk.features[0].norm, nn.GroupNorm)
+    # The trunk expects what the model has here: BGR, these means and deviations.
+    assert generator.normalization.is_identity
+    refining = detectornet_cfg("MODEL.DETECTORNET.REFINEMENT.ENABLED", True)
+    assert build_proposal_generator(refining, {}).refinement_grid == SearchGrid(
+        (0.75,), (1.25,), stride=4.0, ring=1.5, ring_weight=2.0
+    )
+
+
+def test_keys_of_the_classifier_reach_detectornet_s_heads():
+    heads = build_roi_heads(detectornet_cfg(), {})
+    held = {
+        "num_classes": 2,
+        "class_agnostic": False,
+        "classifier": None,
+        "iou_thresholds": (0.25, 0.75),
+        "loss_weight": 5.0,
+        "crops_at_once": 9,
+        "sampler": CropSampler(num_crops=12, positive_fraction=0.125, min_scale=0.5, num_tries=8),
+    }
+    assert {name: getattr(heads, name) for name in held} == held
+    heads = build_roi_heads(detectornet_cfg("MODEL.DETECTORNET.CLASSIFIER.ENABLED", True), {})
+    assert heads.classifier.network.output.out_features == 3
+
+
+def test_detectornet_s_configuration_is_the_paper_s():
+    cfg = make_cfg("detectornet_rpn_only.yaml")
+    node = cfg.MODEL.DETECTORNET
+    assert (node.INPUT_SIZE, node.MASK_SIZE, node.NETWORKS) == (225, 24, "per_mask")  # Sec. 4, 5.1
+    assert (node.WIDTH_FACTOR, node.NORM, cfg.SOLVER.OPTIMIZER) == (1.0, "", "AdaGrad")
+    assert (node.POSITIVE_FRACTION, node.POSITIVE_COVERAGE) == (0.4, 0.8)  # Sec. 6
+    assert node.MEAN_DIMENSIONS == tuple(i / 10 for i in range(1, 10))  # Sec. 5.2
+    assert len(node.ASPECT_RATIOS) == 10 and node.STRIDE == 5 and node.SCORE_THRESH == 0.5
+    assert (node.NUM_SCALES, node.WINDOW_OVERLAP, node.TOPK_PER_SCALE) == (3, 0.2, 5)  # Sec. 5.3
+    assert node.REFINEMENT.ENABLED and node.REFINEMENT.ENLARGEMENT == 1.2
+    assert node.CLASSIFIER.IOU_THRESHOLDS == (0.2, 0.6) and node.RING_WEIGHT == 1.0
+    assert cfg.INPUT.MIN_SIZE_TEST == 0 and tuple(cfg.INPUT.MIN_SIZE_TRAIN) == (0,)

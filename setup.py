@@ -26,5 +26,9 @@ setup(
         "scipy",
         "tabulate",
     ],
-    extras_require={"dev": ["pytest", "ruff"]},
+    extras_require={
+        # Feature boosting of ZIP's detector (tools/boost_detector.py).
+        "boosting": ["scikit-learn"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "scikit-learn"],
+    },
 )

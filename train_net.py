@@ -35,8 +35,10 @@ from d2proposals.engine import (
     bad_input_in_one_line,
     check_config,
     check_datasets,
+    check_proposal_files,
     fit_to_device,
     load_config,
+    load_part_weights,
     prepare_launch,
     warn_of_frozen_random_norm,
 )
@@ -79,6 +81,7 @@ def main(args: Namespace) -> dict[str, Any] | None:
         if args.eval_only:
             return evaluate(cfg, resume=args.resume)
         check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        check_proposal_files(cfg)
         warn_of_frozen_random_norm(cfg)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
@@ -93,11 +96,16 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         resume: take the last checkpoint in ``OUTPUT_DIR`` instead.
     """
     check_datasets(cfg.DATASETS.TEST)
+    check_proposal_files(cfg, train=False)
     model = Trainer.build_model(cfg)
     checkpointer = ProposalCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
-        logger.warning("Evaluating random weights: name a checkpoint in MODEL.WEIGHTS.")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    load_part_weights(cfg, checkpointer, only_missing=True)
+    if checkpointer.missing_keys and not cfg.MODEL.WEIGHTS:
+        parts = sorted({key.split(".")[0] for key in checkpointer.missing_keys})
+        logger.warning(
+            f"Evaluating random weights ({', '.join(parts)}): name a checkpoint in MODEL.WEIGHTS."
+        )
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))

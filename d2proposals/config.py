@@ -15,6 +15,7 @@ def add_d2proposals_config(cfg: CN) -> None:
     add_bn_inception_config(cfg)
     add_zoom_network_config(cfg)
     add_zip_config(cfg)
+    add_zip_detector_config(cfg)
     add_sc_rpn_config(cfg)
     add_vgg_config(cfg)
     add_deepmask_config(cfg)
@@ -27,6 +28,19 @@ def add_common_config(cfg: CN) -> None:
     # Whether a generator decodes proposals while training. R-CNN heads need them;
     # Base-ProposalNetwork.yaml sets False, because the stock ProposalNetwork throws them away.
     cfg.MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING = True
+
+    # Frozen parts (engine/freezing.py): their weights and batch statistics stay in training, and
+    # nothing is dropped. A frozen generator makes the proposals of a test: as many as its
+    # *_TOPK_TEST keys say, not *_TOPK_TRAIN. One that reads feature maps needs a frozen backbone.
+    cfg.MODEL.BACKBONE.FREEZE = False
+    cfg.MODEL.PROPOSAL_GENERATOR.FREEZE = False
+    # Checkpoints of proposal networks or detectors from which the weights of this part alone are
+    # taken (engine/part_weights.py); "": they come with MODEL.WEIGHTS. A training starts from them,
+    # whatever MODEL.WEIGHTS has for this part, and --resume goes on without them. --eval-only takes
+    # them only where MODEL.WEIGHTS has none of this part: a generator that was trained further in
+    # a detector is evaluated as it was saved.
+    cfg.MODEL.BACKBONE.WEIGHTS = ""
+    cfg.MODEL.PROPOSAL_GENERATOR.WEIGHTS = ""
 
 
 def add_input_config(cfg: CN) -> None:
@@ -51,6 +65,9 @@ def add_solver_config(cfg: CN) -> None:
     """Keys of the optimizer (engine/optimizer.py)."""
     # "SGD" or "AdaGrad". Modules with an attribute lr_factor multiply their learning rate by it.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Factor on the learning rate of the whole generator, where the detector that it is trained
+    # with has another one.
+    cfg.SOLVER.PROPOSAL_GENERATOR_LR_FACTOR = 1.0
 
 
 def add_test_config(cfg: CN) -> None:
@@ -58,6 +75,9 @@ def add_test_config(cfg: CN) -> None:
     cfg.TEST.PROPOSALS = CN()
     # Numbers of best-scored proposals per image at which recall is measured (at most 2,000).
     cfg.TEST.PROPOSALS.LIMITS = (1, 10, 100, 300, 500, 1000)
+    # Whether the proposals of two-stage detectors are measured beside their detections, in the
+    # same pass; not with test-time augmentation.
+    cfg.TEST.PROPOSALS.OF_DETECTORS = True
 
 
 def add_bn_inception_config(cfg: CN) -> None:
@@ -164,6 +184,33 @@ def add_zip_config(cfg: CN) -> None:
     cfg.MODEL.ZIP.POST_NMS_TOPK_TEST = 1000
     # Boxes with a side below this are dropped, in pixels of the network input.
     cfg.MODEL.ZIP.MIN_BOX_SIZE = 0.0
+
+
+def add_zip_detector_config(cfg: CN) -> None:
+    """Keys of ZIP's detector (zip_rpn/roi_heads.py; Sec. 4). docs/zip.md has Table 6's rows."""
+    cfg.MODEL.ZIP_DETECTOR = CN()
+    # Sides (square roots of areas) from which on RoIs are pooled from the second, the third ... of
+    # MODEL.ROI_HEADS.IN_FEATURES, in pixels of the network input. The paper gives no numbers: half
+    # way, in octaves, between the anchors of adjoining levels (32 and 64, 128 and 256).
+    cfg.MODEL.ZIP_DETECTOR.LEVEL_SIDES = (45.25, 181.02)
+    # Channels after the 1x1 convolution of each level, and of the blocks of res4; res5 has twice
+    # as many.
+    cfg.MODEL.ZIP_DETECTOR.CHANNELS = 1024
+    # Follow-up blocks: res4b15 to res4b20 and res5a to res5c of ResNet-101.
+    cfg.MODEL.ZIP_DETECTOR.NUM_RES4_BLOCKS = 6
+    cfg.MODEL.ZIP_DETECTOR.NUM_RES5_BLOCKS = 3
+    # Stride of the first block of res5. 2: 7x7 bins become 4x4, as in the network whose trained
+    # weights the blocks start from. 1 keeps 7x7, for 2.9 times the work in res5.
+    cfg.MODEL.ZIP_DETECTOR.RES5_STRIDE = 2
+    # Normalisation in the blocks: "FrozenBN" (pre-trained weights), "BN", "SyncBN" or "GN" (from
+    # scratch), "" for none.
+    cfg.MODEL.ZIP_DETECTOR.NORM = "FrozenBN"
+    # Whether a block's stride is in its first convolution (MSRA's weights) or in the 3x3
+    # (torchvision's).
+    cfg.MODEL.ZIP_DETECTOR.STRIDE_IN_1X1 = False
+    # File of tools/boost_detector.py: AdaBoost on the features of all blocks gives the scores in
+    # evaluation (Sec. 4, "feature boosting"). "": the network's own scores.
+    cfg.MODEL.ZIP_DETECTOR.BOOSTING_FILE = ""
 
 
 def add_sc_rpn_config(cfg: CN) -> None:
@@ -467,7 +514,8 @@ def add_detectornet_config(cfg: CN) -> None:
     # Windows (Sec. 5.3): scales, each of half the size, and the overlap of neighbours.
     cfg.MODEL.DETECTORNET.NUM_SCALES = 3
     cfg.MODEL.DETECTORNET.WINDOW_OVERLAP = 0.2
-    # Boxes that are searched (Sec. 5.2): their mean dimension relative to the image's, ...
+    # Boxes that are searched (Sec. 5.2): their mean dimension relative to the image's, in (0, 1];
+    # a side longer than the image's becomes the image's and the other one longer, ...
     cfg.MODEL.DETECTORNET.MEAN_DIMENSIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     # ... width / height, by k-means over the training boxes (tools/estimate_box_shapes.py; these
     # are of 160 images of COCO 2017), ...
@@ -482,8 +530,11 @@ def add_detectornet_config(cfg: CN) -> None:
     cfg.MODEL.DETECTORNET.RING_WEIGHT = 1.0
     # Detections are covered by the full mask more than this (Eq. 2). Negative: all.
     cfg.MODEL.DETECTORNET.SCORE_THRESH = 0.5
-    # Non-maximum suppression of each scale: best boxes of each shape that enter, IoU threshold.
+    # Non-maximum suppression of each scale: best boxes of each shape that enter, ...
     cfg.MODEL.DETECTORNET.PRE_NMS_TOPK = 1000
+    # ... and how much a box may overlap a better one. "own_area": part of its own area, as in the
+    # paper, whose suppression is DPM's. "iou": intersection over union, keeps nested boxes.
+    cfg.MODEL.DETECTORNET.NMS_TYPE = "own_area"
     cfg.MODEL.DETECTORNET.NMS_THRESH = 0.5
     # Detections of each scale and class; proposals for another detector need more.
     cfg.MODEL.DETECTORNET.TOPK_PER_SCALE = 5

@@ -8,9 +8,10 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 bash dev/setup.sh
 # This checkout's package, also where several checkouts share the environment.
-# Half the cores for torch: the data loader works beside it, and torch's threads wait for each other
-# busily, which a machine with other work on it pays for many times over.
-cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 1 ? cores / 2 : 1))}
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-exec "${D2P_VENV:-$root/.venv}/bin/python" -m pytest "$@"
+# Up to four processes, which share the cores: torch's threads wait for each other busily, which a
+# machine with other work on it pays for many times over.
+cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+processes=$((cores < 4 ? cores : 4))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / processes))}
+exec "${D2P_VENV:-$root/.venv}/bin/python" -m pytest --numprocesses "$processes" "$@"

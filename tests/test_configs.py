@@ -12,12 +12,18 @@ from detectron2.modeling import (
     build_proposal_generator,
 )
 from detectron2.modeling.backbone import ResNet
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2proposals.backbones import BNInception
 from d2proposals.data.mapper import ProposalDatasetMapper
-from d2proposals.engine import Trainer, check_config
+from d2proposals.engine import (
+    ProposalCheckpointer,
+    Trainer,
+    check_config,
+    load_part_weights,
+)
 from d2proposals.evaluation import ProposalEvaluator
 from d2proposals.zip_rpn import ZoomNetwork
 from d2proposals.zip_rpn.gray_class_sampling import EquilibriumSampler, GrayClassLabeler
@@ -38,7 +44,8 @@ def test_bases_are_files_below_configs(name):
         assert path.resolve().is_relative_to(CONFIGS), f"{name}: _BASE_ {base} is not in configs/"
     assert bases or name not in LEAVES, f"{name}: only a Base- file stands by itself"
     if name not in LEAVES:
-        assert not bases or bases.startswith("Base-"), f"{name}: a base of one other base"
+        names = [Path(base).name for base in ([bases] if isinstance(bases, str) else bases)]
+        assert all(x.startswith("Base-") for x in names), f"{name}: a base of other bases"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -50,38 +57,53 @@ def test_every_file_says_its_version(name):
         assert content["VERSION"] == 2
 
 
-@pytest.mark.parametrize("name", LEAVES)
-def test_every_configuration_builds_and_runs(name):
-    cfg = make_cfg(name)
-    check_config(cfg)
-    model = build_model(cfg).eval()
-    image = torch.randint(0, 256, (3, 96, 128)).float()
-    with torch.no_grad():
-        (output,) = model([{"image": image, "height": 96, "width": 128}])
-    field = "proposals" if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" else "instances"
-    assert output[field].image_size == (96, 128)
-
-
 # Small stand-ins for the full-size networks.
 TINY = ["MODEL.BN_INCEPTION.WIDTH_FACTOR", 0.125, "MODEL.RESNETS.DEPTH", 18,
         "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN",
-        "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.WEIGHTS", "",
+        "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.WEIGHTS", "", "MODEL.ROI_BOX_HEAD.FC_DIM", 16,
         "MODEL.SPOP.TRUNK.WIDTH_FACTOR", 0.125, "MODEL.SPOP.HEAD_CHANNELS", 16,
         "MODEL.VGG.WIDTH_FACTOR", 0.0625, "MODEL.DEEPMASK.MASK_CHANNELS", 16,
-        "MODEL.DEEPMASK.CODE_DIM", 16, "MODEL.DETECTORNET.WIDTH_FACTOR", 0.0625]  # fmt: skip
+        "MODEL.DEEPMASK.CODE_DIM", 16, "MODEL.DETECTORNET.WIDTH_FACTOR", 0.0625,
+        "MODEL.ZIP_DETECTOR.CHANNELS", 32]  # fmt: skip
+
+
+def precomputed(cfg, height, width):
+    """What the mapper adds to an input for a detector on precomputed proposals."""
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return {}
+    boxes = Boxes(torch.tensor([[5.0, 5, 50, 40], [30, 20, width, height]]))
+    logits = torch.tensor([1.0, 0.0])
+    instances = Instances((height, width), proposal_boxes=boxes, objectness_logits=logits)
+    return {"proposals": instances}
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_every_configuration_builds_and_runs(name):
+    # Generators at full size; with a ResNet-50 and R-CNN heads, which are Detectron2's, small ones.
+    cfg = make_cfg(name, *(TINY if "_rcnn_" in name else []))
+    check_config(cfg)
+    model = build_model(cfg).eval()
+    image = torch.randint(0, 256, (3, 96, 128)).float()
+    inputs = {"image": image, "height": 96, "width": 128, **precomputed(cfg, 96, 128)}
+    with torch.no_grad():
+        (output,) = model([inputs])
+    field = "proposals" if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" else "instances"
+    assert output[field].image_size == (96, 128)
 
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_a_training_step_of_every_configuration_reaches_every_trainable_parameter(name):
     # Training on several processes stops where a parameter gets no gradient.
     torch.manual_seed(0)
-    model = build_model(make_cfg(name, *TINY)).train()
+    cfg = make_cfg(name, *TINY)
+    model = build_model(cfg).train()
     image = torch.randint(0, 256, (3, 64, 96)).float()
     for boxes in ([[8, 8, 40, 56], [50, 10, 90, 40]], []):
         model.zero_grad(set_to_none=True)
         with EventStorage():
             instances = add_rectangle_masks(make_instances((64, 96), boxes))
-            losses = model([{"image": image, "instances": instances}])
+            inputs = {"image": image, "instances": instances, **precomputed(cfg, 64, 96)}
+            losses = model([inputs])
         sum(losses.values()).backward()
         assert all(loss.isfinite() for loss in losses.values())
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -114,9 +136,12 @@ def test_every_new_key_is_read():
     for name in LEAVES:
         cfg = RecordingNode(make_cfg(name, "MODEL.DEVICE", "meta"), read)
         with torch.device("meta"):
-            Trainer.build_optimizer(cfg, build_model(cfg))
+            model = Trainer.build_model(cfg)
+            Trainer.build_optimizer(cfg, model)
+            load_part_weights(cfg, ProposalCheckpointer(model))
         ProposalDatasetMapper.from_config(cfg, is_train=True)
         ProposalEvaluator.from_config(cfg, "d2p_shapes_val")
+        Trainer.evaluates_proposals_of_detector(cfg)
     assert new_keys() - read == set()
 
 

@@ -48,7 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if args.num_images is not None and args.num_images < 1:
+        parser.error(f"--num-images must be at least 1, got {args.num_images}")
     with bad_input_in_one_line():
         cfg = load_config(args)
         fit_to_device(cfg)
@@ -61,9 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = load_trained_model(cfg)
         generator = model.proposal_generator
         if not isinstance(generator, DetectorNet):
-            raise ValueError(
-                f"The refinement is DetectorNet's, not {type(generator).__name__}'s; set "
-                "MODEL.PROPOSAL_GENERATOR.NAME."
+            parser.error(
+                f"the refinement is DetectorNet's, not {type(generator).__name__}'s: set "
+                "MODEL.PROPOSAL_GENERATOR.NAME"
             )
         grids = {"first stage": None, "after refinement": generator.refinement_grid}
         boxes = {stage: [] for stage in grids}

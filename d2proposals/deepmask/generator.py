@@ -15,8 +15,7 @@ Shape shorthand in this module:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +29,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ..proposals.candidates import clip_candidates, make_empty_proposals, make_proposals
+from ..proposals.evaluation_mode import in_evaluation
 from ..proposals.image_pyramid import native_scale
 from ..proposals.mask_proposals import ProposalMasks
 from ..proposals.patches import crop_patches
@@ -342,7 +342,7 @@ class DeepMask(nn.Module):
     def predict_proposals(self, images: ImageList) -> list[Instances]:
         """Proposals of each image, see :meth:`forward`."""
         proposals = []
-        with _in_evaluation(self.network):
+        with in_evaluation(self.network):
             # Images one by one, without the padding of the batch.
             for i, size in enumerate(images.image_sizes):
                 factor = native_scale(size, self.native_short_edge)
@@ -461,15 +461,3 @@ def _zero_loss(network: DeepMaskNetwork, head: nn.Module, trunk: nn.Module | Non
     if network.score_trunk is not None:
         parameters += list(trunk.parameters())
     return sum(parameter.sum() * 0.0 for parameter in parameters)
-
-
-@contextmanager
-def _in_evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode: no dropout, and batch statistics that stay as they are."""
-    training = {child: child.training for child in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, was_training in training.items():
-            child.training = was_training

@@ -2,6 +2,7 @@
 
 from .bad_input import bad_input_in_one_line
 from .checkpointer import ProposalCheckpointer
+from .freezing import check_trainable, freeze, freeze_generator, freeze_parts
 from .job import (
     check_config,
     check_datasets,
@@ -10,6 +11,8 @@ from .job import (
     prepare_launch,
     warn_of_frozen_random_norm,
 )
+from .part_weights import load_part_weights
+from .proposal_files import check_proposal_files
 from .test_time_augmentation import ProposalNetworkWithTTA
 from .trained_model import load_trained_model, network_input_of
 from .trainer import Trainer
@@ -21,8 +24,14 @@ __all__ = [
     "bad_input_in_one_line",
     "check_config",
     "check_datasets",
+    "check_proposal_files",
+    "check_trainable",
     "fit_to_device",
+    "freeze",
+    "freeze_generator",
+    "freeze_parts",
     "load_config",
+    "load_part_weights",
     "load_trained_model",
     "network_input_of",
     "prepare_launch",

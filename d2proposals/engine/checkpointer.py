@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
 # Stands before the suffix of a checkpoint that is being written.
 _PARTIAL = ".partial"
@@ -23,7 +24,20 @@ class ProposalCheckpointer(DetectionCheckpointer):
     * Files are read as tensors, numpy arrays, numbers, strings and plain containers. A file that
       asks for anything else is refused: a pickle can run any code.
     * A file that is missing, cut off or refused gets one line that says which and how to go on.
+
+    Attributes:
+        weights_key: the key of the configuration that names the file, for these lines.
+        without_weights: what the model has when the key is "", for the same lines.
+        missing_keys: names of the model's parameters and buffers that no checkpoint has set yet.
     """
+
+    weights_key = "MODEL.WEIGHTS"
+    without_weights = "starts from random weights"
+
+    def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any):
+        """Take the arguments of ``DetectionCheckpointer``."""
+        super().__init__(model, save_dir, **kwargs)
+        self.missing_keys = set(self.model.state_dict())
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save to ``<save_dir>/<name>.pth``, atomically, and make it the last checkpoint.
@@ -45,10 +59,9 @@ class ProposalCheckpointer(DetectionCheckpointer):
         if basename != last_filename_basename:
             written = os.path.join(self.save_dir, last_filename_basename)
             os.replace(written, os.path.join(self.save_dir, basename))
-        tag_file = os.path.join(self.save_dir, "last_checkpoint")
-        with open(tag_file + _PARTIAL, "w", encoding="utf-8") as f:
+        with open(self._tag_file + _PARTIAL, "w", encoding="utf-8") as f:
             f.write(basename)
-        os.replace(tag_file + _PARTIAL, tag_file)
+        os.replace(self._tag_file + _PARTIAL, self._tag_file)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load from ``path``, as ``DetectionCheckpointer`` does.
@@ -72,11 +85,15 @@ class ProposalCheckpointer(DetectionCheckpointer):
             reason = "is missing"
         except OSError as error:  # also what a failed download raises
             reason = f"cannot be fetched ({error})"
+        resumed = f"; with --resume, {self._tag_file} names the file: correct or remove it"
         raise FileNotFoundError(
-            f"Checkpoint {file} {reason}. Set MODEL.WEIGHTS to a file that exists ('' starts from "
-            f"random weights); with --resume, {os.path.join(self.save_dir, 'last_checkpoint')} "
-            "names the file: correct or remove it."
+            f"Checkpoint {file} {reason}. Set {self.weights_key} to a file that exists ('' "
+            f"{self.without_weights}){resumed if self.save_dir else ''}."
         )
+
+    @property
+    def _tag_file(self) -> str:
+        return os.path.join(self.save_dir, "last_checkpoint")
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
@@ -101,12 +118,19 @@ class ProposalCheckpointer(DetectionCheckpointer):
             UnicodeDecodeError,
         ) as error:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            resumed = f" or, for --resume, in {self._tag_file}"
             raise ValueError(
                 f"Checkpoint {filename} ({os.path.getsize(filename)} bytes) cannot be read: "
                 f"{first_line} It is cut off, or not a checkpoint of plain tensors or arrays. "
-                f"Remove it, and name a whole one in MODEL.WEIGHTS or, for --resume, in "
-                f"{os.path.join(self.save_dir, 'last_checkpoint')}."
+                f"Remove it, and name a whole one in {self.weights_key}"
+                f"{resumed if self.save_dir else ''}."
             ) from error
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        shapes_differ = {name for name, *_ in incompatible.incorrect_shapes}
+        self.missing_keys &= {*incompatible.missing_keys, *shapes_differ}
+        return incompatible
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         return torch.load(f, map_location=torch.device("cpu"), weights_only=True)

@@ -86,7 +86,7 @@ def fit_to_device(cfg: CfgNode) -> None:
 
 def warn_of_frozen_random_norm(cfg: CfgNode) -> None:
     """Warn where a network that starts from random weights has normalisation that cannot adapt."""
-    if cfg.MODEL.WEIGHTS:
+    if cfg.MODEL.WEIGHTS or cfg.MODEL.BACKBONE.WEIGHTS:
         return
     keys = {"build_bn_inception_backbone": [("MODEL.BN_INCEPTION.NORM", cfg.MODEL.BN_INCEPTION)]}
     keys["build_zoom_network_backbone"] = [

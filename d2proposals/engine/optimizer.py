@@ -14,7 +14,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer that ``SOLVER.OPTIMIZER`` names, as Detectron2 builds SGD.
 
     A module with an attribute ``lr_factor`` (float) has the learning rate of its parameters
-    multiplied by it; of nested modules, the innermost counts.
+    multiplied by it; of nested modules, the innermost counts. All of ``proposal_generator`` is
+    multiplied by ``SOLVER.PROPOSAL_GENERATOR_LR_FACTOR`` besides.
 
     Args:
         cfg: a configuration.
@@ -24,11 +25,17 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         torch.optim.Optimizer: SGD with momentum, or AdaGrad, with ``SOLVER.CLIP_GRADIENTS``.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a factor that is not positive.
     """
     name = cfg.SOLVER.OPTIMIZER
     if name not in _OPTIMIZERS:
         raise ValueError(f"SOLVER.OPTIMIZER must be one of {_OPTIMIZERS}, got '{name}'.")
+    generator_factor = cfg.SOLVER.PROPOSAL_GENERATOR_LR_FACTOR
+    if not generator_factor > 0:
+        raise ValueError(
+            f"SOLVER.PROPOSAL_GENERATOR_LR_FACTOR must be positive, got {generator_factor}; "
+            "MODEL.PROPOSAL_GENERATOR.FREEZE True stops the generator's training."
+        )
     factors = {
         prefix: float(module.lr_factor)
         for prefix, module in model.named_modules()
@@ -37,7 +44,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     def lr_factor(parameter_name: str) -> float:
         prefixes = [x for x in factors if x == "" or parameter_name.startswith(x + ".")]
-        return factors[max(prefixes, key=len)] if prefixes else 1.0
+        factor = factors[max(prefixes, key=len)] if prefixes else 1.0
+        is_generators = parameter_name.startswith("proposal_generator.")
+        return factor * generator_factor if is_generators else factor
 
     groups = get_default_optimizer_params(
         model,

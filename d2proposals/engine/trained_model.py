@@ -15,12 +15,13 @@ from torch import nn
 
 from ..data.image_files import to_input_format
 from .checkpointer import ProposalCheckpointer
+from .part_weights import load_part_weights
 
 logger = logging.getLogger(__name__)
 
 
 def load_trained_model(cfg: CfgNode) -> nn.Module:
-    """Build the configuration's model with the weights of ``MODEL.WEIGHTS``, for evaluation.
+    """Build the configuration's model with its weights, for evaluation.
 
     Args:
         cfg: checked, see :func:`~d2proposals.engine.job.check_config`.
@@ -31,7 +32,9 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
     model = build_model(cfg).eval()
     if not cfg.MODEL.WEIGHTS:
         logger.warning("These are results of random weights: name a checkpoint in MODEL.WEIGHTS.")
-    ProposalCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    checkpointer = ProposalCheckpointer(model)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    load_part_weights(cfg, checkpointer, only_missing=True)
     return model
 
 

@@ -34,7 +34,10 @@ from torch.utils.data import DataLoader
 from ..data.mapper import ProposalDatasetMapper
 from ..evaluation.evaluator import ProposalEvaluator
 from .checkpointer import ProposalCheckpointer
+from .detector_proposals import DetectorProposalEvaluator, recorded_proposals
+from .freezing import check_trainable, freeze_parts, warn_of_frozen_random_parts
 from .optimizer import build_optimizer
+from .part_weights import load_part_weights
 from .test_time_augmentation import ProposalNetworkWithTTA
 
 logger = logging.getLogger(__name__)
@@ -44,8 +47,9 @@ class Trainer(DefaultTrainer):
     """Trains and evaluates any Detectron2 model with this project's data and evaluation.
 
     Proposal networks are evaluated by :class:`ProposalEvaluator`, detectors by Detectron2's
-    evaluators. With ``TEST.AUG.ENABLED`` a second evaluation with test-time augmentation follows
-    the last one of the training.
+    evaluators and, in the same pass, the proposals of two-stage detectors by the former. With
+    ``TEST.AUG.ENABLED`` a second evaluation with test-time augmentation follows the last one of the
+    training.
 
     Example::
 
@@ -61,6 +65,38 @@ class Trainer(DefaultTrainer):
         """
         with _distributed_on_cpu(cfg.MODEL.DEVICE):
             super().__init__(cfg)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build Detectron2's model, its parts frozen as the configuration says."""
+        model = super().build_model(cfg)
+        freeze_parts(cfg, model)
+        return model
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load weights as ``DefaultTrainer`` does, then those of parts that have their own.
+
+        Args:
+            resume: go on from the last checkpoint in ``OUTPUT_DIR``, if there is one. The weights
+                that the configuration names are then left alone.
+
+        Raises:
+            ValueError: when a part is frozen that the checkpoint's optimizer trains, or the other
+                way round.
+        """
+        try:
+            super().resume_or_load(resume)
+        except ValueError as error:
+            if "parameter group" not in str(error):  # torch's, about an optimizer
+                raise
+            raise ValueError(
+                f"The last checkpoint in {self.cfg.OUTPUT_DIR} was trained with other parameters "
+                "frozen. Set MODEL.BACKBONE.FREEZE and MODEL.PROPOSAL_GENERATOR.FREEZE as they "
+                "were, or name it in MODEL.WEIGHTS and start without --resume in a new OUTPUT_DIR."
+            ) from error
+        if not (resume and self.checkpointer.has_checkpoint()):
+            load_part_weights(self.cfg, self.checkpointer)
+            warn_of_frozen_random_parts(self.cfg, self.checkpointer.missing_keys)
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Return Detectron2's hooks, with safe checkpoints and the last, augmented evaluation."""
@@ -85,7 +121,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Build the optimizer that ``SOLVER.OPTIMIZER`` names (engine/optimizer.py)."""
+        """Build the optimizer that ``SOLVER.OPTIMIZER`` names (engine/optimizer.py).
+
+        Raises:
+            ValueError: when the model has nothing to train.
+        """
+        check_trainable(cfg, model)
         return build_optimizer(cfg, model)
 
     @classmethod
@@ -122,19 +163,15 @@ class Trainer(DefaultTrainer):
                 with a folder per dataset where several are tested.
 
         Returns:
-            :class:`ProposalEvaluator` for proposal networks, else the stock one of the dataset's
-            "evaluator_type".
+            :class:`ProposalEvaluator` for proposal networks, else the stock one of detections of
+            the dataset's "evaluator_type".
 
         Raises:
             ValueError: for a detector on a dataset that has no stock evaluator.
         """
-        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        if len(cfg.DATASETS.TEST) > 1:
-            folder = os.path.join(folder, dataset_name)
         if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
-            return ProposalEvaluator(
-                dataset_name, limits=cfg.TEST.PROPOSALS.LIMITS, distributed=True, output_dir=folder
-            )
+            return cls.build_proposal_evaluator(cfg, dataset_name, output_folder)
+        folder = _output_folder(cfg, dataset_name, output_folder)
         evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
         if evaluator_type == "coco":
             return DatasetEvaluators([COCOEvaluator(dataset_name, output_dir=folder)])
@@ -146,6 +183,57 @@ class Trainer(DefaultTrainer):
             f"Dataset '{dataset_name}' has evaluator_type '{evaluator_type}'; detectors are "
             "evaluated on 'coco', 'lvis' and 'pascal_voc'."
         )
+
+    @classmethod
+    def build_proposal_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> ProposalEvaluator:
+        """Build the evaluator of a dataset's proposals; arguments as ``build_evaluator``."""
+        folder = _output_folder(cfg, dataset_name, output_folder)
+        return ProposalEvaluator(
+            dataset_name, limits=cfg.TEST.PROPOSALS.LIMITS, distributed=True, output_dir=folder
+        )
+
+    @classmethod
+    def evaluates_proposals_of_detector(cls, cfg: CfgNode) -> bool:
+        """Whether ``test`` evaluates the proposals of a two-stage detector as well."""
+        is_two_stage = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+        return cfg.TEST.PROPOSALS.OF_DETECTORS and is_two_stage
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> OrderedDict:
+        """Evaluate on ``DATASETS.TEST``; of two-stage detectors, the proposals as well.
+
+        Args:
+            cfg: a configuration.
+            model: with the weights to evaluate.
+            evaluators: one for each dataset, used as they are; None for those of
+                ``build_evaluator`` and, unless ``TEST.PROPOSALS.OF_DETECTORS`` is False,
+                ``build_proposal_evaluator``.
+
+        Returns:
+            results by task, or by dataset and task where there are several datasets.
+        """
+        if evaluators is not None or not cls.evaluates_proposals_of_detector(cfg):
+            return super().test(cfg, model, evaluators)
+        with recorded_proposals(model) as recorder:
+            evaluators = [
+                DatasetEvaluators(
+                    [
+                        cls.build_evaluator(cfg, name),
+                        DetectorProposalEvaluator(
+                            cls.build_proposal_evaluator(cfg, name), recorder
+                        ),
+                    ]
+                )
+                for name in cfg.DATASETS.TEST
+            ]
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -169,6 +257,12 @@ class Trainer(DefaultTrainer):
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, wrapper(cfg, model), evaluators)
         return OrderedDict({f"{name}_TTA": value for name, value in results.items()})
+
+
+def _output_folder(cfg: CfgNode, dataset_name: str, output_folder: str | None) -> str:
+    """The folder of an evaluator's files: one for each dataset where several are tested."""
+    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    return os.path.join(folder, dataset_name) if len(cfg.DATASETS.TEST) > 1 else folder
 
 
 @contextmanager

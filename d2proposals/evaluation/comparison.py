@@ -5,8 +5,10 @@ masks.
 """
 
 import csv
+import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -95,6 +97,58 @@ def plot_comparison(
         canvas.print_png(file)
 
 
+def read_precision_by_number(paths: Sequence[str | os.PathLike]) -> dict[str, dict[int, float]]:
+    """AP in percent by number of proposals, of the runs in files of tools/plot_detector_ap.py.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when a file is something else, or two have one name.
+    """
+    runs = {}
+    for path in paths:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} is missing.")
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            name = content["name"]
+            curve = {int(k): float(v["AP"]) for k, v in content["ap_by_limit"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} was not written by tools/plot_detector_ap.py.") from error
+        if name in runs:
+            raise ValueError(
+                f"Two runs are called '{name}': {path} is the second; name them by --name."
+            )
+        runs[name] = curve
+    return runs
+
+
+def plot_precision_by_number(
+    path: str | os.PathLike, runs: Mapping[str, Mapping[int, float]], title: str
+) -> None:
+    """Draw a detector's average precision against the number of proposals of an image.
+
+    Args:
+        path: of the PNG file, written atomically.
+        runs: AP in percent by number of proposals, by name of the run.
+        title: of the picture.
+    """
+    figure = Figure(figsize=(6.5, 4.6), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for index, (name, curve) in enumerate(runs.items()):
+        numbers = sorted(curve)
+        # A label that begins with "_" would be left out of the legend.
+        label = short_name(name).lstrip("_") or "run"
+        axes.plot(numbers, [curve[k] for k in numbers], label=label, **_style(index))
+    _numbers_on_log_axis(axes)
+    axes.set_ylim(bottom=0)
+    for text in axes.legend(frameon=False).get_texts():
+        text.set_parse_math(False)
+    _finish(axes, title, "proposals per image", "average precision (%)")
+    with atomic_write(path, "wb") as file:
+        canvas.print_png(file)
+
+
 def _shown_limits(limits: Sequence[int]) -> tuple[int, int]:
     """100 and 1,000, or the nearest there are."""
     return tuple(min(limits, key=lambda k: abs(np.log(k / wanted))) for wanted in (100, 1000))
@@ -121,13 +175,17 @@ def _finish(axes: Axes, title: str, horizontal: str, vertical: str) -> None:
     axes.set_axisbelow(True)
 
 
+def _numbers_on_log_axis(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def _draw_by_number(axes: Axes, runs: Mapping[str, Measurement]) -> None:
     for index, run in enumerate(runs.values()):
         curve = run.curves["ar_by_num_proposals"]
         if curve["all"] is not None:
             axes.plot(curve["num_proposals"], curve["all"], **_style(index))
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _numbers_on_log_axis(axes)
     axes.set_ylim(0, 102)
     _finish(axes, "AR by number of proposals", "proposals per image", "average recall (%)")
 

@@ -9,26 +9,24 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from ..proposals.atomic_files import write_json
 from ..proposals.file_formats import write_proposal_file
 from ..proposals.formats_convert import write_proposals
-from ..proposals.formats_set import ProposalSet, name_some
-from .ground_truth import GroundTruth, load_ground_truth
+from ..proposals.formats_set import ProposalSet
+from .collection import ProposalCollector, in_dataset_order
+from .ground_truth import load_ground_truth
 from .measurement import Measurement, box_overlaps_of, mask_overlaps_of, measure, num_needed
 from .proposal_checks import ImageProposals, find_usable
-from .recall import MAX_LIMIT, check_limits
+from .recall import check_limits
 from .report import format_table, plot_curves
 
 logger = logging.getLogger(__name__)
 
 
-class ProposalEvaluator(DatasetEvaluator):
+class ProposalEvaluator(ProposalCollector):
     """Recall of object proposals; for the measures see ``d2proposals.evaluation.recall``.
 
     It takes the outputs of Detectron2's ``ProposalNetwork`` and of any model whose outputs have
@@ -68,16 +66,15 @@ class ProposalEvaluator(DatasetEvaluator):
         Raises:
             ValueError: for wrong limits, and for a dataset that is unknown or has unusable boxes.
         """
+        super().__init__(distributed)
         self._dataset_name = dataset_name
         self._limits = check_limits(limits)
-        self._distributed = distributed
         self._output_dir = output_dir
         # Read now: what is wrong with the dataset shows before hours of inference. One process
         # evaluates, so one needs it.
         self._ground_truth = None
         if comm.is_main_process() or not distributed:
             self._ground_truth = load_ground_truth(dataset_name)
-        self.reset()
 
     @classmethod
     def from_config(
@@ -104,31 +101,6 @@ class ProposalEvaluator(DatasetEvaluator):
             "output_dir": output_dir,
         }
 
-    def reset(self) -> None:
-        self._proposals: dict[int | str, ImageProposals] = {}
-
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Keep the proposals of a batch on the CPU.
-
-        Args:
-            inputs: the model's inputs, with "image_id".
-            outputs: the model's outputs, with "proposals".
-
-        Raises:
-            ValueError: if the outputs have no proposals.
-        """
-        if not outputs:
-            return
-        for output in outputs:
-            if "proposals" not in output:
-                raise ValueError(
-                    "ProposalEvaluator needs 'proposals' in the model's outputs, but they have "
-                    f"{sorted(output)}; set MODEL.META_ARCHITECTURE to ProposalNetwork"
-                )
-        instances = [output["proposals"] for output in outputs]
-        for input_, proposals in zip(inputs, _to_cpu(instances), strict=True):
-            self._proposals[input_["image_id"]] = proposals
-
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Evaluate the proposals since ``reset``.
 
@@ -137,19 +109,14 @@ class ProposalEvaluator(DatasetEvaluator):
             are {} without any output, and for a dataset without annotations, whose proposals are
             only written.
         """
-        proposals = self._proposals
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather(proposals, dst=0)
-            if not comm.is_main_process():
-                return {}
-            # A sampler may give an image to several processes; it counts once.
-            proposals = dict(itertools.chain.from_iterable(part.items() for part in gathered))
+        proposals = self._gather()
+        if proposals is None:
+            return {}
         if not proposals:
             logger.warning("ProposalEvaluator did not receive any outputs; nothing is evaluated")
             return {}
         ground_truth = self._ground_truth
-        ordered = _in_dataset_order(proposals, ground_truth, self._dataset_name)
+        ordered = in_dataset_order(proposals, ground_truth.image_ids, self._dataset_name)
         usable = find_usable(ordered, ground_truth)
         if self._output_dir:
             self._write_proposals(ordered, usable)
@@ -239,47 +206,3 @@ class ProposalEvaluator(DatasetEvaluator):
             write_json(os.path.join(self._output_dir, f"{prefix}proposal_results.json"), content)
             path = os.path.join(self._output_dir, f"{prefix}proposal_curves.png")
             plot_curves(path, measurement.curves, f"{kind} on {self._dataset_name}")
-
-
-def _to_cpu(instances: list[Instances]) -> list[ImageProposals]:
-    """The proposals of a batch by descending score, with one transfer for all of them."""
-    table = torch.cat(
-        [
-            torch.cat(
-                [item.proposal_boxes.tensor.float(), item.objectness_logits.float()[:, None]], dim=1
-            )
-            for item in instances
-        ]
-    ).cpu()  # (R of all images, 5)
-    proposals = []
-    for item, rows in zip(instances, table.split([len(item) for item in instances]), strict=True):
-        rows = rows.detach().numpy()
-        # NaN goes last; equal scores keep their order.
-        order = np.argsort(-rows[:, 4], kind="stable")
-        rows = rows[order]
-        masks = None
-        if item.has("proposal_masks"):
-            best = torch.from_numpy(order[:MAX_LIMIT]).to(item.proposal_masks.device)
-            masks = item.proposal_masks[best].to_rle(*item.image_size)
-        proposals.append(ImageProposals(rows[:, :4], rows[:, 4], item.image_size, masks))
-    return proposals
-
-
-def _in_dataset_order(
-    proposals: dict[int | str, ImageProposals], ground_truth: GroundTruth, dataset_name: str
-) -> list[ImageProposals]:
-    """Proposals of every image of the dataset; an image that the model did not see has none."""
-    unseen = [image_id for image_id in ground_truth.image_ids if image_id not in proposals]
-    if unseen:
-        logger.warning(
-            f"{len(unseen)} of {len(ground_truth.image_ids)} images of {dataset_name} were not "
-            f"evaluated and count as images without proposals: {name_some(unseen)}"
-        )
-    foreign = proposals.keys() - set(ground_truth.image_ids)
-    if foreign:
-        logger.warning(
-            f"{len(foreign)} evaluated images do not belong to {dataset_name} and are left out: "
-            f"{name_some(sorted(foreign, key=str))}"
-        )
-    none = ImageProposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), None)
-    return [proposals.get(image_id, none) for image_id in ground_truth.image_ids]

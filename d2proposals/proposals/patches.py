@@ -41,13 +41,18 @@ def crop_patches(
         sampling_ratio: samples per pixel of a patch along each axis; 0 for as many as needed.
 
     Returns:
-        Tensor: (P, C, h, w).
+        Tensor: (P, C, h, w), of the type of the images; positions are at least float32.
     """
+    # RoIAlign needs one type, and beyond 512 the numbers of bfloat16 are 4 pixels apart.
+    dtype = torch.promote_types(
+        torch.promote_types(images.tensor.dtype, boxes.dtype), torch.float32
+    )
     # A border of zeros: RoIAlign repeats the last pixel for samples up to a pixel outside, which
     # would tell an image at the edge of the batch from one with padding beside it.
-    batch = F.pad(images.tensor, (1, 1, 1, 1))
-    rois = torch.cat([image_index[:, None].to(boxes), boxes + 1], dim=1)  # (P, 5)
+    batch = F.pad(images.tensor.to(dtype), (1, 1, 1, 1))
+    rois = torch.cat([image_index[:, None].to(dtype), boxes.to(dtype) + 1], dim=1)  # (P, 5)
     patches = roi_align(batch, rois, patch_size, sampling_ratio=sampling_ratio, aligned=True)
+    patches = patches.to(images.tensor.dtype)
     if flipped is None:
         return patches
     return torch.where(flipped[:, None, None, None], patches.flip(-1), patches)

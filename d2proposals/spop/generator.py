@@ -21,8 +21,7 @@ Naming convention:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -34,6 +33,7 @@ from torch import nn
 
 from ..backbones.deeplab_largefov import DeepLabLargeFOV
 from ..proposals.candidates import clip_candidates, make_empty_proposals, make_proposals
+from ..proposals.evaluation_mode import in_evaluation
 from ..proposals.image_pyramid import native_scale
 from ..proposals.pixel_normalization import PixelNormalization
 from ..proposals.ranking import first_of_nms, probability_to_logit, strictly_decreasing
@@ -274,7 +274,7 @@ class SPOP(nn.Module):
     @torch.no_grad()
     def predict_proposals(self, images: ImageList) -> list[Instances]:
         """Proposals of each image, from all scales (Sec. III-C, III-D)."""
-        with self._networks_in_evaluation():
+        with in_evaluation(self.networks):
             return [
                 self._predict_image(images.tensor[i, :, :height, :width])
                 for i, (height, width) in enumerate(images.image_sizes)
@@ -330,18 +330,6 @@ class SPOP(nn.Module):
         keep = first_of_nms(boxes, self.nms_thresh, self.post_nms_topk[self.training])
         logits = strictly_decreasing(probability_to_logit(logits[keep].sigmoid()))
         return make_proposals(image_size, boxes[keep], logits)
-
-    @contextmanager
-    def _networks_in_evaluation(self) -> Iterator[None]:
-        """Without dropout within this context: proposals for a detector that trains, too."""
-        modes = {module: module.training for module in self.networks.modules()}
-        try:
-            self.networks.eval()
-            yield
-        finally:
-            # Each its own: a network whose owner keeps it in evaluation stays there.
-            for module, training in modes.items():
-                module.training = training
 
 
 def _build_networks(cfg: CfgNode) -> PixelNetworks:

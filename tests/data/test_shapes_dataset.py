@@ -48,6 +48,18 @@ def rendered(small_splits):
     return ensure_split(small_splits[1]), small_splits[1]
 
 
+def test_a_subset_is_the_beginning_of_its_whole(small_splits, monkeypatch):
+    monkeypatch.setitem(shapes_dataset.SUBSETS, "first_four", ("d2p_shapes_train", 4))
+    d2proposals.data.register_shapes_datasets()
+    try:
+        subset = DatasetCatalog.get("first_four")
+        assert subset == DatasetCatalog.get("d2p_shapes_train")[:4] and len(subset) == 4
+        assert MetadataCatalog.get("first_four").thing_classes == list(CATEGORIES)
+    finally:
+        DatasetCatalog.remove("first_four")
+        MetadataCatalog.remove("first_four")
+
+
 def test_registration_costs_nothing(small_splits, tmp_path):
     assert set(NAMES) <= set(DatasetCatalog)
     d2proposals.data.register_shapes_datasets()  # a second time does nothing

@@ -54,6 +54,25 @@ def test_the_innermost_factor_counts():
     }
 
 
+def test_a_generator_has_a_factor_on_all_its_rates():
+    model = nn.Module()
+    model.backbone, model.proposal_generator = nn.Linear(1, 1, bias=False), make_model()
+    model.proposal_generator[1].lr_factor = 10.0
+    cfg = make_cfg(None, "SOLVER.BASE_LR", 0.2, "SOLVER.PROPOSAL_GENERATOR_LR_FACTOR", 0.5)
+    assert rates(build_optimizer(cfg, model), model) == {
+        "backbone.weight": 0.2,
+        "proposal_generator.0.weight": None,
+        "proposal_generator.0.bias": 0.1,
+        "proposal_generator.1.0.weight": 1.0,
+        "proposal_generator.1.0.bias": 1.0,
+        "proposal_generator.1.1.weight": 1.0,
+        "proposal_generator.1.1.bias": 1.0,
+    }
+    cfg.SOLVER.PROPOSAL_GENERATOR_LR_FACTOR = 0.0
+    with pytest.raises(ValueError, match="PROPOSAL_GENERATOR_LR_FACTOR must be positive, got 0.0"):
+        build_optimizer(cfg, model)
+
+
 def test_adagrad_by_hand():
     """Duchi et al.: each step is lr * g / sqrt(sum of g^2)."""
     model = nn.Linear(1, 1, bias=False)

@@ -133,9 +133,10 @@ def registered(coco: Path) -> Iterator[None]:
 def loggers_as_before() -> Iterator[None]:
     """Undo Detectron2's ``setup_logger``, which cuts off loggers that other tests listen to."""
     loggers = [logging.getLogger(x) for x in ("d2proposals", "detectron2", "fvcore")]
-    before = [(x, x.propagate, list(x.handlers)) for x in loggers]
+    before = [(x, x.propagate, list(x.handlers), x.level) for x in loggers]
     try:
         yield
     finally:
-        for logger, propagate, handlers in before:
+        for logger, propagate, handlers, level in before:
             logger.propagate, logger.handlers = propagate, handlers
+            logger.setLevel(level)

@@ -1,0 +1,176 @@
+"""Freezing: a backbone or a proposal generator that stays as it is while the rest is trained."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import ImageList, Instances
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+# Node of the configuration, part of the model.
+FREEZABLE = {"BACKBONE": "backbone", "PROPOSAL_GENERATOR": "proposal_generator"}
+
+
+def freeze(module: nn.Module) -> None:
+    """Keep a module as it is, whatever happens around it: ``model.train()`` has no effect on it.
+
+    Its parameters need no gradient. It stays in evaluation mode, so that its batch statistics stay
+    and nothing is dropped. Names in its ``state_dict`` do not change. Copies and pickles of the
+    module are frozen too.
+
+    Args:
+        module: changed in place, with all that is in it.
+    """
+    module.requires_grad_(False)
+    for child in module.modules():
+        if not isinstance(vars(child).get("train"), _StaysInEvaluation):
+            child.train = _StaysInEvaluation(child)
+            child.training = False
+
+
+def freeze_generator(generator: nn.Module) -> None:
+    """Freeze a proposal generator within a detector.
+
+    In training it then yields what it does in evaluation: proposals and no losses. Labels are not
+    sampled, no gradient reaches the features, and proposals have the fields ``proposal_boxes`` and
+    ``objectness_logits`` alone, since R-CNN heads take no others in training.
+
+    Args:
+        generator: changed in place, see :func:`freeze`.
+    """
+    freeze(generator)
+    if not isinstance(vars(generator).get("forward"), _ProposesOnly):
+        generator.forward = _ProposesOnly(generator)
+
+
+def freeze_parts(cfg: CfgNode, model: nn.Module) -> None:
+    """Freeze what ``MODEL.BACKBONE.FREEZE`` and ``MODEL.PROPOSAL_GENERATOR.FREEZE`` name.
+
+    Args:
+        cfg: a configuration.
+        model: of this configuration, changed in place.
+
+    Raises:
+        ValueError: a part that the model does not have.
+    """
+    for node, name in FREEZABLE.items():
+        if not cfg.MODEL[node].FREEZE:
+            continue
+        part = getattr(model, name, None)
+        if part is None:
+            raise ValueError(
+                f"MODEL.{node}.FREEZE is True, but this {type(model).__name__} has no {name}: set "
+                "it False."
+            )
+        freeze_generator(part) if node == "PROPOSAL_GENERATOR" else freeze(part)
+        logger.info(f"MODEL.{node}.FREEZE: the {name} is not trained.")
+
+
+def check_trainable(cfg: CfgNode, model: nn.Module) -> None:
+    """Check before training that there is something to train, on features that make sense.
+
+    Warns of a frozen generator that reads feature maps other than those it was trained on.
+
+    Args:
+        cfg: a configuration.
+        model: of this configuration, its parts frozen.
+
+    Raises:
+        ValueError: when nothing can be trained.
+    """
+    generator_node = cfg.MODEL.PROPOSAL_GENERATOR
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" and generator_node.FREEZE:
+        raise ValueError(
+            "MODEL.PROPOSAL_GENERATOR.FREEZE with MODEL.META_ARCHITECTURE 'ProposalNetwork' leaves "
+            "no loss to train with: set it False, or evaluate with --eval-only."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "The model has no parameter to train: set MODEL.BACKBONE.FREEZE or "
+            "MODEL.PROPOSAL_GENERATOR.FREEZE False, or MODEL.BACKBONE.FREEZE_AT lower."
+        )
+    # Generators that read the images have no feature maps to name.
+    if not generator_node.FREEZE or not hasattr(model.proposal_generator, "in_features"):
+        return
+    if any(parameter.requires_grad for parameter in model.backbone.parameters()):
+        logger.warning(
+            "MODEL.PROPOSAL_GENERATOR.FREEZE: the generator stays while the backbone, whose "
+            "feature maps it reads, is trained, and its proposals get worse. Set "
+            "MODEL.BACKBONE.FREEZE True as well."
+        )
+    backbone_weights = cfg.MODEL.BACKBONE.WEIGHTS or cfg.MODEL.WEIGHTS
+    if generator_node.WEIGHTS not in ("", backbone_weights):
+        logger.warning(
+            f"MODEL.PROPOSAL_GENERATOR.FREEZE: the generator of {generator_node.WEIGHTS} reads "
+            f"feature maps of another backbone ({backbone_weights or 'random weights'}). Set "
+            "MODEL.BACKBONE.WEIGHTS to the generator's checkpoint as well."
+        )
+
+
+def warn_of_frozen_random_parts(cfg: CfgNode, missing_keys: set[str]) -> None:
+    """Warn of parts that are frozen with random weights.
+
+    Args:
+        cfg: a configuration.
+        missing_keys: names of the model's parameters and buffers that no checkpoint has set.
+    """
+    for node, name in FREEZABLE.items():
+        is_random = any(
+            key.startswith(f"{name}.") and not key.endswith("num_batches_tracked")
+            for key in missing_keys
+        )
+        if cfg.MODEL[node].FREEZE and is_random:
+            logger.warning(
+                f"MODEL.{node}.FREEZE: random weights of the {name} stay. Name a checkpoint that "
+                f"has them in MODEL.{node}.WEIGHTS or MODEL.WEIGHTS."
+            )
+
+
+class _StaysInEvaluation:
+    """Stands in for a module's ``train``; an object, since copies and pickles keep objects whole.
+
+    Attributes:
+        asked_for_training: what the last call asked for, in effect the mode of the whole model.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.asked_for_training = module.training
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        self.asked_for_training = mode
+        return type(self.module).train(self.module, False)
+
+
+class _ProposesOnly:
+    """Stands in for the ``forward`` of a frozen generator."""
+
+    def __init__(self, generator: nn.Module):
+        self.generator = generator
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        gt_instances: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Any]]:
+        generator = self.generator
+        proposals, _ = type(generator).forward(generator, images, features, None)
+        if generator.train.asked_for_training:
+            proposals = [_with_two_fields(proposals_i) for proposals_i in proposals]
+        return proposals, {}
+
+
+def _with_two_fields(proposals: Instances) -> Instances:
+    """The same proposals without what R-CNN heads do not take in training."""
+    return Instances(
+        proposals.image_size,
+        proposal_boxes=proposals.proposal_boxes,
+        objectness_logits=proposals.objectness_logits,
+    )

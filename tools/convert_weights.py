@@ -7,6 +7,13 @@ The first form's weights fit the network wherever it stands in a model (as a bac
 FPN). The second form's are for a model whose backbone is ZIP's zoom network: the zoom-out part, and
 copies for the mirrored blocks.
 
+With --follow-up they are for ZIP's detector (configs/zip_detector.yaml), whose follow-up blocks
+start from a ResNet-101: torchvision's file of that name, or Detectron2's R-101.pkl, which needs
+MODEL.ZIP_DETECTOR.STRIDE_IN_1X1 True if it is MSRA's:
+
+    python tools/convert_weights.py --architecture bn_inception --zoom-network \\
+        --follow-up resnet101.pth IN.pth OUT.pkl
+
 bn_inception reads the file of `bninception` of pretrained-models.pytorch. The model needs
 INPUT.FORMAT "BGR", MODEL.PIXEL_MEAN [104, 117, 128] and the MODEL.PIXEL_STD given by --pixel-std,
 whose default is that of configs/zip_rpn_only.yaml.
@@ -36,6 +43,7 @@ from detectron2.modeling import build_model
 
 from d2proposals.backbones.alexnet_conversion import alexnet_copies, convert_alexnet
 from d2proposals.backbones.bn_inception import BNInception
+from d2proposals.backbones.follow_up_conversion import convert_follow_up, read_resnet_weights
 from d2proposals.backbones.largefov_conversion import (
     LARGEFOV_CONVERTERS,
     SCALE_AWARE_NETWORKS,
@@ -50,6 +58,7 @@ from d2proposals.backbones.weight_conversion import (
     zoom_network_weights,
 )
 from d2proposals.engine import load_config
+from d2proposals.zip_rpn.follow_up import FollowUpBlocks
 from d2proposals.zip_rpn.zoom_network import ZoomNetwork
 
 
@@ -93,6 +102,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="MODEL.ZOOM_NETWORK.MIRROR_DEPTHS of the configuration (default: 2 4 2)",
     )
     parser.add_argument(
+        "--follow-up",
+        metavar="RESNET101",
+        help="with --zoom-network: ResNet-101's weights, for ZIP's detector",
+    )
+    parser.add_argument(
         "--single-network",
         action="store_true",
         help="for SPOP without scale-awareness: copies for its two networks",
@@ -122,6 +136,14 @@ def build_zoom_network_state(
     return network.state_dict()
 
 
+def follow_up_weights(path: str, *, trainable_norm: bool) -> dict[str, torch.Tensor]:
+    """Weights of the follow-up blocks of ZIP's detector, from a file of ResNet-101's."""
+    with torch.device("meta"):
+        blocks = FollowUpBlocks(norm="BN" if trainable_norm else "FrozenBN")
+    weights = convert_follow_up(read_resnet_weights(path), blocks.state_dict())
+    return {f"roi_heads.box_head.{key}": value for key, value in weights.items()}
+
+
 def build_narrow_model(config_file: str) -> torch.nn.Module:
     """A configuration's model with AlexNets of few channels: the names of its weights are equal."""
     cfg = load_config(argparse.Namespace(config_file=config_file, opts=[]))
@@ -137,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.zoom_network and args.architecture != "bn_inception":
         parser.error("--zoom-network goes with --architecture bn_inception only")
+    if args.follow_up and not args.zoom_network:
+        parser.error("--follow-up goes with --zoom-network only")
     if args.separate_trunks and args.architecture != "vgg11":
         parser.error("--separate-trunks goes with --architecture vgg11 only")
     is_alexnet = args.architecture == "alexnet"
@@ -160,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.zoom_network:
             state = build_zoom_network_state(args.mirror_depths, trainable_norm=args.trainable_norm)
             weights = zoom_network_weights(weights, state)
+        if args.follow_up:
+            weights |= follow_up_weights(args.follow_up, trainable_norm=args.trainable_norm)
         has_full_names = args.zoom_network or args.separate_trunks or is_spop or is_alexnet
         write_checkpoint(args.output, weights, matching_heuristics=not has_full_names)
     except (OSError, ValueError) as error:

@@ -93,7 +93,10 @@ def warn_of_frozen_random_norm(cfg: CfgNode) -> None:
         ("MODEL.ZOOM_NETWORK.NORM", cfg.MODEL.ZOOM_NETWORK),
         *(keys.get(cfg.MODEL.ZOOM_NETWORK.BOTTOM_UP, [])),
     ]
-    frozen = [key for key, node in keys.get(cfg.MODEL.BACKBONE.NAME, []) if node.NORM == "FrozenBN"]
+    nodes = keys.get(cfg.MODEL.BACKBONE.NAME, [])
+    if cfg.MODEL.ROI_HEADS.NAME == "ZIPHeads":
+        nodes = [*nodes, ("MODEL.ZIP_DETECTOR.NORM", cfg.MODEL.ZIP_DETECTOR)]
+    frozen = [key for key, node in nodes if node.NORM == "FrozenBN"]
     if frozen:
         logger.warning(
             f"MODEL.WEIGHTS is empty, and {' and '.join(frozen)} 'FrozenBN' normalises nothing "

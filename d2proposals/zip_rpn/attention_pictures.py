@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from ..proposals.atomic_files import atomic_write
-from .head import ZIPHeads
+from .head import ZIPLevelHeads
 from .zoom_network import ZoomNetwork
 
 # Perceptually uniform, and readable with colour blindness and in grey.
@@ -201,7 +201,7 @@ def _check_model(model: nn.Module, level: int) -> tuple[ZoomNetwork, nn.Module]:
         )
     heads = getattr(generator, "heads", None)
     name = f"zoom{level}"
-    if not isinstance(heads, ZIPHeads) or name not in generator.in_features:
+    if not isinstance(heads, ZIPLevelHeads) or name not in generator.in_features:
         raise ValueError(
             f"attention maps of level {level} need the generator ZIP on '{name}'; set "
             "MODEL.PROPOSAL_GENERATOR.NAME and MODEL.ZIP.IN_FEATURES accordingly"

@@ -52,7 +52,7 @@ from .gray_class_sampling import (
     EquilibriumSampler,
     GrayClassLabeler,
 )
-from .head import ZIPHeads
+from .head import ZIPLevelHeads
 from .zoom_network import IMAGE_SIZES
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class ZIP(nn.Module):
         Args:
             in_features: names of the feature maps, one level each, high to low resolution.
             strides: of these maps, in pixels.
-            heads: class logits and offsets of each level, e.g. :class:`ZIPHeads`.
+            heads: class logits and offsets of each level, e.g. :class:`ZIPLevelHeads`.
             anchor_generator: Detectron2's, for these maps.
             labeler: labels anchors by IoU.
             sampler: draws the anchors that take part in the loss.
@@ -154,7 +154,7 @@ class ZIP(nn.Module):
         return {
             "in_features": node.IN_FEATURES,
             "strides": [shape.stride for shape in shapes],
-            "heads": ZIPHeads(
+            "heads": ZIPLevelHeads(
                 in_channels=[shape.channels for shape in shapes],
                 channels=node.HEAD_CHANNELS,
                 num_anchors=anchor_generator.num_anchors,

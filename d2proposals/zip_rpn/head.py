@@ -57,7 +57,7 @@ class ZIPHead(nn.Module):
         return logits, deltas
 
 
-class ZIPHeads(nn.Module):
+class ZIPLevelHeads(nn.Module):
     """The heads of all levels: one each ("each level have its own classifier"), or one for all."""
 
     def __init__(

@@ -151,6 +151,11 @@ def test_launch_on_the_cpu_sees_no_gpu(monkeypatch):
         ([], ["MODEL.ZOOM_NETWORK.NORM", "MODEL.BN_INCEPTION.NORM"]),
         (["MODEL.BN_INCEPTION.NORM", "GN"], ["MODEL.ZOOM_NETWORK.NORM"]),
         (["MODEL.BN_INCEPTION.NORM", "GN", "MODEL.ZOOM_NETWORK.NORM", "GN"], []),
+        (
+            ["MODEL.BN_INCEPTION.NORM", "GN", "MODEL.ZOOM_NETWORK.NORM", "GN"]
+            + ["MODEL.ROI_HEADS.NAME", "ZIPHeads"],
+            ["MODEL.ZIP_DETECTOR.NORM"],
+        ),
         (["MODEL.WEIGHTS", "some.pkl"], []),
     ],
 )

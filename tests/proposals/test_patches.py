@@ -54,6 +54,19 @@ def test_an_image_gives_the_same_patch_alone_and_in_a_batch(box):
     torch.testing.assert_close(crop_patches(batch, box, index, (12, 12)), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_images_of_other_types(dtype):
+    # Positions stay exact: in bfloat16, 515.25 would be 516.
+    images = make_images((12, 600))
+    box, index = torch.tensor([[515.25, 2.5, 535.25, 9.5]]), torch.zeros(1, dtype=torch.int64)
+    rounded = ImageList(images.tensor.to(dtype), images.image_sizes)
+    expected = ImageList(rounded.tensor.float(), images.image_sizes)
+    expected = crop_patches(expected, box, index, (7, 20))
+    patches = crop_patches(rounded, box, index, (7, 20))
+    assert patches.dtype == dtype
+    torch.testing.assert_close(patches, expected.to(dtype))
+
+
 def test_the_image_index_picks_the_image():
     batch = make_images((32, 32), (32, 32))
     boxes = torch.tensor([[0.0, 0, 32, 32]] * 2)

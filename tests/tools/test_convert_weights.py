@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
@@ -17,6 +18,7 @@ from d2proposals.backbones.weight_conversion import (
     read_weights,
     write_checkpoint,
 )
+from d2proposals.zip_rpn.follow_up import FollowUpBlocks
 from d2proposals.zip_rpn.zoom_network import ZoomNetwork
 from tests.common import make_cfg
 
@@ -389,6 +391,33 @@ def test_separate_trunks_are_deepmask_s(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         convert(monkeypatch, "--separate-trunks", "in.pth", "out.pkl")
     assert "--separate-trunks goes with --architecture vgg11 only" in capsys.readouterr().err
+
+
+def test_follow_up_weights_stand_beside_those_of_the_zoom_network(
+    monkeypatch, tmp_path, public, public_file
+):
+    torch.manual_seed(0)
+    resnet = torchvision.models.resnet101()
+    torch.save(resnet.state_dict(), tmp_path / "resnet101.pth")
+    output = tmp_path / "zip_detector.pkl"
+    convert(monkeypatch, "--zoom-network", "--follow-up", tmp_path / "resnet101.pth",
+            public_file, output)  # fmt: skip
+    model = Host(make_zoom_network(mirror_depths=(2, 4, 2)))
+    model.roi_heads = nn.Module()
+    model.roi_heads.box_head = FollowUpBlocks()
+    incompatible = load(model, output)
+    assert incompatible.unexpected_keys == incompatible.incorrect_shapes == []
+    assert not any("roi_heads" in key for key in incompatible.missing_keys)
+    assert_holds(model.backbone.bottom_up, public)
+    blocks = model.roi_heads.box_head
+    assert torch.equal(blocks.res4[0].conv1.weight, resnet.layer3[15].conv1.weight)
+    assert torch.equal(blocks.res5[2].conv3.norm.weight, resnet.layer4[2].bn3.weight)
+
+
+def test_follow_up_weights_need_the_zoom_network(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        convert(monkeypatch, "--follow-up", "resnet101.pth", "in.pth", "out.pkl")
+    assert "--follow-up goes with --zoom-network only" in capsys.readouterr().err
 
 
 def test_pixel_std_moves_into_the_first_convolution(public):

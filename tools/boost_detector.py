@@ -1,0 +1,113 @@
+"""Fit AdaBoost to the block features of a trained ZIP detector (Sec. 4, "feature boosting").
+
+    python tools/boost_detector.py --config-file configs/zip_detector.yaml --output boosting.npz \\
+        MODEL.WEIGHTS output/zip_detector/model_final.pth
+    python train_net.py --config-file configs/zip_detector.yaml --eval-only \\
+        MODEL.WEIGHTS output/zip_detector/model_final.pth \\
+        MODEL.ZIP_DETECTOR.BOOSTING_FILE boosting.npz
+
+RoIs are sampled from the images of DATASETS.TRAIN, in random order, at the sizes of the training.
+Needs scikit-learn. 20,000 RoIs of the full-size network take 1 GB.
+"""
+
+import argparse
+import logging
+import random
+from collections.abc import Sequence
+
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.utils.env import seed_all_rng
+from tqdm import tqdm
+
+from d2proposals.data.mapper import ProposalDatasetMapper
+from d2proposals.engine import (
+    bad_input_in_one_line,
+    check_config,
+    check_datasets,
+    fit_to_device,
+    load_config,
+    load_trained_model,
+)
+from d2proposals.zip_rpn.boosting import fit_boosted_trees, save_boosted_trees
+from d2proposals.zip_rpn.boosting_samples import check_boostable, collect_block_features
+
+
+def positive_int(text: str) -> int:
+    """An argument that must be a positive whole number."""
+    number = int(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"must be positive, got {number}")
+    return number
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="configuration of the detector")
+    parser.add_argument("--output", default="boosting.npz", help="file to write")
+    for name, default, text in (
+        ("--max-rois", 20000, "samples in all, at most"),
+        ("--rois-per-image", 32, "samples of one image, at most"),
+        ("--num-estimators", 200, "trees, at most"),
+        ("--max-depth", 4, "of each tree"),
+    ):
+        parser.add_argument(
+            name, type=positive_int, default=default, help=f"{text} (default: {default})"
+        )
+    parser.add_argument(
+        "--max-features",
+        type=positive_int,
+        help="features that each decision chooses from, drawn at random (default: all)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ``arguments`` are those of the command line by default."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = build_parser().parse_args(arguments)
+    with bad_input_in_one_line():
+        cfg = load_config(args)
+        fit_to_device(cfg)
+        # What is about to be fitted.
+        cfg.MODEL.ZIP_DETECTOR.BOOSTING_FILE = ""
+        check_config(cfg)
+        check_datasets(cfg.DATASETS.TRAIN)
+        seed_all_rng(args.seed)
+        model = load_trained_model(cfg)
+        check_boostable(model)
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+        random.Random(args.seed).shuffle(records)
+        loader = build_detection_test_loader(
+            records,
+            mapper=ProposalDatasetMapper(cfg, True),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+        features, labels = collect_block_features(
+            model,
+            tqdm(loader, desc="images", disable=None),
+            rois_per_image=args.rois_per_image,
+            max_rois=args.max_rois,
+        )
+        print(f"Fitting {args.num_estimators} trees to {len(labels)} RoIs of {features.shape[1]}")
+        arrays = fit_boosted_trees(
+            features,
+            labels,
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            num_estimators=args.num_estimators,
+            max_depth=args.max_depth,
+            max_features=args.max_features,
+            seed=args.seed,
+        )
+        save_boosted_trees(args.output, arrays)
+    print(f"{args.output}: {len(arrays['weights'])} trees")
+
+
+if __name__ == "__main__":
+    main()

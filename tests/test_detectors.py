@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import detectron2
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -35,7 +36,9 @@ DETECTORS = {
 # What belongs to a generator: its own nodes, and what it needs of the data and the optimizer.
 GENERATORS_OWN = ("MODEL.ANCHOR_GENERATOR.", "MODEL.PROPOSAL_GENERATOR.NAME", "MODEL.ZIP.",
                   "MODEL.RPN.", "MODEL.SPOP.", "INPUT.USE_INSTANCE_MASK", "INPUT.MASK_FORMAT",
-                  "SOLVER.CLIP_GRADIENTS.")  # fmt: skip
+                  # Unused: clipping is off.
+                  "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+                  "SOLVER.CLIP_GRADIENTS.CLIP_TYPE")  # fmt: skip
 
 
 def pair_cfg(tmp_path, generator, detector, folder=CONFIGS):
@@ -72,29 +75,99 @@ def test_swapping_changes_the_generators_keys_and_nothing_else(generator, detect
     assert changed or generator == "rpn_only.yaml"
 
 
-@pytest.mark.parametrize("kind", ["faster", "cascade"])
-@pytest.mark.parametrize("generator", GENERATORS)
-def test_each_file_is_its_pair_and_a_few_keys_of_the_generator(generator, kind, tmp_path):
+# What each ready-made file adds to its pair.
+ADDED = {
+    "faster_rcnn_rpn.yaml": {},
+    "cascade_rcnn_rpn.yaml": {},
+    # "The overlapping threshold in R-CNN is set to 0.65 and the region proposal number [...] 300."
+    "faster_rcnn_sc_rpn.yaml": {
+        "MODEL.SCRPN.POST_NMS_TOPK_TRAIN": 300,
+        "MODEL.SCRPN.POST_NMS_TOPK_TEST": 300,
+        "MODEL.SCRPN.LOSS_WEIGHT": 0.7,
+        "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.65],
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256,
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": (25.0, 25.0, 12.5, 12.5),
+        "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+    },
+    "cascade_rcnn_sc_rpn.yaml": {
+        "MODEL.SCRPN.LOSS_WEIGHT": 0.7,
+        "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+    },
+    **{
+        f"{kind}_rcnn_zip.yaml": {
+            "MODEL.ZIP.POST_NMS_TOPK_TRAIN": 300,
+            "MODEL.ZIP.POST_NMS_TOPK_TEST": 300,
+            "MODEL.ZIP.PRE_NMS_TOPK_TRAIN": 2000,
+        }
+        for kind in ("faster", "cascade")
+    },
+    **{
+        f"{kind}_rcnn_deepmask.yaml": {
+            "MODEL.DEEPMASK.NMS_THRESH": 0.8,
+            "SOLVER.PROPOSAL_GENERATOR_LR_FACTOR": 0.05,
+        }
+        for kind in ("faster", "cascade")
+    },
+    **{
+        f"{kind}_rcnn_spop.yaml": {
+            "SOLVER.PROPOSAL_GENERATOR_LR_FACTOR": 0.05,
+            "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+        }
+        for kind in ("faster", "cascade")
+    },
+    **{
+        f"{kind}_rcnn_detectornet.yaml": {
+            "MODEL.DETECTORNET.TOPK_PER_SCALE": 100,
+            "MODEL.DETECTORNET.SCORE_THRESH": -1.0,
+            "SOLVER.PROPOSAL_GENERATOR_LR_FACTOR": 0.05,
+        }
+        for kind in ("faster", "cascade")
+    },
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_each_file_is_its_pair_and_a_few_keys(name, tmp_path):
+    kind, short = name.removesuffix(".yaml").split("_rcnn_")
+    (generator,) = [x for x in GENERATORS if x in (f"{short}_only.yaml", f"{short}_rpn_only.yaml",
+                                                   f"{short}_fpn_only.yaml")]  # fmt: skip
     base = "Base-RCNN-FPN.yaml" if kind == "faster" else "Base-Cascade-RCNN-FPN.yaml"
-    short = generator.removesuffix("_only.yaml").removesuffix("_rpn").removesuffix("_fpn")
-    short = {"sc": "sc_rpn"}.get(short, short)
-    cfg = leaf_keys(make_cfg(f"{kind}_rcnn_{short}.yaml"))
-    pair = leaf_keys(pair_cfg(tmp_path, generator, base))
-    changed = {key for key in cfg if cfg[key] != pair[key]} - {"OUTPUT_DIR"}
-    assert len(changed) <= 6
-    assert cfg["OUTPUT_DIR"] == f"./output/{kind}_rcnn_{short}"
-    heads = {key for key in changed if key.startswith("MODEL.ROI_")}
-    assert not heads or (kind, short) == ("faster", "sc_rpn")
+    cfg, pair = leaf_keys(make_cfg(name)), leaf_keys(pair_cfg(tmp_path, generator, base))
+    changed = {key: value for key, value in cfg.items() if value != pair[key]}
+    assert changed.pop("OUTPUT_DIR") == f"./output/{kind}_rcnn_{short}"
+    assert changed == ADDED[name]
 
 
-def test_settings_of_the_detector_with_sc_rpn():
-    # "The overlapping threshold in R-CNN is set to 0.65 and the region proposal number [...] to 300."
-    cfg = make_cfg("faster_rcnn_sc_rpn.yaml")
-    with torch.device("meta"):
-        cfg.MODEL.DEVICE = "meta"
-        model = build_model(cfg)
-    assert model.roi_heads.proposal_matcher.thresholds[1:-1] == [0.65]
-    assert model.proposal_generator.post_nms_topk == {True: 300, False: 300}
+def test_every_generator_hands_on_a_thousand_proposals_at_most(tmp_path):
+    for generator in GENERATORS:
+        cfg = pair_cfg(tmp_path, generator, "Base-RCNN-FPN.yaml")
+        node = cfg.MODEL.get(cfg.MODEL.PROPOSAL_GENERATOR.NAME.upper())
+        if generator != "detectornet_rpn_only.yaml":
+            assert (node.POST_NMS_TOPK_TRAIN, node.POST_NMS_TOPK_TEST) == (1000, 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("faster_rcnn_rpn.yaml", "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"),
+        ("cascade_rcnn_rpn.yaml", "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml"),
+    ],
+)
+def test_with_rpn_they_are_detectron2s_own(name, reference):
+    path = Path(detectron2.__file__).parent / "model_zoo" / "configs" / reference
+    if not path.is_file():
+        pytest.skip("this Detectron2 has no model zoo")
+    theirs = get_cfg()
+    theirs.merge_from_file(str(path))
+    theirs, ours = leaf_keys(theirs), leaf_keys(make_cfg(name))
+    # Written out here for the other generators, or of no effect on training and plain testing.
+    differing = {"MODEL.DEVICE", "OUTPUT_DIR", "TEST.AUG.MAX_SIZE", "MODEL.MASK_ON",
+                 "MODEL.PROPOSAL_GENERATOR.MIN_SIZE"}  # fmt: skip
+    assert {k for k in theirs if _plain(theirs[k]) != _plain(ours[k])} - differing == set()
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
 
 
 @pytest.fixture

@@ -119,6 +119,7 @@ ADDED = {
         f"{kind}_rcnn_detectornet.yaml": {
             "MODEL.DETECTORNET.TOPK_PER_SCALE": 100,
             "MODEL.DETECTORNET.SCORE_THRESH": -1.0,
+            "MODEL.DETECTORNET.NMS_TYPE": "iou",
             "SOLVER.PROPOSAL_GENERATOR_LR_FACTOR": 0.05,
         }
         for kind in ("faster", "cascade")

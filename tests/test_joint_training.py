@@ -19,12 +19,6 @@ WITH_BN = {
     "SPOP": ("MODEL.SPOP.TRUNK.NORM", "BN"),
     "DetectorNet": ("MODEL.DETECTORNET.NORM", "BN"),
 }
-# In training its pass for proposals drops activations and moves batch statistics.
-IMAGE_LEVEL_IN_EVALUATION = [
-    "DeepMask",
-    "SPOP",
-    pytest.param("DetectorNet", marks=pytest.mark.xfail(strict=True, reason="in training mode")),
-]
 MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
@@ -77,7 +71,7 @@ def test_proposals_have_no_graph_and_two_fields(generator, host):
     assert touched == []
 
 
-@pytest.mark.parametrize("generator", IMAGE_LEVEL_IN_EVALUATION)
+@pytest.mark.parametrize("generator", IMAGE_LEVEL)
 def test_the_pass_for_proposals_is_an_evaluation_without_gradient(generator):
     model = build_detector(generator, "FasterRCNN", *WITH_BN[generator])
     calls = calls_of_layers(model.proposal_generator)
@@ -93,7 +87,7 @@ def test_the_pass_for_proposals_is_an_evaluation_without_gradient(generator):
     assert all(module.training for module in model.proposal_generator.modules())
 
 
-@pytest.mark.parametrize("generator", IMAGE_LEVEL_IN_EVALUATION)
+@pytest.mark.parametrize("generator", IMAGE_LEVEL)
 def test_the_pass_for_proposals_leaves_batch_statistics(generator):
     model = build_detector(generator, "FasterRCNN", *WITH_BN[generator]).proposal_generator
     without = copy.deepcopy(model)
@@ -116,7 +110,7 @@ def test_the_pass_for_proposals_leaves_batch_statistics(generator):
         assert torch.equal(value, model.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("generator", IMAGE_LEVEL_IN_EVALUATION)
+@pytest.mark.parametrize("generator", IMAGE_LEVEL)
 def test_proposals_in_training_are_those_of_the_evaluation(generator):
     # With equal limits: the same weights propose the same.
     model = build_detector(generator, "FasterRCNN", "MODEL.SPOP.PRE_NMS_TOPK_TEST", 300,

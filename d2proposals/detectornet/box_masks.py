@@ -103,8 +103,30 @@ def box_mask_targets(
     return targets
 
 
+def unknown_cells(
+    gt_masks: torch.Tensor, crowd_boxes: torch.Tensor, crops: torch.Tensor
+) -> torch.Tensor:
+    """Cells of which nothing is known: in a crowd region, and in no object of the class.
+
+    Args:
+        gt_masks: (P, K, 5, d, d), see :func:`box_mask_targets`.
+        crowd_boxes: (G, 4) XYXY regions that hold objects not in the masks, pixels of the image.
+        crops: (P, 4) XYXY, pixels of the image, not empty.
+
+    Returns:
+        Tensor: (P, K, 1, d, d) bool; a cell that is partly in a region counts as in it.
+    """
+    rows, columns = box_mask_coverage(crowd_boxes, crops, gt_masks.shape[-1])["full"]  # (P, G, d)
+    is_crowd = rows.transpose(1, 2) @ columns > 0  # (P, d, d)
+    has_no_object = gt_masks[:, :, MASK_TYPES.index("full"), None] == 0
+    return is_crowd[:, None, None] & has_no_object
+
+
 def box_mask_loss(
-    pred_masks: torch.Tensor, gt_masks: torch.Tensor, zero_weight: float
+    pred_masks: torch.Tensor,
+    gt_masks: torch.Tensor,
+    zero_weight: float,
+    is_unknown: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """||(Diag(m) + lambda I)^(1/2) (DNN(x) - m)||^2, summed over all masks (Sec. 4).
 
@@ -113,8 +135,12 @@ def box_mask_loss(
         gt_masks: the same shape, m in [0, 1].
         zero_weight: lambda > 0, the weight of an output that is to be 0; one that is to be 1
             weighs 1 + lambda.
+        is_unknown: bool, broadcast to that shape: outputs that weigh nothing; none by default.
 
     Returns:
         Tensor: a scalar.
     """
-    return ((gt_masks + zero_weight) * (pred_masks - gt_masks) ** 2).sum()
+    weights = gt_masks + zero_weight
+    if is_unknown is not None:
+        weights = weights.masked_fill(is_unknown, 0)
+    return (weights * (pred_masks - gt_masks) ** 2).sum()

@@ -38,38 +38,47 @@ class FoundBoxes(NamedTuple):
     Attributes:
         boxes: (B, T, 4) XYXY float32, pixels of the frame.
         scores: (B, T) float32, S of Eq. 3; -inf for places that are not filled.
-        coverage: (B, T) float32, S of Eq. 2 for the full mask.
     """
 
     boxes: torch.Tensor
     scores: torch.Tensor
-    coverage: torch.Tensor
 
 
 def box_shapes(
     frame_size: tuple[float, float],
     mean_dimensions: Sequence[float],
     aspect_ratios: Sequence[float],
+    cut_to_frame: bool = True,
 ) -> list[tuple[float, float]]:
-    """Shapes that are searched for: sizes times aspect ratios, without those beyond the frame.
+    """Shapes that are searched for: sizes times aspect ratios, each of which fits into the frame.
+
+    Unlike the paper, which says nothing of shapes with a side longer than the frame's: in an image,
+    that side becomes the frame's, the other one as long as keeps the mean dimension. So narrow
+    images have shapes of each size, too, and objects from edge to edge a shape that fits them. In a
+    crop, which goes on beyond its frame, such shapes are left out.
 
     Args:
         frame_size: (height, width) in pixels.
-        mean_dimensions: (height + width) / 2 of the boxes, relative to the frame's.
+        mean_dimensions: (height + width) / 2 of the boxes, relative to the frame's, in (0, 1].
         aspect_ratios: width / height of the boxes.
+        cut_to_frame: what becomes of shapes beyond the frame; False leaves them out.
 
     Returns:
-        list[tuple[float, float]]: (height, width) in pixels.
+        list[tuple[float, float]]: (height, width) in pixels, all different.
     """
-    frame_mean = sum(frame_size) / 2
+    frame_height, frame_width = frame_size
     shapes = []
     for mean_dimension in mean_dimensions:
+        both_sides = mean_dimension * (frame_height + frame_width)
         for ratio in aspect_ratios:
-            height = 2 * mean_dimension * frame_mean / (1 + ratio)
-            shape = (height, ratio * height)
-            if all(x <= y * (1 + 1e-9) for x, y in zip(shape, frame_size, strict=True)):
-                shapes.append(shape)
-    return shapes
+            height = both_sides / (1 + ratio)
+            # The width may be the frame's, but for rounding.
+            least_height = both_sides - frame_width * (1 + 1e-9)
+            if not cut_to_frame and not least_height <= height <= frame_height * (1 + 1e-9):
+                continue
+            height = min(max(height, both_sides - frame_width), frame_height)
+            shapes.append((height, min(both_sides - height, frame_width)))
+    return list(dict.fromkeys(shapes))
 
 
 def num_positions(frame_side: float, box_side: float, stride: float) -> int:
@@ -212,6 +221,9 @@ def search_boxes(
 ) -> FoundBoxes:
     """Slide boxes of given shapes over a frame and keep the best of each shape.
 
+    Which of several boxes of a shape with equal scores are kept, and their order, is up to the
+    device's ``topk``.
+
     Args:
         scorer: of B sets of masks over the frame.
         frame_size: (height, width) in pixels.
@@ -248,7 +260,7 @@ def search_boxes(
         found.append(best[0] if len(best) == 1 else _best(_join(best), topk_per_shape))
     if not found:
         empty = torch.zeros(scorer.num_sets, 0, device=device)
-        return FoundBoxes(empty[..., None].expand(-1, -1, 4), empty, empty)
+        return FoundBoxes(empty[..., None].expand(-1, -1, 4), empty)
     joined = _join(found)
     return _best(joined, joined.scores.shape[1])
 
@@ -268,7 +280,7 @@ def _best_positions(
     topk_scores, index = scores.topk(min(topk, scores.shape[1]), dim=1)
     top, left = y1[index // len(x1)], x1[index % len(x1)]
     boxes = torch.stack([left, top, left + shape[1], top + shape[0]], dim=2)
-    return FoundBoxes(boxes.float(), topk_scores.float(), coverage.gather(1, index).float())
+    return FoundBoxes(boxes.float(), topk_scores.float())
 
 
 def _join(parts: Sequence[FoundBoxes]) -> FoundBoxes:
@@ -280,4 +292,4 @@ def _best(found: FoundBoxes, number: int) -> FoundBoxes:
     """The ``number`` best boxes of each set of masks, best first, ties in the order of the list."""
     order = found.scores.argsort(dim=1, descending=True, stable=True)[:, :number]
     boxes = found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
-    return FoundBoxes(boxes, found.scores.gather(1, order), found.coverage.gather(1, order))
+    return FoundBoxes(boxes, found.scores.gather(1, order))

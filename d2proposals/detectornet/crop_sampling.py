@@ -18,7 +18,7 @@ Naming convention:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from detectron2.structures import Boxes, pairwise_iou
@@ -43,12 +43,14 @@ class CropSampler:
         positive_fraction: of ``num_crops``, the part that is positive.
         min_scale: least width of a crop, relative to the image's.
         num_tries: candidates per crop.
+        key: where the configuration says these, for messages.
     """
 
     num_crops: int
     positive_fraction: float = 0.4
     min_scale: float = 0.25
     num_tries: int = 50
+    key: str = field(default="MODEL.DETECTORNET", compare=False)
 
     def __post_init__(self) -> None:
         for name, value, is_right in (
@@ -58,7 +60,7 @@ class CropSampler:
             ("NUM_TRIES", self.num_tries, self.num_tries >= 1),
         ):
             if not is_right:
-                raise ValueError(f"MODEL.DETECTORNET.*.{name} makes no sense: {value}.")
+                raise ValueError(f"{self.key}.{name} makes no sense: {value}.")
 
     @property
     def num_positives(self) -> int:

@@ -12,14 +12,15 @@ Shape shorthand in this module:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
 from ..proposals.patches import boxes_from_patch
-from ..proposals.ranking import first_of_nms
 from .box_search import MaskScores, box_shapes, search_boxes
+from .suppression import best_boxes_of_classes
 from .windows import MergedMasks
 
 # Detections of a crop's masks: all shapes compete, so that each contributes its best box.
@@ -54,11 +55,12 @@ class SearchGrid:
     """Boxes that are searched for in a frame.
 
     Attributes:
-        mean_dimensions: (height + width) / 2 of the boxes, relative to the frame's.
+        mean_dimensions: (height + width) / 2 of the boxes, relative to the frame's, in (0, 1].
         aspect_ratios: width / height of the boxes.
         stride: distance between positions, in pixels.
         ring: sides of a box with the ring that penalises masks around it, relative to the box's.
         ring_weight: of that penalty; 1 in Eq. 3.
+        key: where the configuration says these, for messages.
     """
 
     mean_dimensions: tuple[float, ...]
@@ -66,19 +68,24 @@ class SearchGrid:
     stride: float = 5
     ring: float = 1.2
     ring_weight: float = 1.0
+    key: str = field(default="MODEL.DETECTORNET", compare=False)
 
     def __post_init__(self) -> None:
-        for name, values in (
-            ("MEAN_DIMENSIONS", self.mean_dimensions),
-            ("ASPECT_RATIOS", self.aspect_ratios),
-            ("STRIDE", (self.stride,)),
-            ("RING", (self.ring - 1,)),
+        sizes, ratios = self.mean_dimensions, self.aspect_ratios
+        for name, value, is_right, rule in (
+            ("MEAN_DIMENSIONS", sizes, all(0 < x <= 1 for x in sizes), "numbers in (0, 1]"),
+            ("ASPECT_RATIOS", ratios, all(0 < x < math.inf for x in ratios), "positive numbers"),
+            ("STRIDE", self.stride, 0 < self.stride < math.inf, "a positive number"),
         ):
-            if not values or min(values) <= 0:
-                raise ValueError(
-                    f"MODEL.DETECTORNET.{name} needs numbers above {int(name == 'RING')}, got "
-                    f"{self.ring if name == 'RING' else values}."
-                )
+            if not value or not is_right:
+                raise ValueError(f"{self.key}.{name} needs {rule}, got {value}.")
+        # Of the whole method, not of a stage.
+        for name, value, is_right, rule in (
+            ("RING", self.ring, 1 < self.ring < math.inf, "a number above 1"),
+            ("RING_WEIGHT", self.ring_weight, 0 <= self.ring_weight < math.inf, "0 or more"),
+        ):
+            if not is_right:
+                raise ValueError(f"MODEL.DETECTORNET.{name} needs {rule}, got {value}.")
 
 
 def detect_boxes(
@@ -90,8 +97,12 @@ def detect_boxes(
     topk_per_shape: int,
     nms_thresh: float,
     topk: int,
+    nms_type: str = "own_area",
 ) -> Detections:
     """Bounding boxes of one scale (Sec. 5.2): search, filter by Eq. 2, non-maximum suppression.
+
+    Unlike the paper, whose classifier prunes boxes between filter and suppression: it would have
+    to be run on each of thousands of boxes. The heads run it on the proposals (roi_heads.py).
 
     Args:
         masks: of the scale, K classes.
@@ -99,8 +110,9 @@ def detect_boxes(
         grid: boxes to search.
         min_coverage: detections are covered more than this by the full mask (Eq. 2).
         topk_per_shape: boxes of each shape that enter non-maximum suppression.
-        nms_thresh: IoU above which the box of lower score goes.
+        nms_thresh: overlap above which the box of lower score goes.
         topk: detections of each class.
+        nms_type: the overlap, one of :data:`NMS_TYPES`.
 
     Returns:
         Detections: of each class in turn, best first.
@@ -115,13 +127,8 @@ def detect_boxes(
         topk_per_shape=topk_per_shape,
         min_coverage=min_coverage,
     )
-    detections = []
-    for class_id, (boxes, scores) in enumerate(zip(found.boxes, found.scores, strict=True)):
-        is_found = scores.isfinite()
-        boxes, scores = boxes[is_found], scores[is_found]
-        kept = first_of_nms(boxes, nms_thresh, topk)
-        detections.append(Detections(boxes[kept], scores[kept], torch.full_like(kept, class_id)))
-    return Detections.cat(detections)
+    classes, index = best_boxes_of_classes(*found, nms_thresh, topk, nms_type)
+    return Detections(found.boxes[classes, index], found.scores[classes, index], classes)
 
 
 def best_boxes(
@@ -136,7 +143,7 @@ def best_boxes(
         masks: (R, 5, d, d) in [0, 1], of each crop.
         crops: (R, 4) XYXY, pixels of the image.
         frame_side: of the network's input, in pixels.
-        grid: boxes to search, in the frame of the network's input.
+        grid: boxes to search, in the frame of the network's input, at least one of which fits.
 
     Returns:
         Tensor: (R, 4) XYXY float32, pixels of the image.
@@ -149,7 +156,7 @@ def best_boxes(
     found = search_boxes(
         MaskScores(masks, edges, edges),
         frame_size,
-        box_shapes(frame_size, grid.mean_dimensions, grid.aspect_ratios),
+        box_shapes(frame_size, grid.mean_dimensions, grid.aspect_ratios, cut_to_frame=False),
         stride=grid.stride,
         ring=grid.ring,
         ring_weight=grid.ring_weight,

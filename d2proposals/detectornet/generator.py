@@ -20,7 +20,7 @@ Naming convention:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import torch
@@ -31,14 +31,16 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from ..backbones.alexnet import AlexNet
 from ..proposals.candidates import clip_candidates, make_empty_proposals, make_proposals
+from ..proposals.evaluation_mode import in_evaluation
 from ..proposals.patches import crop_patches
-from ..proposals.pixel_normalization import PixelNormalization
-from .box_masks import box_mask_loss, box_mask_targets
+from .box_masks import box_mask_loss, box_mask_targets, unknown_cells
+from .box_search import box_shapes
 from .crop_sampling import CropSampler, enlarge_boxes, sample_mask_crops
 from .detection import Detections, SearchGrid, best_boxes, detect_boxes
 from .network import BoxMaskNetwork
+from .settings import make_normalization, search_grid, trunk_maker
+from .suppression import NMS_TYPES
 from .windows import make_windows, merge_masks
 
 
@@ -49,11 +51,13 @@ class MaskSamples(NamedTuple):
         crops: (P, 4) XYXY, pixels of the network input.
         image_index: (P,) int64 image of each crop.
         gt_masks: (P, K, 5, d, d) in [0, 1].
+        is_unknown: (P, K, 1, d, d) bool, cells that say nothing, in crowd regions.
     """
 
     crops: torch.Tensor
     image_index: torch.Tensor
     gt_masks: torch.Tensor
+    is_unknown: torch.Tensor
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -77,6 +81,7 @@ class DetectorNet(nn.Module):
         min_coverage: float = 0.5,
         pre_nms_topk: int = 1000,
         nms_thresh: float = 0.5,
+        nms_type: str = "own_area",
         topk_per_scale: int = 5,
         refinement_grid: SearchGrid | None,
         enlargement: float = 1.2,
@@ -101,7 +106,9 @@ class DetectorNet(nn.Module):
             grid: boxes that are searched in the masks of a scale, in pixels of the network input.
             min_coverage: detections are covered more than this by the full mask (Eq. 2).
             pre_nms_topk: boxes of each shape that enter non-maximum suppression.
-            nms_thresh: IoU threshold of the non-maximum suppression of each scale.
+            nms_thresh: threshold of the non-maximum suppression of each scale.
+            nms_type: what it is compared with: "own_area", the part of a box that lies in a better
+                one; "iou", intersection over union.
             topk_per_scale: detections of each scale and class.
             refinement_grid: boxes that are searched in the masks of a detection's crop, in pixels
                 of the crop at the network's input; None to leave detections as they are.
@@ -130,6 +137,7 @@ class DetectorNet(nn.Module):
         self.min_coverage = min_coverage
         self.pre_nms_topk = pre_nms_topk
         self.nms_thresh = nms_thresh
+        self.nms_type = nms_type
         self.topk_per_scale = topk_per_scale
         self.refinement_grid = refinement_grid
         self.enlargement = enlargement
@@ -166,13 +174,16 @@ class DetectorNet(nn.Module):
             "loss_weight": node.LOSS_WEIGHT,
             "num_scales": node.NUM_SCALES,
             "window_overlap": node.WINDOW_OVERLAP,
-            "grid": _search_grid(node, node),
+            "grid": search_grid(node, node, "MODEL.DETECTORNET"),
             "min_coverage": node.SCORE_THRESH,
             "pre_nms_topk": node.PRE_NMS_TOPK,
             "nms_thresh": node.NMS_THRESH,
+            "nms_type": node.NMS_TYPE,
             "topk_per_scale": node.TOPK_PER_SCALE,
             "refinement_grid": (
-                _search_grid(node, node.REFINEMENT) if node.REFINEMENT.ENABLED else None
+                search_grid(node, node.REFINEMENT, "MODEL.DETECTORNET.REFINEMENT")
+                if node.REFINEMENT.ENABLED
+                else None
             ),
             "enlargement": node.REFINEMENT.ENLARGEMENT,
             "final_nms_thresh": node.FINAL_NMS_THRESH,
@@ -184,6 +195,19 @@ class DetectorNet(nn.Module):
 
     def _check_settings(self) -> None:
         """Raise ValueError for settings that make no sense."""
+        if self.nms_type not in NMS_TYPES:
+            raise ValueError(
+                f"unknown MODEL.DETECTORNET.NMS_TYPE '{self.nms_type}', choose one of {NMS_TYPES}"
+            )
+        grid = self.refinement_grid
+        if grid is not None:
+            side = self.network.input_size
+            shapes = grid.mean_dimensions, grid.aspect_ratios
+            if not box_shapes((side, side), *shapes, cut_to_frame=False):
+                raise ValueError(
+                    f"MODEL.DETECTORNET.REFINEMENT.MEAN_DIMENSIONS {shapes[0]} with ASPECT_RATIOS "
+                    f"{shapes[1]} gives no box that fits into a crop: one of them must be smaller."
+                )
         for name, value, is_right in (
             ("POSITIVE_COVERAGE", self.positive_coverage, 0 < self.positive_coverage <= 1),
             ("OBJECT_FRACTION", self.object_fraction, 0 <= self.object_fraction <= 1),
@@ -191,8 +215,12 @@ class DetectorNet(nn.Module):
             ("NUM_SCALES", self.num_scales, self.num_scales >= 1),
             ("WINDOW_OVERLAP", self.window_overlap, 0 <= self.window_overlap < 1),
             ("PRE_NMS_TOPK", self.pre_nms_topk, self.pre_nms_topk >= 1),
+            ("SCORE_THRESH", self.min_coverage, not math.isnan(self.min_coverage)),
+            ("NMS_THRESH", self.nms_thresh, 0 <= self.nms_thresh <= 1),
+            ("FINAL_NMS_THRESH", self.final_nms_thresh, 0 <= self.final_nms_thresh <= 1),
             ("TOPK_PER_SCALE", self.topk_per_scale, self.topk_per_scale >= 1),
             ("REFINEMENT.ENLARGEMENT", self.enlargement, self.enlargement > 0),
+            ("MIN_BOX_SIZE", self.min_box_size, self.min_box_size >= 0),
             ("CROPS_AT_ONCE", self.crops_at_once, self.crops_at_once >= 1),
         ):
             if not is_right:
@@ -208,13 +236,13 @@ class DetectorNet(nn.Module):
             image_sizes: (H, W) of each image, in pixels of the network input.
             gt_instances: of each image.
         """
-        crops, gt_masks, num_positives = [], [], 0
+        crops, gt_masks, is_unknown, num_positives = [], [], [], 0
         for size, gt_i in zip(image_sizes, gt_instances, strict=True):
-            boxes_i = gt_i.gt_boxes.tensor
+            boxes_i, crowd_i = gt_i.gt_boxes.tensor, crowd_boxes(gt_i)
             crops_i, is_positive = sample_mask_crops(
                 self.sampler,
                 boxes_i,
-                crowd_boxes(gt_i),
+                crowd_i,
                 size,
                 self.positive_coverage,
                 self.object_fraction,
@@ -228,28 +256,41 @@ class DetectorNet(nn.Module):
             )
             crops.append(crops_i)
             gt_masks.append(masks_i)
+            is_unknown.append(unknown_cells(masks_i, crowd_i, crops_i))
             num_positives += is_positive.sum()
-        samples = MaskSamples(torch.cat(crops), image_index(crops), torch.cat(gt_masks))
+        samples = MaskSamples(
+            torch.cat(crops), image_index(crops), torch.cat(gt_masks), torch.cat(is_unknown)
+        )
         storage = get_event_storage()
         storage.put_scalar("detectornet/num_pos_crops", num_positives)
         storage.put_scalar("detectornet/num_neg_crops", len(samples.crops) - num_positives)
         return samples
 
-    def losses(self, pred_masks: torch.Tensor, gt_masks: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses(
+        self,
+        pred_masks: torch.Tensor,
+        gt_masks: torch.Tensor,
+        is_unknown: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
         """The weighted L2 loss of Sec. 4.
 
         Unlike the paper, which sums over outputs and crops, their mean: AdaGrad does not see the
-        difference, and losses of a detector beside it need comparable sizes.
+        difference, and losses of a detector beside it need comparable sizes. And unlike it, which
+        knows no crowd regions, cells there count only where an object is.
 
         Args:
             pred_masks: (P, K, 5, d, d), outputs of the network.
             gt_masks: (P, K, 5, d, d) in [0, 1].
+            is_unknown: (P, K, 1, d, d) bool, cells that do not count; none by default.
 
         Returns:
             dict[str, Tensor]: "loss_detectornet_mask".
         """
-        loss = box_mask_loss(pred_masks, gt_masks, self.zero_weight)
-        num_outputs = max(gt_masks.numel(), 1)
+        loss = box_mask_loss(pred_masks, gt_masks, self.zero_weight, is_unknown)
+        if is_unknown is None:
+            num_outputs = max(gt_masks.numel(), 1)
+        else:
+            num_outputs = ((~is_unknown).sum() * gt_masks.shape[2]).clamp(min=1)
         return {"loss_detectornet_mask": loss / num_outputs * self.loss_weight}
 
     def forward(
@@ -264,7 +305,7 @@ class DetectorNet(nn.Module):
             features: not used.
             gt_instances: of each image, with ``gt_boxes`` in pixels of the network input and
                 ``gt_classes``; needed in training. Where there are ``crowd_regions``, no negative
-                crops are drawn.
+                crops are drawn, and cells without an object do not count.
 
         Returns:
             list[Instances]: of each image, ``proposal_boxes`` (XYXY, pixels of the network input,
@@ -278,7 +319,7 @@ class DetectorNet(nn.Module):
             assert gt_instances is not None, "DetectorNet needs gt_instances in training"
             samples = self.label_and_sample_crops(images.image_sizes, gt_instances)
             pred_masks = self._regress(images, samples.crops, samples.image_index)
-            losses = self.losses(pred_masks, samples.gt_masks)
+            losses = self.losses(pred_masks, samples.gt_masks, samples.is_unknown)
             if not self.proposals_in_training:
                 return make_empty_proposals(images.image_sizes, images.tensor.device), losses
         return self.predict_proposals(images), losses
@@ -303,8 +344,10 @@ class DetectorNet(nn.Module):
         detections = self.detect(images, image)
         if self.refinement_grid is not None:
             detections = self.refine(images, image, detections)
-        is_usable = detections.scores.isfinite().float() - 1  # negative for boxes to drop
-        boxes, index = clip_candidates(detections.boxes, is_usable, size, self.min_box_size)
+        # Without their sign, which would mean to drop a box; NaN does.
+        boxes, index = clip_candidates(
+            detections.boxes, detections.scores.abs(), size, self.min_box_size
+        )
         detections = detections.select(index)._replace(boxes=boxes)
         detections = detections.select(detections.scores.argsort(descending=True, stable=True))
         if self.final_nms_thresh < 1:
@@ -335,6 +378,7 @@ class DetectorNet(nn.Module):
                     topk_per_shape=self.pre_nms_topk,
                     nms_thresh=self.nms_thresh,
                     topk=self.topk_per_scale,
+                    nms_type=self.nms_type,
                 )
             )
         return Detections.cat(detections)
@@ -365,6 +409,9 @@ class DetectorNet(nn.Module):
     ) -> torch.Tensor:
         """Masks of crops of one image, clamped to [0, 1], the range of Eq. 1.
 
+        In training as well, the network is run as in evaluation: without dropout, and batch
+        statistics stay.
+
         Args:
             images: N images, normalised and padded.
             image: index of one of them.
@@ -376,54 +423,34 @@ class DetectorNet(nn.Module):
         """
         # The other images would be copied for each group of crops.
         single = ImageList(images.tensor[image : image + 1], [images.image_sizes[image]])
+        # Crops of a class side by side: its networks are run once for all of them.
+        order = torch.arange(len(crops), device=crops.device)
+        if classes is not None:
+            order = classes.argsort(stable=True)
         masks = []
-        for group in torch.arange(len(crops), device=crops.device).split(self.crops_at_once):
-            pred_masks = self._regress(single, crops[group], torch.zeros_like(group))
-            if classes is not None:
-                row = torch.arange(len(group), device=group.device)
-                pred_masks = pred_masks[row, classes[group]][:, None]
-            masks.append(pred_masks.clamp(0, 1))
-        return torch.cat(masks)
+        with in_evaluation(self.network):
+            for group in order.split(self.crops_at_once):
+                classes_of_group = None if classes is None else classes[group]
+                masks.append(
+                    self._regress(
+                        single, crops[group], torch.zeros_like(group), classes_of_group
+                    ).clamp(0, 1)
+                )
+        return torch.cat(masks)[order.argsort()]
 
-    def _regress(self, images: ImageList, crops: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Outputs (P, K, 5, d, d) of the network for crops (P, 4) of images (P,)."""
+    def _regress(
+        self,
+        images: ImageList,
+        crops: torch.Tensor,
+        index: torch.Tensor,
+        classes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Outputs (P, K, 5, d, d) of the network for crops (P, 4) of images (P,).
+
+        With one class of each crop (P,): (P, 1, 5, d, d).
+        """
         patches = crop_patches(images, crops, index, (self.network.input_size,) * 2)
-        return self.network(self.normalization(patches))
-
-
-def _search_grid(node: CfgNode, stage: CfgNode) -> SearchGrid:
-    """The boxes that a stage searches, by MODEL.DETECTORNET and the part of it that says them."""
-    return SearchGrid(
-        mean_dimensions=tuple(stage.MEAN_DIMENSIONS),
-        aspect_ratios=tuple(stage.ASPECT_RATIOS),
-        stride=stage.STRIDE,
-        ring=node.RING,
-        ring_weight=node.RING_WEIGHT,
-    )
-
-
-def trunk_maker(cfg: CfgNode) -> Callable[[], AlexNet]:
-    """What builds the trunk that the configuration describes."""
-    node = cfg.MODEL.DETECTORNET
-    return lambda: AlexNet(
-        input_size=node.INPUT_SIZE,
-        width_factor=node.WIDTH_FACTOR,
-        norm=node.NORM,
-        dropout=node.DROPOUT,
-    )
-
-
-def make_normalization(cfg: CfgNode) -> PixelNormalization:
-    """From the model's pixels to those that the trunk's weights are for."""
-    node = cfg.MODEL.DETECTORNET
-    return PixelNormalization(
-        model_format=cfg.INPUT.FORMAT,
-        model_mean=cfg.MODEL.PIXEL_MEAN,
-        model_std=cfg.MODEL.PIXEL_STD,
-        trunk_format=node.FORMAT,
-        trunk_mean=node.PIXEL_MEAN,
-        trunk_std=node.PIXEL_STD,
-    )
+        return self.network(self.normalization(patches), classes)
 
 
 def crowd_boxes(gt_instances: Instances) -> torch.Tensor:

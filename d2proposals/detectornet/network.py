@@ -49,9 +49,11 @@ class BoxMaskNetwork(nn.Module):
                 which Sec. 5.1 suggests).
 
         Raises:
-            ValueError: another name in ``networks``.
+            ValueError: another name in ``networks``, or masks without cells.
         """
         super().__init__()
+        if mask_size < 1:
+            raise ValueError(f"MODEL.DETECTORNET.MASK_SIZE must be at least 1, got {mask_size}.")
         if networks not in NETWORKS:
             raise ValueError(
                 f"unknown MODEL.DETECTORNET.NETWORKS '{networks}', choose one of {NETWORKS}"
@@ -67,22 +69,38 @@ class BoxMaskNetwork(nn.Module):
         )
         self.input_size = self.networks[0].trunk.input_size
 
-    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+    def forward(self, crops: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
         """
         Args:
             crops: (P, 3, S, S), normalised for the trunk.
+            classes: (P,) int64, the one class of each crop whose masks are wanted; None for all.
+                Networks of other classes are not run.
 
         Returns:
-            Tensor: (P, K, 5, d, d), mask types in the order of :data:`MASK_TYPES`.
+            Tensor: (P, K, 5, d, d), mask types in the order of :data:`MASK_TYPES`;
+            (P, 1, 5, d, d) with ``classes``.
         """
-        shape = (len(crops), self.classes_at_once, self.masks_at_once) + (self.mask_size,) * 2
-        outputs = [network(crops).view(shape) for network in self.networks]
-        num_groups = len(MASK_TYPES) // self.masks_at_once
-        of_classes = [
-            torch.cat(outputs[i : i + num_groups], dim=2)
-            for i in range(0, len(outputs), num_groups)
+        num_groups = self.num_classes // self.classes_at_once
+        if classes is None:
+            return torch.cat([self._run_group(i, crops) for i in range(num_groups)], dim=1)
+        if num_groups == 1:
+            row = torch.arange(len(crops), device=crops.device)
+            return self._run_group(0, crops)[row, classes][:, None]
+        order = classes.argsort(stable=True)
+        sizes = classes.bincount(minlength=num_groups).tolist()
+        masks = [
+            self._run_group(i, crops_i)
+            for i, crops_i in enumerate(crops[order].split(sizes))
+            if len(crops_i) or len(crops) == 0
         ]
-        return torch.cat(of_classes, dim=1)
+        return torch.cat(masks)[order.argsort()]
+
+    def _run_group(self, index: int, crops: torch.Tensor) -> torch.Tensor:
+        """Masks (P, classes_at_once, 5, d, d) of the classes that share their networks."""
+        shape = (len(crops), self.classes_at_once, self.masks_at_once) + (self.mask_size,) * 2
+        size = len(MASK_TYPES) // self.masks_at_once
+        networks = self.networks[index * size : (index + 1) * size]
+        return torch.cat([network(crops).view(shape) for network in networks], dim=2)
 
 
 class CropClassifier(nn.Module):

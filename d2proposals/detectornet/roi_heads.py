@@ -23,8 +23,9 @@ from torch import nn
 
 from ..proposals.patches import crop_patches
 from .crop_sampling import CropSampler, sample_classifier_crops
-from .generator import crowd_boxes, image_index, make_normalization, trunk_maker
+from .generator import crowd_boxes, image_index
 from .network import CropClassifier
+from .settings import make_normalization, trunk_maker
 
 # |S| of Eq. 3 is at most this: a difference of two means for each of five masks.
 _MAX_SCORE = 5
@@ -33,6 +34,11 @@ _MAX_SCORE = 5
 @ROI_HEADS_REGISTRY.register()
 class DetectorNetHeads(nn.Module):
     """Detections from the proposals of DetectorNet.
+
+    Unlike the paper, whose classifier prunes boxes between the filter by Eq. 2 and non-maximum
+    suppression (Sec. 5.2), before the best five of a scale are taken and refined: here it sees the
+    refined proposals alone. The filter leaves thousands of boxes, each a run of the classifier, and
+    proposals for other detectors have to come about without one.
 
     With masks of each class, a proposal has a class, and stays a detection where the classifier
     agrees with it. Class-agnostic proposals get their class from the classifier.
@@ -70,13 +76,18 @@ class DetectorNetHeads(nn.Module):
             crops_at_once: that the classifier is run on, in evaluation.
 
         Raises:
-            ValueError: nothing tells the class of a detection.
+            ValueError: nothing tells the class of a detection, or settings that make no sense.
         """
         super().__init__()
         if class_agnostic and classifier is None:
             raise ValueError(
                 "DetectorNetHeads needs MODEL.DETECTORNET.CLASSIFIER.ENABLED True or "
                 "MODEL.DETECTORNET.CLASS_AGNOSTIC False: nothing else tells an object's class."
+            )
+        if len(iou_thresholds) != 2 or not 0 <= iou_thresholds[0] <= iou_thresholds[1] <= 1:
+            raise ValueError(
+                "MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS needs two numbers in [0, 1], the "
+                f"negatives' first and not above the positives', got {tuple(iou_thresholds)}."
             )
         self.num_classes = num_classes
         self.class_agnostic = class_agnostic
@@ -94,17 +105,20 @@ class DetectorNetHeads(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec] | None = None) -> dict:
         node = cfg.MODEL.DETECTORNET
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        classifier = CropClassifier(trunk_maker(cfg)(), num_classes)
+        classifier = None
+        if node.CLASSIFIER.ENABLED:
+            classifier = CropClassifier(trunk_maker(cfg)(), num_classes)
         return {
             "num_classes": num_classes,
             "class_agnostic": node.CLASS_AGNOSTIC,
-            "classifier": classifier if node.CLASSIFIER.ENABLED else None,
+            "classifier": classifier,
             "normalization": make_normalization(cfg),
             "sampler": CropSampler(
                 num_crops=node.CLASSIFIER.NUM_CROPS,
                 positive_fraction=node.CLASSIFIER.POSITIVE_FRACTION,
                 min_scale=node.CLASSIFIER.MIN_SCALE,
                 num_tries=node.CLASSIFIER.NUM_TRIES,
+                key="MODEL.DETECTORNET.CLASSIFIER",
             ),
             "iou_thresholds": tuple(node.CLASSIFIER.IOU_THRESHOLDS),
             "loss_weight": node.CLASSIFIER.LOSS_WEIGHT,
@@ -125,7 +139,8 @@ class DetectorNetHeads(nn.Module):
         Args:
             images: N images, normalised and padded.
             features: not used.
-            proposals: of each image, from :class:`DetectorNet`; used in evaluation.
+            proposals: of each image, from :class:`DetectorNet`; used in evaluation, and with masks
+                of each class they have ``proposal_classes`` then.
             targets: of each image, with ``gt_boxes`` and ``gt_classes``; needed in training.
 
         Returns:
@@ -133,6 +148,9 @@ class DetectorNetHeads(nn.Module):
             network input), ``scores`` in [0, 1], descending, and ``pred_classes``. In training,
             the proposals as they are.
             dict[str, Tensor]: in training, "loss_detectornet_classifier", unless there is none.
+
+        Raises:
+            ValueError: in evaluation, proposals without classes where they need some.
         """
         if not self.training:
             detections = [
@@ -178,6 +196,12 @@ class DetectorNetHeads(nn.Module):
         boxes = proposals.proposal_boxes.tensor
         # S / 5: in [0, 1] for boxes that the masks speak for rather than against.
         scores = (proposals.objectness_logits / _MAX_SCORE).clamp(0, 1)
+        if not self.class_agnostic and not proposals.has("proposal_classes"):
+            raise ValueError(
+                "DetectorNetHeads got proposals without classes: with "
+                "MODEL.DETECTORNET.CLASS_AGNOSTIC False, MODEL.PROPOSAL_GENERATOR.NAME must be "
+                "DetectorNet."
+            )
         classes = None if self.class_agnostic else proposals.proposal_classes
         if self.classifier is not None:
             single = ImageList(images.tensor[image : image + 1], [images.image_sizes[image]])

@@ -6,6 +6,7 @@ from detectron2.modeling import (
 )
 from torch import nn
 
+from d2proposals.detectornet import roi_heads
 from d2proposals.detectornet.crop_sampling import CropSampler
 from d2proposals.detectornet.detection import SearchGrid
 from tests.common import make_cfg, set_all
@@ -39,6 +40,7 @@ DETECTORNET_SETTINGS = {
     "SCORE_THRESH": 0.375,
     "PRE_NMS_TOPK": 51,
     "NMS_THRESH": 0.625,
+    "NMS_TYPE": "iou",
     "TOPK_PER_SCALE": 31,
     "REFINEMENT.ENABLED": False,
     "REFINEMENT.ENLARGEMENT": 1.75,
@@ -81,6 +83,7 @@ def test_every_key_of_detectornet_reaches_the_generator():
         "min_coverage": 0.375,
         "pre_nms_topk": 51,
         "nms_thresh": 0.625,
+        "nms_type": "iou",
         "topk_per_scale": 31,
         "refinement_grid": None,
         "enlargement": 1.75,
@@ -121,6 +124,15 @@ def test_keys_of_the_classifier_reach_detectornet_s_heads():
     assert heads.classifier.network.output.out_features == 3
 
 
+def test_a_classifier_that_is_not_wanted_is_not_built(monkeypatch):
+    built = []
+    monkeypatch.setattr(roi_heads, "CropClassifier", lambda *args: built.append(args))
+    build_roi_heads(detectornet_cfg(), {})
+    assert built == []
+    build_roi_heads(detectornet_cfg("MODEL.DETECTORNET.CLASSIFIER.ENABLED", True), {})
+    assert len(built) == 1
+
+
 def test_detectornet_s_configuration_is_the_paper_s():
     cfg = make_cfg("detectornet_rpn_only.yaml")
     node = cfg.MODEL.DETECTORNET
@@ -129,6 +141,7 @@ def test_detectornet_s_configuration_is_the_paper_s():
     assert (node.POSITIVE_FRACTION, node.POSITIVE_COVERAGE) == (0.4, 0.8)  # Sec. 6
     assert node.MEAN_DIMENSIONS == tuple(i / 10 for i in range(1, 10))  # Sec. 5.2
     assert len(node.ASPECT_RATIOS) == 10 and node.STRIDE == 5 and node.SCORE_THRESH == 0.5
+    assert (node.NMS_TYPE, node.NMS_THRESH) == ("own_area", 0.5)  # "as in [9]"
     assert (node.NUM_SCALES, node.WINDOW_OVERLAP, node.TOPK_PER_SCALE) == (3, 0.2, 5)  # Sec. 5.3
     assert node.REFINEMENT.ENABLED and node.REFINEMENT.ENLARGEMENT == 1.2
     assert node.CLASSIFIER.IOU_THRESHOLDS == (0.2, 0.6) and node.RING_WEIGHT == 1.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2proposals.detectornet.network import BoxMaskNetwork, CropClassifier
+from d2proposals.detectornet.network import NETWORKS, BoxMaskNetwork, CropClassifier
 
 
 class Trunk(nn.Module):
@@ -40,9 +40,34 @@ def test_outputs_are_ordered_by_class_and_mask(networks, num_networks, outputs):
     assert torch.equal(masks, numbers.expand(2, -1, -1, -1, -1))
 
 
-def test_no_crops():
-    network = BoxMaskNetwork(make_trunk=Trunk, num_classes=2, mask_size=4)
+@pytest.mark.parametrize("networks", NETWORKS)
+def test_masks_of_one_class_of_each_crop(networks):
+    torch.manual_seed(0)
+    network = BoxMaskNetwork(make_trunk=Trunk, num_classes=4, mask_size=2, networks=networks)
+    crops, classes = torch.randn(7, 3, 8, 8), torch.tensor([3, 0, 3, 1, 1, 3, 0])
+    calls = []
+    for index, part in enumerate(network.networks):
+        nn.init.normal_(part.output.bias)
+        part.register_forward_pre_hook(lambda _, x, index=index: calls.append((index, len(x[0]))))
+    expected = network(crops)[torch.arange(7), classes][:, None]
+    calls.clear()
+    masks = network(crops, classes)
+    assert masks.shape == (7, 1, 5, 2, 2)
+    torch.testing.assert_close(masks, expected)
+    if networks == "per_class_and_mask":
+        # Five networks of a class, for its crops alone; no network of class 2.
+        numbers = {0: 2, 1: 2, 3: 3}
+        assert calls == [(5 * k + m, n) for k, n in numbers.items() for m in range(5)]
+    else:
+        assert calls == [(i, 7) for i in range(len(network.networks))]
+
+
+@pytest.mark.parametrize("networks", NETWORKS)
+def test_no_crops(networks):
+    network = BoxMaskNetwork(make_trunk=Trunk, num_classes=2, mask_size=4, networks=networks)
     assert network(torch.zeros(0, 3, 8, 8)).shape == (0, 2, 5, 4, 4)
+    classes = torch.zeros(0, dtype=torch.int64)
+    assert network(torch.zeros(0, 3, 8, 8), classes).shape == (0, 1, 5, 4, 4)
 
 
 def test_unknown_form():

@@ -43,6 +43,12 @@ def test_no_boxes_and_no_objects():
         precision_recall([record([0, 0, 9, 9], iscrowd=1)], [found()])
 
 
+def test_the_command_needs_images(capsys):
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(TOOL))["main"](["--config-file", "x.yaml", "--num-images", "0"])
+    assert "--num-images must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_the_command(tmp_path, capsys):
     output = tmp_path / "refinement.png"
     with registered(write_tiny_coco(tmp_path / "datasets") / "coco"):

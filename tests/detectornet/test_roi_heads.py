@@ -3,7 +3,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_model, build_roi_heads
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 from tests.common import make_cfg, make_instances
@@ -104,6 +104,94 @@ def test_the_loss_is_the_cross_entropy_of_the_crops():
     # Untrained: about the same probability for all 21 classes.
     (loss,) = losses.values()
     assert loss.item() == pytest.approx(torch.log(torch.tensor(21.0)).item(), abs=0.2)
+
+
+@pytest.mark.parametrize("thresholds", [(0.5,), (), (0.2, 0.4, 0.6), (0.6, 0.2), (-0.1, 0.6),
+                                        (0.2, 60.0), (float("nan"), 0.6)])  # fmt: skip
+def test_similarities_that_make_no_sense(thresholds):
+    with pytest.raises(ValueError, match="MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS"):
+        build_heads("MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS", thresholds)
+
+
+def test_crops_that_make_no_sense():
+    with pytest.raises(ValueError, match="MODEL.DETECTORNET.CLASSIFIER.NUM_TRIES"):
+        build_heads("MODEL.DETECTORNET.CLASSIFIER.NUM_TRIES", 0)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_proposals_without_classes_where_they_need_some(enabled):
+    heads = build_heads("MODEL.DETECTORNET.CLASSIFIER.ENABLED", enabled)
+    with pytest.raises(ValueError, match="proposals without classes: .* must be DetectorNet"):
+        detect(heads, make_proposals(BOXES, [4.5, 4.0, 3.0, 2.0]))
+
+
+def classifier_by_colour(heads):
+    """The classifier says class 0 for dark crops, class 1 for bright ones; returns what it saw."""
+    seen = []
+
+    def classify(crops):
+        seen.append(crops.mean(dim=(1, 2, 3)))
+        is_bright = (seen[-1] > 0.5).long()
+        return 20.0 * torch.nn.functional.one_hot(is_bright, CLASSES + 1)
+
+    heads.classifier.forward, heads.normalization = classify, torch.nn.Identity()
+    return seen
+
+
+def dark_and_bright():
+    return ImageList.from_tensors([torch.zeros(3, 100, 100), torch.ones(3, 100, 100)], 32)
+
+
+def test_each_image_s_detections_are_classified_in_that_image():
+    heads = build_heads("MODEL.DETECTORNET.CLASS_AGNOSTIC", True)
+    classifier_by_colour(heads)
+    proposals = [make_proposals(BOXES, [4.0, 3.0, 2.0, 1.0])] * 2
+    detections, _ = heads(dark_and_bright(), {}, proposals)
+    assert [x.pred_classes.tolist() for x in detections] == [[0] * 4, [1] * 4]
+
+
+def test_training_crops_are_cut_out_of_their_own_images():
+    heads = build_heads().train()
+    seen = classifier_by_colour(heads)
+    targets = [make_instances((100, 100), [[10, 10, 60, 60]])] * 2
+    with EventStorage():
+        heads(dark_and_bright(), {}, [], targets)
+    (means,) = seen
+    assert (means[:20] < 0.01).all() and (means[20:] > 0.99).all() and len(means) == 40
+
+
+def test_the_weight_of_the_loss():
+    losses = []
+    for weight in (1.0, 3.0):
+        heads = build_heads("MODEL.DETECTORNET.CLASSIFIER.LOSS_WEIGHT", weight).train()
+        heads.eval().training = True  # no dropout
+        torch.manual_seed(0)
+        with EventStorage():
+            _, loss = heads(make_images((100, 100)), {}, [], [make_instances((100, 100))])
+        losses.append(loss["loss_detectornet_classifier"].item())
+    assert losses[1] == pytest.approx(3 * losses[0]) and losses[0] > 0
+
+
+def test_similarities_reach_the_sampling(monkeypatch):
+    heads = build_heads("MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS", (0.1, 0.9),
+                        "MODEL.DETECTORNET.CLASSIFIER.NUM_CROPS", 60)  # fmt: skip
+    crops, box, sizes = [], [[10, 10, 60, 60]], (100, 100)
+    classify = heads._classify
+    monkeypatch.setattr(heads, "_classify", lambda *x: crops.append(x[1]) or classify(*x))
+    torch.manual_seed(0)
+    with EventStorage() as storage:
+        heads.train()(make_images(sizes), {}, [], [make_instances(sizes, box)])
+        num_positives = storage.latest()["detectornet/num_pos_classifier_crops"][0]
+    iou = pairwise_iou(Boxes(torch.tensor(box).float()), Boxes(crops[0]))[0]
+    assert num_positives >= 1 and (iou[: int(num_positives)] >= 0.9).all()
+    assert (iou[int(num_positives) :] < 0.1).all() and len(iou) > 30
+
+
+def test_no_more_detections_than_wanted():
+    heads = build_heads("MODEL.DETECTORNET.CLASSIFIER.ENABLED", False,
+                        "TEST.DETECTIONS_PER_IMAGE", 2)  # fmt: skip
+    found = detect(heads, make_proposals(BOXES, [3.0, 4.5, 4.0, 2.0], [3, 5, 3, 7]))
+    assert found.pred_boxes.tensor.tolist() == [BOXES[1], BOXES[2]]
 
 
 def test_the_detector_trains_and_detects():

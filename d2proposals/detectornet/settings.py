@@ -1,0 +1,54 @@
+"""Parts of DetectorNet that several modules build from the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from detectron2.config import CfgNode
+
+from ..backbones.alexnet import AlexNet
+from ..proposals.pixel_normalization import PixelNormalization
+from .detection import SearchGrid
+
+# Of the trunk, in Detectron2's names.
+NORMS = ("", "BN", "FrozenBN", "GN", "LN", "SyncBN")
+
+
+def search_grid(node: CfgNode, stage: CfgNode, key: str) -> SearchGrid:
+    """The boxes that a stage searches, by MODEL.DETECTORNET and the part of it that says them."""
+    return SearchGrid(
+        mean_dimensions=tuple(stage.MEAN_DIMENSIONS),
+        aspect_ratios=tuple(stage.ASPECT_RATIOS),
+        stride=stage.STRIDE,
+        ring=node.RING,
+        ring_weight=node.RING_WEIGHT,
+        key=key,
+    )
+
+
+def trunk_maker(cfg: CfgNode) -> Callable[[], AlexNet]:
+    """What builds the trunk that the configuration describes."""
+    node = cfg.MODEL.DETECTORNET
+    if node.NORM not in NORMS:
+        raise ValueError(f"unknown MODEL.DETECTORNET.NORM '{node.NORM}', choose one of {NORMS}")
+    return lambda: AlexNet(
+        input_size=node.INPUT_SIZE,
+        width_factor=node.WIDTH_FACTOR,
+        norm=node.NORM,
+        dropout=node.DROPOUT,
+    )
+
+
+def make_normalization(cfg: CfgNode) -> PixelNormalization:
+    """From the model's pixels to those that the trunk's weights are for."""
+    node = cfg.MODEL.DETECTORNET
+    if not all(x > 0 for x in node.PIXEL_STD):
+        raise ValueError(f"MODEL.DETECTORNET.PIXEL_STD must be positive, got {node.PIXEL_STD}.")
+    return PixelNormalization(
+        model_format=cfg.INPUT.FORMAT,
+        model_mean=cfg.MODEL.PIXEL_MEAN,
+        model_std=cfg.MODEL.PIXEL_STD,
+        trunk_format=node.FORMAT,
+        trunk_mean=node.PIXEL_MEAN,
+        trunk_std=node.PIXEL_STD,
+    )

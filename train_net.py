@@ -18,7 +18,6 @@ Examples:
         python train_net.py --config-file configs/rpn_only.yaml --num-gpus 2 MODEL.DEVICE cpu
 """
 
-import logging
 from argparse import Namespace
 from typing import Any
 
@@ -41,9 +40,8 @@ from d2proposals.engine import (
     load_part_weights,
     prepare_launch,
     warn_of_frozen_random_norm,
+    warn_of_random_weights,
 )
-
-logger = logging.getLogger("d2proposals.train_net")
 
 
 def setup(args: Namespace) -> CfgNode:
@@ -101,11 +99,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     checkpointer = ProposalCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     load_part_weights(cfg, checkpointer, only_missing=True)
-    if checkpointer.missing_keys and not cfg.MODEL.WEIGHTS:
-        parts = sorted({key.split(".")[0] for key in checkpointer.missing_keys})
-        logger.warning(
-            f"Evaluating random weights ({', '.join(parts)}): name a checkpoint in MODEL.WEIGHTS."
-        )
+    warn_of_random_weights(cfg, checkpointer)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))

@@ -11,7 +11,7 @@ from torch import nn
 from d2proposals.deepmask import dense_inference
 from d2proposals.deepmask import generator as deepmask_generator
 from d2proposals.spop import pixel_networks
-from tests.test_contract import BOXES, GENERATORS, host_cfg, make_batch
+from tests.test_contract import BOXES, GENERATORS, IMAGE_LEVEL, host_cfg, make_batch
 
 # Layers that behave differently in training, in the generators that can have them.
 WITH_BN = {

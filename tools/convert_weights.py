@@ -1,4 +1,4 @@
-"""Convert public ImageNet weights into a checkpoint for MODEL.WEIGHTS.
+"""Convert public ImageNet weights into a checkpoint for MODEL.WEIGHTS, or that of one part.
 
     python tools/convert_weights.py --architecture bn_inception IN.pth OUT.pkl
     python tools/convert_weights.py --architecture bn_inception --zoom-network IN.pth OUT.pkl

@@ -6,8 +6,9 @@
         --limits 10 30 100 300 --name RPN --beside sc_rpn.json --output rpn.json MODEL.WEIGHTS r.pth
 
 Evaluates on DATASETS.TEST once for each number: the best-scored proposals of each image go to the
-heads. Writes the numbers (JSON), and the curve as a picture of the same name (PNG), with those of
-other runs beside it.
+heads, as far as there are so many; the mean number that they got stands beside each result. Writes
+the numbers (JSON), and the curve as a picture of the same name (PNG), with those of other runs
+beside it.
 """
 
 import argparse
@@ -17,7 +18,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 from d2proposals.engine import (
     Trainer,
@@ -26,12 +29,19 @@ from d2proposals.engine import (
     check_datasets,
     check_proposal_files,
     fit_to_device,
+    is_two_stage,
     load_config,
     load_trained_model,
 )
-from d2proposals.engine.detector_proposals import limited_proposals
+from d2proposals.engine.detector_proposals import (
+    ProposalCounter,
+    counted_proposals,
+    limited_proposals,
+)
 from d2proposals.evaluation.comparison import plot_precision_by_number, read_precision_by_number
 from d2proposals.proposals.atomic_files import write_json
+
+logger = logging.getLogger("d2proposals.plot_detector_ap")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,6 +62,35 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def evaluate_at(
+    cfg: CfgNode, model: nn.Module, limit: int
+) -> tuple[dict[str, float], ProposalCounter]:
+    """Evaluate a detector whose heads get at most ``limit`` proposals of an image.
+
+    Args:
+        cfg: a configuration, in which the limit of precomputed proposals is set.
+        model: of this configuration.
+        limit: at least 1.
+
+    Returns:
+        measures in percent, and the count of the proposals that the heads got.
+    """
+    cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = limit
+    precomputed = model.proposal_generator is None
+    with nullcontext() if precomputed else limited_proposals(model, limit):
+        with counted_proposals(model) as counter:
+            metrics = Trainer.test(cfg, model)["bbox"]
+    if counter.largest < limit:
+        logger.warning(
+            f"No image has {limit} proposals, the most are {counter.largest}: this point is that "
+            "of fewer proposals. Lower --limits, or let "
+            f"{'the files have' if precomputed else 'the generator yield'} more."
+        )
+    # Without any detection, all is NaN; so are sizes and classes without objects.
+    finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
+    return {"AP": 0.0, "AP50": 0.0} | finite, counter
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -69,33 +108,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Only detections are of interest; several numbers would write into the same files.
         cfg.TEST.PROPOSALS.OF_DETECTORS = False
         check_config(cfg)
-        if len(cfg.DATASETS.TEST) != 1 or cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+        if len(cfg.DATASETS.TEST) != 1 or not is_two_stage(cfg):
             parser.error(
-                "takes a two-stage detector (MODEL.META_ARCHITECTURE 'GeneralizedRCNN', not "
-                f"'{cfg.MODEL.META_ARCHITECTURE}') and one dataset in DATASETS.TEST, not "
-                f"{len(cfg.DATASETS.TEST)}"
+                "takes a two-stage detector (MODEL.META_ARCHITECTURE 'GeneralizedRCNN' or one of "
+                f"its kind, not '{cfg.MODEL.META_ARCHITECTURE}') and one dataset in DATASETS.TEST, "
+                f"not {len(cfg.DATASETS.TEST)}"
             )
         check_datasets(cfg.DATASETS.TEST)
-        check_proposal_files(cfg)
+        check_proposal_files(cfg, train=False)
         setup_logger(name="detectron2")
         model = load_trained_model(cfg)
-        results = {}
+        results, numbers = {}, {}
         for limit in sorted(set(args.limits)):
-            cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = limit
-            precomputed = model.proposal_generator is None
-            with nullcontext() if precomputed else limited_proposals(model, limit):
-                metrics = Trainer.test(cfg, model)["bbox"]
-            # Without any detection, all is NaN; so are sizes and classes without objects.
-            results[limit] = {"AP": 0.0, "AP50": 0.0} | {
-                k: v for k, v in metrics.items() if math.isfinite(v)
-            }
+            results[limit], counter = evaluate_at(cfg, model, limit)
+            numbers[limit] = counter.mean
     content = {"name": name, "dataset": cfg.DATASETS.TEST[0], "ap_by_limit": results}
-    write_json(args.output, content)
+    write_json(args.output, {**content, "mean_number_by_limit": numbers})
     runs[name] = {limit: metrics["AP"] for limit, metrics in results.items()}
     picture = str(Path(args.output).with_suffix(".png"))
     plot_precision_by_number(picture, runs, f"Detections on {cfg.DATASETS.TEST[0]}")
     for limit, metrics in results.items():
-        print(f"{limit} proposals: AP {metrics['AP']:.2f}, AP50 {metrics['AP50']:.2f}")
+        print(
+            f"{limit} proposals: AP {metrics['AP']:.2f}, AP50 {metrics['AP50']:.2f}, "
+            f"{numbers[limit]:.1f} proposals per image"
+        )
     print(f"{args.output}, {picture}")
 
 

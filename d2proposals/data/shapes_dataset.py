@@ -26,7 +26,6 @@ from detectron2.data.datasets import load_coco_json
 from .shapes_files import SPLITS, Split, dataset_root, ensure_split
 from .shapes_outlines import CATEGORIES
 
-
 # Name -> the name it is the beginning of, and how many images.
 SUBSETS = {"d2p_shapes_train_300": ("d2p_shapes_train", 300)}
 

@@ -7,11 +7,12 @@ from .job import (
     check_config,
     check_datasets,
     fit_to_device,
+    is_two_stage,
     load_config,
     prepare_launch,
     warn_of_frozen_random_norm,
 )
-from .part_weights import load_part_weights
+from .part_weights import load_part_weights, warn_of_random_weights
 from .proposal_files import check_proposal_files
 from .test_time_augmentation import ProposalNetworkWithTTA
 from .trained_model import load_trained_model, network_input_of
@@ -30,10 +31,12 @@ __all__ = [
     "freeze",
     "freeze_generator",
     "freeze_parts",
+    "is_two_stage",
     "load_config",
     "load_part_weights",
     "load_trained_model",
     "network_input_of",
     "prepare_launch",
     "warn_of_frozen_random_norm",
+    "warn_of_random_weights",
 ]

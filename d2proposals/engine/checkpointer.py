@@ -29,6 +29,7 @@ class ProposalCheckpointer(DetectionCheckpointer):
         weights_key: the key of the configuration that names the file, for these lines.
         without_weights: what the model has when the key is "", for the same lines.
         missing_keys: names of the model's parameters and buffers that no checkpoint has set yet.
+        loaded_path: the file of the last :meth:`load`, "" before it or when it had none.
     """
 
     weights_key = "MODEL.WEIGHTS"
@@ -38,6 +39,7 @@ class ProposalCheckpointer(DetectionCheckpointer):
         """Take the arguments of ``DetectionCheckpointer``."""
         super().__init__(model, save_dir, **kwargs)
         self.missing_keys = set(self.model.state_dict())
+        self.loaded_path = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save to ``<save_dir>/<name>.pth``, atomically, and make it the last checkpoint.
@@ -75,7 +77,9 @@ class ProposalCheckpointer(DetectionCheckpointer):
         """
         if path:
             self._check_exists(path)
-        return super().load(path, *args, **kwargs)
+        content = super().load(path, *args, **kwargs)
+        self.loaded_path = path
+        return content
 
     def _check_exists(self, path: str) -> None:
         file = urlparse(path)._replace(query="").geturl()

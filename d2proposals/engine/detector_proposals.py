@@ -1,8 +1,8 @@
-"""The proposals of a two-stage detector: recorded beside its detections, or limited in number.
+"""The proposals of a two-stage detector: recorded beside its detections, limited, or counted.
 
 Detectron2's ``GeneralizedRCNN`` returns what its heads detect and keeps the proposals to itself.
-Both contexts here are hooks on its ``proposal_generator``, so that any generator and any heads
-will do and every image passes the network once.
+The contexts here are hooks on its ``proposal_generator`` and ``roi_heads``, so that any generator
+and any heads will do and every image passes the network once.
 """
 
 from __future__ import annotations
@@ -92,6 +92,48 @@ def limited_proposals(model: nn.Module, limit: int) -> Iterator[None]:
     handle = generator.register_forward_hook(limit_output)
     try:
         yield
+    finally:
+        handle.remove()
+
+
+class ProposalCounter:
+    """Counts the proposals that a detector's heads get.
+
+    Attributes:
+        num_images: images that the heads have seen.
+        num_proposals: proposals of all these images.
+        largest: the most of one image.
+    """
+
+    def __init__(self) -> None:
+        self.num_images = 0
+        self.num_proposals = 0
+        self.largest = 0
+
+    def count(self, module: nn.Module, args: tuple) -> None:
+        """A forward pre-hook of heads, whose third argument the proposals are."""
+        numbers = [len(proposals_i) for proposals_i in args[2]]
+        self.num_images += len(numbers)
+        self.num_proposals += sum(numbers)
+        self.largest = max(self.largest, *numbers, 0)
+
+    @property
+    def mean(self) -> float:
+        """Proposals of an image; 0 without images."""
+        return self.num_proposals / max(self.num_images, 1)
+
+
+@contextmanager
+def counted_proposals(model: nn.Module) -> Iterator[ProposalCounter]:
+    """Count the proposals that a detector's heads get within this context.
+
+    Args:
+        model: as for :func:`recorded_proposals`.
+    """
+    counter = ProposalCounter()
+    handle = _detector_of(model).roi_heads.register_forward_pre_hook(counter.count)
+    try:
+        yield counter
     finally:
         handle.remove()
 

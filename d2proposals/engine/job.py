@@ -9,7 +9,12 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    GeneralizedRCNN,
+)
 
 from ..config import add_d2proposals_config
 
@@ -124,12 +129,23 @@ def check_config(cfg: CfgNode) -> None:
         known += ["PrecomputedProposals"] if registry is PROPOSAL_GENERATOR_REGISTRY else []
         if name not in known:
             raise ValueError(f"Unknown {key} '{name}'. Known: {', '.join(known)}.")
-    is_detector = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
-    if is_detector and not cfg.MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING:
+    if is_two_stage(cfg) and not cfg.MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING:
         raise ValueError(
             "MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING must be True with "
-            "MODEL.META_ARCHITECTURE 'GeneralizedRCNN': its heads train on the proposals."
+            f"MODEL.META_ARCHITECTURE '{cfg.MODEL.META_ARCHITECTURE}': its heads train on the "
+            "proposals."
         )
+
+
+def is_two_stage(cfg: CfgNode) -> bool:
+    """Whether the model is a detector whose heads take proposals.
+
+    Args:
+        cfg: its ``MODEL.META_ARCHITECTURE`` is registered: ``GeneralizedRCNN``, or a class that
+            inherits from it, such as ``PanopticFPN``.
+    """
+    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    return isinstance(architecture, type) and issubclass(architecture, GeneralizedRCNN)
 
 
 def check_datasets(names: list[str] | tuple[str, ...]) -> None:

@@ -9,11 +9,13 @@ import logging
 from typing import Any
 
 import torch
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import CfgNode
 from torch import nn
 
 from .checkpointer import ProposalCheckpointer
 from .freezing import FREEZABLE
+from .job import is_two_stage
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,12 @@ _SHAPING_KEYS = {
     "build_zoom_network_backbone": "MODEL.ZOOM_NETWORK and MODEL.BN_INCEPTION",
     "build_vgg_backbone": "MODEL.VGG",
 }
+# Generators with a network of their own, and where the configuration has its normalisation.
+_NORM_NODES = {
+    "DeepMask": ("VGG",),
+    "SPOP": ("SPOP", "TRUNK"),
+    "DetectorNet": ("DETECTORNET",),
+}
 
 
 def load_part_weights(
@@ -42,11 +50,15 @@ def load_part_weights(
 ) -> None:
     """Load what ``MODEL.BACKBONE.WEIGHTS`` and ``MODEL.PROPOSAL_GENERATOR.WEIGHTS`` name.
 
+    A part that is going to be trained may start from a file that has only some of its weights, such
+    as a trunk's of tools/convert_weights.py. A warning says how many weights are random then.
+
     Args:
         cfg: a configuration.
         checkpointer: of the model, which has loaded ``MODEL.WEIGHTS``; its ``missing_keys`` are
             kept true.
-        only_missing: leave a part alone of which the checkpointer has loaded anything.
+        only_missing: for an evaluation: leave a part alone that the checkpointer has loaded as a
+            whole, and take no file that has less than a whole part.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -64,14 +76,68 @@ def load_part_weights(
                 "set it ''."
             )
         keys = {f"{name}.{entry}" for entry in part.state_dict()}
-        if only_missing and not keys <= checkpointer.missing_keys:
-            logger.info(f"{key} is not read: the checkpoint of the model has a {name}.")
+        if only_missing and keys and not _learnt(keys & checkpointer.missing_keys):
+            loaded = checkpointer.loaded_path
+            logger.log(
+                logging.INFO if path == loaded else logging.WARNING,
+                f"{key} ({path}) is not read: {loaded or 'the model'} has the whole {name}.",
+            )
             continue
         state = _part_state(key, path, checkpointer.model, name)
-        _check_fits(cfg, key, path, part, name, state)
+        may_lack = not only_missing and not cfg.MODEL[node].FREEZE
+        lacking = _check_fits(cfg, key, path, part, name, state, may_lack=may_lack)
         part.load_state_dict(state, strict=False)
-        checkpointer.missing_keys -= keys
+        checkpointer.missing_keys -= keys - lacking
+        random = [entry for entry in part.state_dict() if f"{name}.{entry}" in lacking]
+        random = [entry for entry in random if f"{name}.{entry}" in checkpointer.missing_keys]
+        if random:
+            logger.warning(
+                f"{key}: {path} has a part of the {name}; {len(random)} of its {len(keys)} entries "
+                f"start from random values, the first is {name}.{random[0]}."
+            )
         logger.info(f"The {name} has the weights of {path} ({key}).")
+
+
+def warn_of_random_weights(cfg: CfgNode, checkpointer: ProposalCheckpointer) -> None:
+    """Warn before an evaluation of parts with random weights, where no checkpoint is named.
+
+    Args:
+        cfg: a configuration.
+        checkpointer: of the model, which has loaded all that the configuration names.
+    """
+    missing = _learnt(checkpointer.missing_keys)
+    if missing and not cfg.MODEL.WEIGHTS:
+        parts = sorted({key.split(".")[0] for key in missing})
+        logger.warning(
+            f"These are results of random weights ({', '.join(parts)}): name a checkpoint in "
+            "MODEL.WEIGHTS."
+        )
+
+
+def warn_of_random_generator(cfg: CfgNode, checkpointer: ProposalCheckpointer) -> None:
+    """Warn before a detector's training of a generator that will hardly learn from its start.
+
+    That is one whose own network has random weights and no normalisation.
+
+    Args:
+        cfg: a configuration.
+        checkpointer: of the model, which has loaded all that the configuration names.
+    """
+    node = cfg.MODEL.PROPOSAL_GENERATOR
+    if node.NAME not in _NORM_NODES or node.FREEZE or not is_two_stage(cfg):
+        return
+    generator = checkpointer.model.proposal_generator
+    names = {f"proposal_generator.{name}" for name, _ in generator.named_parameters()}
+    norm_node = cfg.MODEL
+    for name in _NORM_NODES[node.NAME]:
+        norm_node = norm_node[name]
+    if not norm_node.NORM and names <= checkpointer.missing_keys:
+        logger.warning(
+            f"The {node.NAME} of this detector starts from random weights without normalisation, "
+            "and learns slowly or not at all. Name its checkpoint, or its network's converted "
+            "weights (tools/convert_weights.py), in MODEL.PROPOSAL_GENERATOR.WEIGHTS, or set "
+            f"MODEL.{'.'.join(_NORM_NODES[node.NAME])}.NORM 'GN'."
+        )
 
 
 class _StateReader(ProposalCheckpointer):
@@ -83,9 +149,13 @@ class _StateReader(ProposalCheckpointer):
         super().__init__(model, save_to_disk=False)
         self.weights_key = weights_key
         self.state: dict[str, Any] = {}
+        self.matching_heuristics = False
+        self.is_caffe2 = False
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         self.state = checkpoint.pop("model")
+        self.matching_heuristics = checkpoint.get("matching_heuristics", False)
+        self.is_caffe2 = checkpoint.get("__author__") == "Caffe2"
 
 
 def _part_state(key: str, path: str, model: nn.Module, name: str) -> dict[str, torch.Tensor]:
@@ -97,11 +167,15 @@ def _part_state(key: str, path: str, model: nn.Module, name: str) -> dict[str, t
         raise ValueError(f"{key}: {path} is no checkpoint: it holds no weights with names.")
     if all(entry.startswith(_PARALLEL) for entry in state):
         state = {entry.removeprefix(_PARALLEL): value for entry, value in state.items()}
+    state = {entry: torch.as_tensor(value) for entry, value in state.items()}
     of_part = {
-        entry.removeprefix(f"{name}."): torch.as_tensor(value)
+        entry.removeprefix(f"{name}."): value
         for entry, value in state.items()
         if entry.startswith(f"{name}.")
     }
+    if not of_part and reader.matching_heuristics:
+        own = getattr(model, name).state_dict()
+        of_part = _matched(key, path, own, state, is_caffe2=reader.is_caffe2)
     if not of_part:
         tops = sorted({entry.split(".")[0] for entry in state})
         raise ValueError(
@@ -112,8 +186,43 @@ def _part_state(key: str, path: str, model: nn.Module, name: str) -> dict[str, t
     return of_part
 
 
+def _matched(
+    key: str,
+    path: str,
+    own: dict[str, torch.Tensor],
+    state: dict[str, torch.Tensor],
+    *,
+    is_caffe2: bool,
+) -> dict[str, torch.Tensor]:
+    """Weights by the names of a part, each of which ends in the weight's name in the file.
+
+    What matches none keeps its name. Nothing is returned if nothing matches.
+
+    Raises:
+        ValueError: when a weight matches several.
+    """
+    try:
+        aligned = align_and_update_state_dicts(own, state, c2_conversion=is_caffe2)
+    except ValueError as error:
+        raise ValueError(
+            f"{key}: {path} has a network's weights once, but they fit several networks of the "
+            "part: convert them with full names (tools/convert_weights.py, --separate-trunks for "
+            "DeepMask)."
+        ) from error
+    matched = {}
+    for entry, value in aligned.items():
+        # Detectron2 leaves out those of another shape.
+        ends = [name for name in own if name.endswith(f".{entry}") and name not in aligned]
+        matched[ends[0] if ends and entry not in own else entry] = value
+    return matched if matched.keys() & own.keys() else {}
+
+
 def _is_optional(entry: str) -> bool:
     return any(name in entry for name in _OPTIONAL)
+
+
+def _learnt(keys: set[str]) -> set[str]:
+    return {key for key in keys if not _is_optional(key)}
 
 
 def _check_fits(
@@ -123,8 +232,20 @@ def _check_fits(
     part: nn.Module,
     name: str,
     state: dict[str, torch.Tensor],
-) -> None:
-    """Raise ValueError unless the weights of a checkpoint are all that the part has."""
+    *,
+    may_lack: bool,
+) -> set[str]:
+    """Check that the weights of a checkpoint are those of the part.
+
+    Args:
+        may_lack: whether they may be some of the part's.
+
+    Returns:
+        the names in the model of what the checkpoint lacks.
+
+    Raises:
+        ValueError: when they are not.
+    """
     node = cfg.MODEL.PROPOSAL_GENERATOR if name == "proposal_generator" else cfg.MODEL.BACKBONE
     kind = f"{key.rsplit('.', 1)[0]}.NAME ({node.NAME})"
     shaping = f", {_SHAPING_KEYS[node.NAME]}" if node.NAME in _SHAPING_KEYS else ""
@@ -134,11 +255,12 @@ def _check_fits(
     own = part.state_dict()
     missing = [entry for entry in own if entry not in state and not _is_optional(entry)]
     extra = [entry for entry in state if entry not in own and not _is_optional(entry)]
-    if missing:
+    if missing and (extra or not may_lack):
         instead = f", but {name}.{extra[0]}" if extra else ""
+        enough = "" if extra else f" Less than the whole {name} is enough to train it only."
         raise ValueError(
             f"{key}: {path} has no {name}.{missing[0]}{instead} ({len(missing)} entries are "
-            f"missing). {advice}."
+            f"missing). {advice}.{enough}"
         )
     for entry, value in own.items():
         if entry in state and state[entry].shape != value.shape:
@@ -151,3 +273,4 @@ def _check_fits(
             f"{key}: the model has no {name}.{extra[0]}, which {path} has ({len(extra)} such "
             f"entries). {advice}."
         )
+    return {f"{name}.{entry}" for entry in missing}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -15,9 +14,7 @@ from torch import nn
 
 from ..data.image_files import to_input_format
 from .checkpointer import ProposalCheckpointer
-from .part_weights import load_part_weights
-
-logger = logging.getLogger(__name__)
+from .part_weights import load_part_weights, warn_of_random_weights
 
 
 def load_trained_model(cfg: CfgNode) -> nn.Module:
@@ -30,11 +27,10 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
         nn.Module: in evaluation mode. Without weights they are random, which a warning says.
     """
     model = build_model(cfg).eval()
-    if not cfg.MODEL.WEIGHTS:
-        logger.warning("These are results of random weights: name a checkpoint in MODEL.WEIGHTS.")
     checkpointer = ProposalCheckpointer(model)
     checkpointer.load(cfg.MODEL.WEIGHTS)
     load_part_weights(cfg, checkpointer, only_missing=True)
+    warn_of_random_weights(cfg, checkpointer)
     return model
 
 

@@ -36,8 +36,9 @@ from ..evaluation.evaluator import ProposalEvaluator
 from .checkpointer import ProposalCheckpointer
 from .detector_proposals import DetectorProposalEvaluator, recorded_proposals
 from .freezing import check_trainable, freeze_parts, warn_of_frozen_random_parts
+from .job import is_two_stage
 from .optimizer import build_optimizer
-from .part_weights import load_part_weights
+from .part_weights import load_part_weights, warn_of_random_generator
 from .test_time_augmentation import ProposalNetworkWithTTA
 
 logger = logging.getLogger(__name__)
@@ -81,8 +82,8 @@ class Trainer(DefaultTrainer):
                 that the configuration names are then left alone.
 
         Raises:
-            ValueError: when a part is frozen that the checkpoint's optimizer trains, or the other
-                way round.
+            ValueError: when the checkpoint's optimizer trains other parameters: of another model,
+                or because other parts were frozen.
         """
         try:
             super().resume_or_load(resume)
@@ -90,13 +91,15 @@ class Trainer(DefaultTrainer):
             if "parameter group" not in str(error):  # torch's, about an optimizer
                 raise
             raise ValueError(
-                f"The last checkpoint in {self.cfg.OUTPUT_DIR} was trained with other parameters "
-                "frozen. Set MODEL.BACKBONE.FREEZE and MODEL.PROPOSAL_GENERATOR.FREEZE as they "
-                "were, or name it in MODEL.WEIGHTS and start without --resume in a new OUTPUT_DIR."
+                f"The last checkpoint in {self.cfg.OUTPUT_DIR} is of another model, or was trained "
+                "with other parts frozen: its optimizer does not fit. Set the keys below MODEL, "
+                "also MODEL.BACKBONE.FREEZE and MODEL.PROPOSAL_GENERATOR.FREEZE, as they were, or "
+                "name it in MODEL.WEIGHTS and start without --resume in a new OUTPUT_DIR."
             ) from error
         if not (resume and self.checkpointer.has_checkpoint()):
             load_part_weights(self.cfg, self.checkpointer)
             warn_of_frozen_random_parts(self.cfg, self.checkpointer.missing_keys)
+            warn_of_random_generator(self.cfg, self.checkpointer)
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Return Detectron2's hooks, with safe checkpoints and the last, augmented evaluation."""
@@ -197,8 +200,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def evaluates_proposals_of_detector(cls, cfg: CfgNode) -> bool:
         """Whether ``test`` evaluates the proposals of a two-stage detector as well."""
-        is_two_stage = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
-        return cfg.TEST.PROPOSALS.OF_DETECTORS and is_two_stage
+        return cfg.TEST.PROPOSALS.OF_DETECTORS and is_two_stage(cfg)
 
     @classmethod
     def test(

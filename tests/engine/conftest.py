@@ -1,6 +1,7 @@
 """Fixtures of the engine's tests."""
 
 import pytest
+import torch
 
 from tests.engine.tiny_coco import loggers_as_before, registered, write_tiny_coco
 
@@ -17,3 +18,12 @@ def tiny_coco(tmp_path):
     coco = write_tiny_coco(tmp_path / "datasets") / "coco"
     with registered(coco):
         yield coco
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """This process as the only one of a distributed job on the CPU."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

@@ -4,10 +4,13 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from torch.nn.parallel import DistributedDataParallel
 
+from d2proposals.engine import Trainer
 from d2proposals.engine.detector_proposals import (
     DetectorProposalEvaluator,
     ProposalRecorder,
+    counted_proposals,
     limited_proposals,
     recorded_proposals,
 )
@@ -45,6 +48,30 @@ def test_proposals_are_rescaled_to_the_original_image():
     (output,) = listener.outputs
     assert output["proposals"].image_size == (100, 400)
     assert output["proposals"].proposal_boxes.tensor.tolist() == [[40.0, 10.0, 240.0, 60.0]]
+
+
+def test_without_a_size_to_return_to_proposals_stay():
+    recorder = ProposalRecorder()
+    proposals = Instances((50, 100))
+    proposals.proposal_boxes = Boxes(torch.tensor([[10.0, 5.0, 60.0, 30.0]]))
+    proposals.objectness_logits = torch.tensor([1.0])
+    recorder.record(None, (), ([proposals], {}))
+    listener = Listener()
+    DetectorProposalEvaluator(listener, recorder).process([{"image": torch.zeros(3, 50, 100)}], [])
+    (output,) = listener.outputs
+    assert output["proposals"].image_size == (50, 100)
+    assert output["proposals"].proposal_boxes.tensor.tolist() == [[10.0, 5.0, 60.0, 30.0]]
+
+
+def test_recall_of_a_distributed_detector(tiny_coco, tmp_path, process_group):
+    overrides = ("DATASETS.TEST", ("tiny_val",), "MODEL.ROI_HEADS.NUM_CLASSES", 80)
+    overrides += ("TEST.PROPOSALS.LIMITS", (1000,))
+    detector = tiny_detector(*overrides)
+    cfg = make_cfg("shapes/faster_rcnn_rpn.yaml", *SMALL, *overrides, "OUTPUT_DIR", str(tmp_path))
+    expected = Trainer.test(cfg, detector)["box_proposals"]
+    assert expected["AR@1000"] > 0
+    results = Trainer.test(cfg, DistributedDataParallel(detector))
+    assert results["box_proposals"] == pytest.approx(expected, nan_ok=True)
 
 
 def test_precomputed_proposals_are_those_of_the_input():
@@ -87,6 +114,22 @@ def test_limited_proposals_are_the_best_ones():
     (everything,), (three,), (again,) = seen
     assert len(three) == 3 < len(everything) == len(again)
     assert torch.equal(three.proposal_boxes.tensor, everything.proposal_boxes.tensor[:3])
+
+
+def test_proposals_are_counted_until_the_context_ends():
+    detector = tiny_detector("MODEL.RPN.POST_NMS_TOPK_TEST", 9)
+    seen = []
+    detector.roi_heads.register_forward_pre_hook(lambda _, args: seen.extend(map(len, args[2])))
+    with torch.no_grad():
+        with counted_proposals(detector) as counter:
+            assert counter.mean == 0
+            detector(batch((64, 64), (64, 80)))
+            with limited_proposals(detector, 3):
+                detector(batch((64, 64)))
+        detector(batch((64, 64)))
+    assert seen == [9, 9, 3, 9]
+    assert (counter.num_images, counter.num_proposals, counter.largest) == (3, 21, 9)
+    assert counter.mean == 7
 
 
 def test_what_has_no_generator_is_refused_by_name():

@@ -208,14 +208,6 @@ def test_a_frozen_backbone_stays_and_the_rest_learns():
         assert any(not torch.equal(state[key], before[name][key]) for key in state)
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_distributed_training(process_group):
     model = frozen_model("DeepMask", "FasterRCNN", *FREEZE_GENERATOR)
     before = copy_of_state(model.proposal_generator)

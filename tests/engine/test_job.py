@@ -85,6 +85,10 @@ def test_with_cuda_nothing_changes(monkeypatch):
         (("MODEL.META_ARCHITECTURE", "X"), "Unknown MODEL.META_ARCHITECTURE 'X'.*ProposalNetwork"),
         (("MODEL.BACKBONE.NAME", "X"), "Unknown MODEL.BACKBONE.NAME 'X'.*build_resnet_backbone"),
         (("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"), "PROPOSALS_IN_TRAINING must be True"),
+        (
+            ("MODEL.META_ARCHITECTURE", "PanopticFPN"),
+            "PROPOSALS_IN_TRAINING must be True with MODEL.META_ARCHITECTURE 'PanopticFPN'",
+        ),
     ],
 )
 def test_bad_configuration(overrides, message):

@@ -241,6 +241,30 @@ def test_a_few_odd_boxes_are_only_a_warning(files, caplog):
         assert part in warning
 
 
+ODD_BOXES = {
+    "outside": (10, 10, 500, 20),
+    "negative side": (30, 10, 20, 20),
+}
+
+
+@pytest.mark.parametrize("name", ODD_BOXES)
+@pytest.mark.parametrize("num_odd", [4, 10])
+def test_how_many_odd_boxes_are_too_many(files, name, num_odd, caplog):
+    content = proposals_of("tiny_train", 98)
+    for boxes_i in content["boxes"]:
+        assert len(boxes_i) == 100
+        boxes_i[20 : 20 + num_odd] = ODD_BOXES[name]
+        boxes_i[20 : 20 + num_odd, 1] += np.arange(num_odd) / 10  # no two alike
+    write_pickle(files["tiny_train"], content)
+    cfg = configuration(files)
+    if num_odd == 10:
+        assert name in error_of(cfg)
+        return
+    check_proposal_files(cfg)
+    (warning,) = warnings_in(caplog)
+    assert name in warning
+
+
 def test_more_images_and_another_order_are_nothing_to_speak_of(files, caplog):
     def change(content):
         content["ids"].append(99)

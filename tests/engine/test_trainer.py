@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.env import seed_all_rng
 
 from d2proposals.engine import ProposalCheckpointer, Trainer
@@ -142,6 +143,22 @@ def test_evaluators(tiny_coco, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="'odd' has evaluator_type 'None'"):
         Trainer.build_evaluator(cfg, "odd")
     MetadataCatalog.remove("odd")
+
+
+def test_proposals_of_every_kind_of_two_stage_detector_are_evaluated(tmp_path, monkeypatch):
+    class OwnRCNN(GeneralizedRCNN):
+        pass
+
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "OwnRCNN", OwnRCNN)
+    cfg = tiny_cfg(tmp_path, "TEST.PROPOSALS.OF_DETECTORS", True)
+    two_stage = {"GeneralizedRCNN": True, "PanopticFPN": True, "OwnRCNN": True}
+    for name, expected in {**two_stage, "ProposalNetwork": False, "RetinaNet": False}.items():
+        cfg.MODEL.META_ARCHITECTURE = name
+        assert Trainer.evaluates_proposals_of_detector(cfg) is expected, name
+    cfg.merge_from_list(
+        ["MODEL.META_ARCHITECTURE", "OwnRCNN", "TEST.PROPOSALS.OF_DETECTORS", False]
+    )
+    assert not Trainer.evaluates_proposals_of_detector(cfg)
 
 
 def test_several_datasets_have_their_own_folders(tiny_coco, tmp_path):

@@ -27,8 +27,9 @@ setup(
         "tabulate",
     ],
     extras_require={
-        # Feature boosting of ZIP's detector (tools/boost_detector.py).
-        "boosting": ["scikit-learn"],
-        "dev": ["pytest", "pytest-xdist", "ruff", "scikit-learn"],
+        # Feature boosting of ZIP's detector (tools/boost_detector.py). AdaBoostClassifier of older
+        # versions is SAMME.R by default.
+        "boosting": ["scikit-learn>=1.6"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "scikit-learn>=1.6"],
     },
 )

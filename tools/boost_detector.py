@@ -7,11 +7,12 @@
         MODEL.ZIP_DETECTOR.BOOSTING_FILE boosting.npz
 
 RoIs are sampled from the images of DATASETS.TRAIN, in random order, at the sizes of the training.
-Needs scikit-learn. 20,000 RoIs of the full-size network take 1 GB.
+Needs scikit-learn (1.6 or newer). 20,000 RoIs of the full-size network take 1 GB.
 """
 
 import argparse
 import logging
+import math
 import random
 from collections.abc import Sequence
 
@@ -28,7 +29,12 @@ from d2proposals.engine import (
     load_config,
     load_trained_model,
 )
-from d2proposals.zip_rpn.boosting import fit_boosted_trees, save_boosted_trees
+from d2proposals.zip_rpn.boosting import (
+    check_savable,
+    check_scikit_learn,
+    fit_boosted_trees,
+    save_boosted_trees,
+)
 from d2proposals.zip_rpn.boosting_samples import check_boostable, collect_block_features
 
 
@@ -59,7 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-features",
         type=positive_int,
-        help="features that each decision chooses from, drawn at random (default: all)",
+        help="features that each decision chooses from, drawn at random (default: the square root "
+        "of their number). 200 trees for 20,000 RoIs of 12,288 features take 5 minutes of one CPU "
+        "core with 110, the default, and 5 hours with all",
     )
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
@@ -69,9 +77,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
     with bad_input_in_one_line():
         cfg = load_config(args)
+        if not cfg.MODEL.WEIGHTS:
+            parser.error("name the trained detector's checkpoint in MODEL.WEIGHTS")
+        check_scikit_learn()
+        check_savable(args.output)
         fit_to_device(cfg)
         # What is about to be fitted.
         cfg.MODEL.ZIP_DETECTOR.BOOSTING_FILE = ""
@@ -95,14 +108,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rois_per_image=args.rois_per_image,
             max_rois=args.max_rois,
         )
-        print(f"Fitting {args.num_estimators} trees to {len(labels)} RoIs of {features.shape[1]}")
+        num_features = features.shape[1]
+        max_features = min(args.max_features or math.isqrt(num_features), num_features)
+        print(
+            f"Fitting {args.num_estimators} trees to {len(labels)} RoIs of {num_features} "
+            f"features, each decision to {max_features} of them"
+        )
         arrays = fit_boosted_trees(
             features,
             labels,
             cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             num_estimators=args.num_estimators,
             max_depth=args.max_depth,
-            max_features=args.max_features,
+            max_features=max_features,
             seed=args.seed,
         )
         save_boosted_trees(args.output, arrays)

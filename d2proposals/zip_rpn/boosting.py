@@ -19,7 +19,9 @@ Shape shorthand in this module:
 from __future__ import annotations
 
 import os
+import tempfile
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,6 +136,20 @@ def _depth(left: np.ndarray, right: np.ndarray) -> int:
     return int(height[:, 0].max())
 
 
+def check_scikit_learn() -> None:
+    """
+    Raises:
+        ValueError: what fits the trees is missing.
+    """
+    try:
+        import sklearn.ensemble
+        import sklearn.tree  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "Fitting the boosting classifier needs scikit-learn: pip install 'scikit-learn>=1.6'"
+        ) from error
+
+
 def fit_boosted_trees(
     features: np.ndarray,
     labels: np.ndarray,
@@ -161,13 +177,10 @@ def fit_boosted_trees(
     Raises:
         ValueError: scikit-learn is missing, or finds no classifier.
     """
-    try:
-        from sklearn.ensemble import AdaBoostClassifier
-        from sklearn.tree import DecisionTreeClassifier
-    except ImportError as error:
-        raise ValueError(
-            "Fitting the boosting classifier needs scikit-learn: pip install scikit-learn"
-        ) from error
+    check_scikit_learn()
+    from sklearn.ensemble import AdaBoostClassifier
+    from sklearn.tree import DecisionTreeClassifier
+
     if len(np.unique(labels)) < 2:
         raise ValueError(
             f"Boosting needs RoIs of two classes at least; these {len(labels)} have the labels "
@@ -220,6 +233,27 @@ def _round_down(threshold: np.ndarray) -> np.ndarray:
     """The greatest float32 not above each float64: float32 features compare as before."""
     rounded = threshold.astype(np.float32)
     return np.where(rounded > threshold, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+
+
+def check_savable(path: str | os.PathLike) -> None:
+    """Make the folder of a file to come and try to write there, before hours of work for it.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        reason = "it is a folder" if path.is_dir() else None
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise ValueError(
+            f"Boosting file {path} cannot be written ({reason}): name a file in a folder that you "
+            "may write to."
+        )
 
 
 def save_boosted_trees(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:

@@ -112,6 +112,10 @@ class BoostedOutputLayers(FastRCNNOutputLayers):
 
     "We modify the detection confidence score from the neural network output p to the classifier
     decision of the boosting algorithm" (Sec. 4). Training is that of the network alone.
+
+    A score is a share of the trees' votes, no probability: among many classes the right one often
+    has a few hundredths. MODEL.ROI_HEADS.SCORE_THRESH_TEST, a bound on probabilities, is therefore
+    not read; TEST.DETECTIONS_PER_IMAGE bounds the detections.
     """
 
     @configurable
@@ -127,7 +131,11 @@ class BoostedOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec, *, boosting: BoostedTrees) -> dict:
-        return {**super().from_config(cfg, input_shape), "boosting": boosting}
+        return {
+            **super().from_config(cfg, input_shape),
+            "test_score_thresh": 0.0,
+            "boosting": boosting,
+        }
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """

@@ -14,6 +14,7 @@ from torch import nn
 
 from d2proposals.zip_rpn.boosting import (
     BoostedTrees,
+    check_savable,
     fit_boosted_trees,
     load_boosted_trees,
     save_boosted_trees,
@@ -21,6 +22,7 @@ from d2proposals.zip_rpn.boosting import (
 from d2proposals.zip_rpn.boosting_samples import collect_block_features
 from d2proposals.zip_rpn.roi_heads import BoostedOutputLayers
 from tests.common import make_cfg, make_instances
+from tools import boost_detector
 from tools.boost_detector import main
 
 sklearn_ensemble = pytest.importorskip("sklearn.ensemble")
@@ -180,7 +182,7 @@ def test_missing_file_and_library(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="tools/boost_detector.py makes it"):
         load_boosted_trees(tmp_path / "none.npz")
     monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
-    with pytest.raises(ValueError, match="needs scikit-learn: pip install scikit-learn"):
+    with pytest.raises(ValueError, match="needs scikit-learn: pip install 'scikit-learn>=1.6'"):
         fit_boosted_trees(*make_samples(2), 2)
 
 
@@ -229,7 +231,8 @@ def test_scores_are_the_trees_in_evaluation_and_the_network_s_in_training(tmp_pa
     # Trees that all say the same make one class of every RoI; its share is the score.
     detections, _ = heads.box_predictor.inference(predictions, proposals)
     for detections_i, probabilities_i in zip(detections, probabilities, strict=True):
-        scores = {round(float(p), 4) for p in probabilities_i[:, :-1].flatten() if p > 0.05}
+        scores = {round(float(p), 4) for p in probabilities_i[:, :-1].flatten() if p > 0}
+        assert len(detections_i) > 0
         assert {round(float(s), 4) for s in detections_i.scores} <= scores
     heads.train()
     plain.roi_heads.train()
@@ -238,6 +241,35 @@ def test_scores_are_the_trees_in_evaluation_and_the_network_s_in_training(tmp_pa
     assert torch.equal(logits, expected)
     result = heads.box_predictor.predict_probs((logits, None), proposals)
     assert torch.allclose(torch.cat(result), logits.softmax(dim=1))
+
+
+def test_shares_of_eighty_classes_are_not_cut_as_probabilities_are(tmp_path):
+    # Ten trees vote for each class and one more for class 7: it wins with 11 of 801 votes.
+    trees = np.r_[np.tile(np.arange(80), 10), 7]
+    leaf = np.stack([trees, trees, trees], axis=1)
+    nodes = np.broadcast_to(np.arange(3), leaf.shape)
+    save_boosted_trees(
+        tmp_path / "boosting.npz",
+        {"feature": np.zeros_like(leaf), "threshold": np.zeros(leaf.shape, dtype=np.float32),
+         "left": nodes, "right": nodes, "leaf_class": leaf, "weights": np.ones(len(leaf)),
+         "num_features": np.array(NUM_FEATURES), "num_classes": np.array(80)},
+    )  # fmt: skip
+    model = build_detector(
+        "MODEL.ZIP_DETECTOR.BOOSTING_FILE", str(tmp_path / "boosting.npz"),
+        "MODEL.ROI_HEADS.NUM_CLASSES", 80, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05,
+    )  # fmt: skip
+    predictor = model.roi_heads.eval().box_predictor
+    proposals = Instances((96, 128))
+    proposals.proposal_boxes = Boxes(torch.tensor([[5.0, 5, 60, 70], [70.0, 10, 120, 90]]))
+    with torch.no_grad():
+        predictions = predictor(torch.rand(2, NUM_FEATURES))
+        (detections,), _ = predictor.inference(predictions, [proposals])
+    best = detections.pred_classes == 7
+    assert best.sum() == 2 and len(detections) == 100  # TEST.DETECTIONS_PER_IMAGE of 160
+    torch.testing.assert_close(detections.scores[best], torch.full((2,), 11 / 801))
+    assert best[:2].all()
+    # A class without votes is no detection.
+    assert detections.scores.min() > 0
 
 
 @pytest.mark.parametrize("number_of_sources", [2, 4])  # Table 6: B and EB
@@ -343,10 +375,20 @@ def dataset(tmp_path):
     MetadataCatalog.remove("boosting_test")
 
 
-def test_the_tool_writes_what_the_configuration_reads(tmp_path, dataset, capsys):
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    model = build_model(make_cfg("shapes/zip_detector.yaml", *OPTS[2:8]))
+    path = tmp_path / "model.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return str(path)
+
+
+def test_the_tool_writes_what_the_configuration_reads(tmp_path, dataset, checkpoint, capsys):
     output = tmp_path / "boosting.npz"
     main([*TOOL, "--output", str(output), "--max-rois", "40", "--rois-per-image", "16",
-          "--num-estimators", "4", "--max-depth", "2", *OPTS])  # fmt: skip
+          "--num-estimators", "4", "--max-depth", "2", *OPTS,
+          "MODEL.WEIGHTS", checkpoint])  # fmt: skip
     printed = capsys.readouterr().out
     assert "to 40 RoIs of 192" in printed and "boosting.npz: " in printed
     cfg = make_cfg("shapes/zip_detector.yaml", *OPTS[2:8])
@@ -354,13 +396,71 @@ def test_the_tool_writes_what_the_configuration_reads(tmp_path, dataset, capsys)
     model = build_model(cfg).eval()
     with torch.no_grad():
         (result,) = model([make_input()])
+        confidences, _ = model.roi_heads.box_predictor(torch.rand(5, NUM_FEATURES))
+    # So few trees may find background alone.
     assert result["instances"].scores.isfinite().all()
+    assert confidences.shape == (5, 17)
+    torch.testing.assert_close(confidences.sum(dim=1), torch.ones(5))
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [([], 13), (["--max-features", "5"], 5), (["--max-features", "999"], 192)],
+)
+def test_decisions_choose_from_the_root_of_the_features_by_default(
+    tmp_path, dataset, checkpoint, monkeypatch, arguments, expected
+):
+    seen = []
+
+    def fit(*args, max_features, **kwargs):
+        seen.append(max_features)
+        return fit_boosted_trees(*args, max_features=max_features, **kwargs)
+
+    monkeypatch.setattr(boost_detector, "fit_boosted_trees", fit)
+    main([*TOOL, "--output", str(tmp_path / "boosting.npz"), "--max-rois", "40",
+          "--num-estimators", "2", *arguments, *OPTS, "MODEL.WEIGHTS", checkpoint])  # fmt: skip
+    assert seen == [expected]  # of 192
 
 
 def test_the_tool_says_what_is_wrong_in_one_line(tmp_path):
+    empty = tmp_path / "empty.pth"
+    torch.save({"model": {}}, empty)
     with pytest.raises(SystemExit, match="Error: Boosting is for ZIP's detector.*ProposalNetwork"):
-        main(["--config-file", "configs/shapes/zip_rpn_only.yaml", "MODEL.DEVICE", "cpu",
+        main(["--config-file", "configs/shapes/zip_rpn_only.yaml", "--output",
+              str(tmp_path / "boosting.npz"), "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(empty),
               "DATASETS.TRAIN", "()"])  # fmt: skip
     with pytest.raises(SystemExit) as stop:
         main([*TOOL, "--max-rois", "0"])
     assert stop.value.code == 2
+
+
+def test_the_tool_checks_what_it_needs_before_the_network_runs(
+    tmp_path, dataset, checkpoint, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        boost_detector, "load_trained_model", lambda cfg: pytest.fail("the network came first")
+    )
+    output = tmp_path / "folder" / "boosting.npz"
+    with pytest.raises(SystemExit) as stop:
+        main([*TOOL, "--output", str(output), *OPTS])
+    assert stop.value.code == 2
+    assert "checkpoint in MODEL.WEIGHTS" in capsys.readouterr().err
+    opts = [*OPTS, "MODEL.WEIGHTS", checkpoint]
+    for path, reason in (
+        (tmp_path / "0.png" / "boosting.npz", "File exists|Not a directory"),
+        (tmp_path, "it is a folder"),
+    ):
+        with pytest.raises(SystemExit, match=f"Error: Boosting file .* cannot .* .({reason})."):
+            main([*TOOL, "--output", str(path), *opts])
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
+    with pytest.raises(SystemExit, match="Error: .* needs scikit-learn: pip install"):
+        main([*TOOL, "--output", str(output), *opts])
+    assert not output.parent.exists()
+
+
+def test_a_file_that_can_be_saved_leaves_nothing_behind(tmp_path):
+    check_savable(tmp_path / "folder" / "boosting.npz")
+    assert list((tmp_path / "folder").iterdir()) == []
+    (tmp_path / "boosting.npz").write_bytes(b"old")
+    check_savable(tmp_path / "boosting.npz")
+    assert (tmp_path / "boosting.npz").read_bytes() == b"old"

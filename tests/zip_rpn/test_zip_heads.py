@@ -321,6 +321,66 @@ def detect(heads, images, features, proposals):
         return heads.eval()(images, features, proposals)[0]
 
 
+def make_marked_maps(image_size, boxes, classes, num_classes):
+    """Maps of one image: noise, and on each object what marks its class."""
+    generator = torch.Generator().manual_seed(7)
+    maps = {}
+    for name, (stride, channels) in LEVELS.items():
+        marks = torch.randn(num_classes, channels, generator=generator)
+        height, width = image_size[0] // stride, image_size[1] // stride
+        x = 0.5 * torch.randn(1, channels, height, width, generator=generator)
+        for box, label in zip((boxes / stride).round().long().tolist(), classes, strict=True):
+            x[0, :, box[1] : box[3], box[0] : box[2]] += marks[label][:, None, None]
+        maps[name] = x
+    return maps
+
+
+def shift(boxes, share, seed):
+    """Boxes moved by up to a share of their sides."""
+    generator = torch.Generator().manual_seed(seed)
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    return boxes + share * sides * (2 * torch.rand(boxes.shape, generator=generator) - 1)
+
+
+@pytest.mark.slow
+def test_heads_learn_classes():
+    cfg = make_cfg("shapes/zip_detector.yaml", "MODEL.ROI_HEADS.NUM_CLASSES", 4,
+                   "MODEL.ZIP_DETECTOR.CHANNELS", 64)  # fmt: skip
+    torch.manual_seed(0)
+    heads = build_roi_heads(cfg, SHAPES).train()
+    size, classes = (384, 512), torch.arange(12) % 4
+    # Twelve objects on a grid, of sides 16, 48 and 96 pixels: all three levels.
+    corners = 128.0 * torch.stack([torch.arange(12) % 4, torch.arange(12) // 4], dim=1)
+    sides = torch.tensor([16.0, 48, 96]).repeat_interleave(4)[:, None]
+    boxes = torch.cat([corners, corners + sides], dim=1)
+    assert set(heads.box_pooler.assign_levels(boxes).tolist()) == {0, 1, 2}
+    images = make_images(size)
+    maps = make_marked_maps(size, boxes, classes, 4)
+    targets = make_instances(size, boxes.tolist())
+    targets.gt_classes = classes
+    around = torch.cat([shift(boxes, 0.1, 1), shift(boxes, 1.0, 2), shift(boxes, 1.0, 3)])
+    # What moved by its side may have turned inside out.
+    around = torch.cat(
+        [around[:, :2].minimum(around[:, 2:]), around[:, :2].maximum(around[:, 2:])], 1
+    )
+    proposals = make_proposals(size, around.clamp(min=0).tolist())
+    optimizer = torch.optim.SGD(
+        heads.parameters(), cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+    )  # fmt: skip
+    for _ in range(100):
+        with EventStorage():
+            _, losses = heads(images, maps, [proposals], [targets])
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    # Other boxes of the same objects.
+    with torch.no_grad():
+        pooled = heads.box_pooler(list(maps.values()), [Boxes(shift(boxes, 0.1, 4).clamp(min=0))])
+        logits, _ = heads.box_predictor(heads.box_head(pooled))
+    assert (logits.argmax(dim=1) == classes).float().mean() > 0.7
+
+
 def louder(heads):
     """Larger weights, so that scores and boxes differ as they do after training."""
     nn.init.normal_(heads.box_predictor.cls_score.weight, std=0.3)

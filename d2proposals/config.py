@@ -526,7 +526,7 @@ def add_detectornet_config(cfg: CN) -> None:
     # to the box's. The paper gives no size.
     cfg.MODEL.DETECTORNET.RING = 1.2
     # Weight of that penalty. Eq. 3 has 1, with which a box inside an object may beat a box that
-    # fits it roughly; 2 finds objects better (docs/detectornet.md).
+    # fits it roughly; with 2, boxes are found more exactly (docs/detectornet.md).
     cfg.MODEL.DETECTORNET.RING_WEIGHT = 1.0
     # Detections are covered by the full mask more than this (Eq. 2). Negative: all.
     cfg.MODEL.DETECTORNET.SCORE_THRESH = 0.5

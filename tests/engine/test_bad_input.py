@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+from torch import nn
 from torch.utils.data import DataLoader
 
 from d2proposals.data.mapper import ProposalDatasetMapper
@@ -21,7 +22,7 @@ def test_the_packages_own_errors_become_one_line():
 
 def test_missing_files_become_one_line():
     with pytest.raises(SystemExit, match="Error: Checkpoint gone.pth"), bad_input_in_one_line():
-        ProposalCheckpointer(None, "").load("gone.pth")
+        ProposalCheckpointer(nn.Linear(1, 1), "").load("gone.pth")
 
 
 def test_other_errors_keep_their_traceback():

@@ -158,7 +158,7 @@ def assign_positive_region(
 
     center_cell = inside((center / stride).floor())
     # A region that ends on the border of a cell does not touch it, on either side.
-    first = inside(((center - half_side) / stride).floor()).minimum(center_cell)
+    first = inside(((center - half_side) / stride).floor())
     last = inside(((center + half_side) / stride).ceil() - 1).maximum(center_cell)
     counts = last - first + 1  # (M, 2)
     candidate_object = torch.repeat_interleave(counts.prod(dim=1))  # (K,)

@@ -42,8 +42,8 @@ HOSTS = {
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """The same random weights each time: some would propose nothing at all."""
-    torch.manual_seed(3)
+    """The same random weights each time: some propose nothing, some tie."""
+    torch.manual_seed(1)
 
 
 def host_cfg(generator, host="ProposalNetwork", *overrides):

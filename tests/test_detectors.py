@@ -139,6 +139,12 @@ def test_each_file_is_its_pair_and_a_few_keys(name, tmp_path):
     assert changed == ADDED[name]
 
 
+def test_the_small_detector_with_sc_rpn_has_the_settings_of_the_large_one():
+    small = leaf_keys(make_cfg("shapes/faster_rcnn_sc_rpn.yaml"))
+    settings = ADDED["faster_rcnn_sc_rpn.yaml"] | {"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 128}
+    assert {key: small[key] for key in settings} == settings
+
+
 def test_every_generator_hands_on_a_thousand_proposals_at_most(tmp_path):
     for generator in GENERATORS:
         cfg = pair_cfg(tmp_path, generator, "Base-RCNN-FPN.yaml")

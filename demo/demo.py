@@ -10,7 +10,6 @@ filled where the model makes them. Of a detector the proposals are drawn, not th
 """
 
 import argparse
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,16 +20,15 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from PIL import Image
 
-from d2proposals.data.image_files import read_rgb_image
-from d2proposals.engine import (
-    bad_input_in_one_line,
-    check_config,
-    fit_to_device,
-    load_config,
-    load_trained_model,
-    network_input_of,
+from d2proposals.engine import load_trained_model, network_input_of
+from d2proposals.engine.model_command import (
+    PROPOSALS_ONLY,
+    command_config,
+    model_parser,
+    running_command,
 )
-from d2proposals.proposals.atomic_files import atomic_write
+from d2proposals.files.atomic_files import atomic_write
+from d2proposals.files.image_files import read_rgb_image
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
@@ -42,10 +40,7 @@ Proposer = Callable[[np.ndarray], Instances]
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, help="configuration of the model")
+    parser = model_parser(__doc__)
     parser.add_argument(
         "--input",
         required=True,
@@ -55,7 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", default="demo_output", help="folder (default: demo_output)")
     parser.add_argument("--top", type=int, default=20, help="best proposals (default: 20)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     return parser
 
 
@@ -94,10 +88,6 @@ def output_paths(inputs: Sequence[Path], folder: Path) -> list[Path]:
 
 def load_proposer(cfg: CfgNode) -> Proposer:
     """The configuration's model with the weights of ``MODEL.WEIGHTS``."""
-    fit_to_device(cfg)
-    # A detector's proposals are those of the proposal network inside it.
-    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
-    check_config(cfg)
     model = load_trained_model(cfg)
     network_input = network_input_of(cfg)
 
@@ -201,14 +191,12 @@ def draw_video(path: Path, output: Path, propose: Proposer, top: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = build_parser()
-    args = parser.parse_args(arguments)
-    if args.top < 1:
-        parser.error(f"--top must be at least 1, not {args.top}")
-    with bad_input_in_one_line():
+    with running_command(parser, arguments) as args:
+        if args.top < 1:
+            parser.error(f"--top must be at least 1, not {args.top}")
         inputs = find_inputs(args.input)
-        propose = load_proposer(load_config(args))
+        propose = load_proposer(command_config(args, *PROPOSALS_ONLY))
         for path, output in zip(inputs, output_paths(inputs, Path(args.output)), strict=True):
             draw_one = draw_video if path.suffix.lower() in VIDEO_SUFFIXES else draw_image
             draw_one(path, output, propose, args.top)

@@ -29,9 +29,9 @@ from PIL import Image
 from tabulate import tabulate
 from torch import nn
 
-from d2proposals.data.image_files import read_rgb_image
 from d2proposals.engine import bad_input_in_one_line, check_config, fit_to_device, load_config
-from d2proposals.proposals.atomic_files import write_json
+from d2proposals.files.atomic_files import write_json
+from d2proposals.files.image_files import read_rgb_image
 
 NUM_OBJECTS = 8  # per image, in training
 

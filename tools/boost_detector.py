@@ -21,13 +21,11 @@ from detectron2.utils.env import seed_all_rng
 from tqdm import tqdm
 
 from d2proposals.data.mapper import ProposalDatasetMapper
-from d2proposals.engine import (
-    bad_input_in_one_line,
-    check_config,
-    check_datasets,
-    fit_to_device,
-    load_config,
-    load_trained_model,
+from d2proposals.engine import check_datasets, load_trained_model
+from d2proposals.engine.model_command import (
+    command_config,
+    model_parser,
+    running_command,
 )
 from d2proposals.zip_rpn.boosting import (
     check_savable,
@@ -48,10 +46,7 @@ def positive_int(text: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, help="configuration of the detector")
+    parser = model_parser(__doc__, "configuration of the detector")
     parser.add_argument("--output", default="boosting.npz", help="file to write")
     for name, default, text in (
         ("--max-rois", 20000, "samples in all, at most"),
@@ -70,25 +65,19 @@ def build_parser() -> argparse.ArgumentParser:
         "core with 110, the default, and 5 hours with all",
     )
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = build_parser()
-    args = parser.parse_args(arguments)
-    with bad_input_in_one_line():
-        cfg = load_config(args)
+    with running_command(parser, arguments, logging.INFO) as args:
+        # The file is what is about to be fitted.
+        cfg = command_config(args, "MODEL.ZIP_DETECTOR.BOOSTING_FILE", "")
         if not cfg.MODEL.WEIGHTS:
             parser.error("name the trained detector's checkpoint in MODEL.WEIGHTS")
         check_scikit_learn()
         check_savable(args.output)
-        fit_to_device(cfg)
-        # What is about to be fitted.
-        cfg.MODEL.ZIP_DETECTOR.BOOSTING_FILE = ""
-        check_config(cfg)
         check_datasets(cfg.DATASETS.TRAIN)
         seed_all_rng(args.seed)
         model = load_trained_model(cfg)

@@ -13,7 +13,7 @@ import torch
 
 from d2proposals.deepmask.branch_weights import combine_branches, read_model
 from d2proposals.engine import bad_input_in_one_line
-from d2proposals.proposals.atomic_files import atomic_write
+from d2proposals.files.atomic_files import atomic_write
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

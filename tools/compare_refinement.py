@@ -8,7 +8,6 @@ DATASETS.TEST, at IoU thresholds .5 and .7, and draws the curves of the first.
 """
 
 import argparse
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -21,13 +20,12 @@ from d2proposals.detectornet.refinement_curves import (
     plot_precision_recall,
     precision_recall,
 )
-from d2proposals.engine import (
-    bad_input_in_one_line,
-    check_config,
-    check_datasets,
-    fit_to_device,
-    load_config,
-    load_trained_model,
+from d2proposals.engine import check_datasets, load_trained_model
+from d2proposals.engine.model_command import (
+    PROPOSALS_ONLY,
+    command_config,
+    model_parser,
+    running_command,
 )
 
 IOU_THRESHOLDS = (0.5, 0.7)
@@ -35,29 +33,19 @@ IOU_THRESHOLDS = (0.5, 0.7)
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, help="configuration of the model")
+    parser = model_parser(__doc__)
     parser.add_argument("--num-images", type=int, help="the first so many (default: all)")
     parser.add_argument("--output", default="refinement.png", help="PNG file to write")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = build_parser()
-    args = parser.parse_args(arguments)
-    if args.num_images is not None and args.num_images < 1:
-        parser.error(f"--num-images must be at least 1, got {args.num_images}")
-    with bad_input_in_one_line():
-        cfg = load_config(args)
-        fit_to_device(cfg)
-        cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
-        cfg.MODEL.DETECTORNET.REFINEMENT.ENABLED = True
-        check_config(cfg)
+    with running_command(parser, arguments) as args:
+        if args.num_images is not None and args.num_images < 1:
+            parser.error(f"--num-images must be at least 1, got {args.num_images}")
+        cfg = command_config(args, *PROPOSALS_ONLY, "MODEL.DETECTORNET.REFINEMENT.ENABLED", True)
         name = cfg.DATASETS.TEST[0]
         check_datasets([name])
         records = DatasetCatalog.get(name)[: args.num_images]

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from d2proposals.engine import bad_input_in_one_line, check_datasets
-from d2proposals.evaluation.annotation_file import register_annotation_file
 from d2proposals.evaluation.ground_truth import load_ground_truth
-from d2proposals.proposals.formats_convert import (
+from d2proposals.files.annotation_file import register_annotation_file
+from d2proposals.files.conversion import (
     FORMATS,
     drop_proposals,
     merge_images,
@@ -26,7 +26,7 @@ from d2proposals.proposals.formats_convert import (
     reinterpret_boxes,
     write_proposals,
 )
-from d2proposals.proposals.formats_set import DatasetImages
+from d2proposals.files.proposal_set import DatasetImages
 
 
 def build_parser() -> argparse.ArgumentParser:

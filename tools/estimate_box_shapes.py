@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog
 
 from d2proposals.detectornet.box_shapes import cluster_aspect_ratios, dataset_aspect_ratios
 from d2proposals.engine import bad_input_in_one_line, check_datasets
-from d2proposals.proposals.atomic_files import atomic_write
+from d2proposals.files.atomic_files import atomic_write
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ Table II.
 """
 
 import argparse
-import logging
 from collections.abc import Sequence
 
 from detectron2.data import get_detection_dataset_dicts
@@ -18,13 +17,11 @@ from detectron2.structures import ImageList
 from tqdm import tqdm
 
 from d2proposals.data.mapper import ProposalDatasetMapper
-from d2proposals.engine import (
-    bad_input_in_one_line,
-    check_config,
-    check_datasets,
-    fit_to_device,
-    load_config,
-    load_trained_model,
+from d2proposals.engine import check_datasets, load_trained_model
+from d2proposals.engine.model_command import (
+    command_config,
+    model_parser,
+    running_command,
 )
 from d2proposals.spop.localization_error import (
     LocalizationErrors,
@@ -35,25 +32,17 @@ from d2proposals.spop.localization_error import (
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, help="configuration of the model")
+    parser = model_parser(__doc__)
     parser.add_argument(
         "--max-images", type=int, default=0, help="evaluate the first images only (0: all)"
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    args = build_parser().parse_args(arguments)
-    with bad_input_in_one_line():
-        cfg = load_config(args)
-        fit_to_device(cfg)
-        check_config(cfg)
+    with running_command(build_parser(), arguments) as args:
+        cfg = command_config(args)
         check_datasets(cfg.DATASETS.TEST)
         model = load_trained_model(cfg)
         generator = find_spop(model)

@@ -20,7 +20,6 @@ from typing import NamedTuple
 import numpy as np
 
 from d2proposals.engine import bad_input_in_one_line, check_datasets
-from d2proposals.evaluation.annotation_file import find_categories, register_annotation_file
 from d2proposals.evaluation.comparison import compare_table, plot_comparison, write_csv
 from d2proposals.evaluation.ground_truth import GroundTruth, load_ground_truth
 from d2proposals.evaluation.measurement import (
@@ -33,9 +32,10 @@ from d2proposals.evaluation.measurement import (
 from d2proposals.evaluation.proposal_alignment import align_to_dataset
 from d2proposals.evaluation.proposal_checks import ImageProposals, find_faults
 from d2proposals.evaluation.recall import check_limits
-from d2proposals.proposals.atomic_files import write_json
-from d2proposals.proposals.formats_convert import read_proposals, reinterpret_boxes
-from d2proposals.proposals.formats_set import Fault
+from d2proposals.files.annotation_file import find_categories, register_annotation_file
+from d2proposals.files.atomic_files import write_json
+from d2proposals.files.conversion import read_proposals, reinterpret_boxes
+from d2proposals.files.proposal_set import Fault
 
 # Seconds between two lines of progress.
 _PROGRESS_PERIOD = 5.0

@@ -26,22 +26,17 @@ from d2proposals.engine import (
     ProposalNetworkWithTTA,
     Trainer,
     bad_input_in_one_line,
-    check_config,
     check_datasets,
-    fit_to_device,
-    load_config,
     load_trained_model,
     prepare_launch,
 )
+from d2proposals.engine.model_command import command_config, model_parser
 from d2proposals.evaluation.export import ProposalExporter, proposal_network_of
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, help="configuration of the generator")
+    parser = model_parser(__doc__, "configuration of the generator")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="for <dataset>.pkl")
     parser.add_argument(
         "--datasets",
@@ -58,7 +53,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--augment", action="store_true", help="with test-time augmentation (TEST.AUG)"
     )
     parser.add_argument("--num-gpus", type=int, default=1, help="processes (default: 1)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     return parser
 
 
@@ -67,11 +61,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     rank = comm.get_rank()
     for name in ("fvcore", "detectron2", "d2proposals"):
         setup_logger(distributed_rank=rank, name=name)
-    cfg = load_config(args)
-    fit_to_device(cfg)
-    check_config(cfg)
     # Images come without proposals of another origin.
-    cfg.MODEL.LOAD_PROPOSALS = False
+    cfg = command_config(args, "MODEL.LOAD_PROPOSALS", False)
     if args.augment:
         # Each scale is then resized from the original image, not from a resized one.
         cfg.INPUT.MIN_SIZE_TEST = 0

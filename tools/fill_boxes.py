@@ -12,8 +12,8 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from d2proposals.engine import bad_input_in_one_line
-from d2proposals.proposals.formats_convert import read_proposals, write_proposals
-from d2proposals.proposals.formats_set import ProposalSet
+from d2proposals.files.conversion import read_proposals, write_proposals
+from d2proposals.files.proposal_set import ProposalSet
 
 
 def fill_boxes(proposals: ProposalSet) -> None:

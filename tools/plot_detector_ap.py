@@ -24,13 +24,9 @@ from torch import nn
 
 from d2proposals.engine import (
     Trainer,
-    bad_input_in_one_line,
-    check_config,
     check_datasets,
     check_proposal_files,
-    fit_to_device,
     is_two_stage,
-    load_config,
     load_trained_model,
 )
 from d2proposals.engine.detector_proposals import (
@@ -38,18 +34,20 @@ from d2proposals.engine.detector_proposals import (
     counted_proposals,
     limited_proposals,
 )
+from d2proposals.engine.model_command import (
+    command_config,
+    model_parser,
+    running_command,
+)
 from d2proposals.evaluation.comparison import plot_precision_by_number, read_precision_by_number
-from d2proposals.proposals.atomic_files import write_json
+from d2proposals.files.atomic_files import write_json
 
 logger = logging.getLogger("d2proposals.plot_detector_ap")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, help="configuration of the detector")
+    parser = model_parser(__doc__, "configuration of the detector")
     parser.add_argument(
         "--limits", type=int, nargs="+", default=[10, 30, 100, 300, 1000], help="numbers"
     )
@@ -58,7 +56,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--beside", action="append", default=[], metavar="FILE.json", help="of another run; again"
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     return parser
 
 
@@ -93,21 +90,16 @@ def evaluate_at(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = build_parser()
-    args = parser.parse_args(arguments)
-    if min(args.limits) < 1:
-        parser.error(f"--limits must be positive, not {min(args.limits)}")
-    name = args.name or Path(args.config_file).stem
-    with bad_input_in_one_line():
+    with running_command(parser, arguments) as args:
+        if min(args.limits) < 1:
+            parser.error(f"--limits must be positive, not {min(args.limits)}")
+        name = args.name or Path(args.config_file).stem
         runs = read_precision_by_number(args.beside)
         if name in runs:
             parser.error(f"a run beside this one is called '{name}', too: give another --name")
-        cfg = load_config(args)
-        fit_to_device(cfg)
         # Only detections are of interest; several numbers would write into the same files.
-        cfg.TEST.PROPOSALS.OF_DETECTORS = False
-        check_config(cfg)
+        cfg = command_config(args, "TEST.PROPOSALS.OF_DETECTORS", False)
         if len(cfg.DATASETS.TEST) != 1 or not is_two_stage(cfg):
             parser.error(
                 "takes a two-stage detector (MODEL.META_ARCHITECTURE 'GeneralizedRCNN' or one of "

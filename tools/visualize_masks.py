@@ -9,36 +9,31 @@ are drawn instead, whatever they show.
 """
 
 import argparse
-import logging
 from collections.abc import Sequence
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from matplotlib.figure import Figure
 
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.deepmask.mask_pictures import draw_image
-from d2proposals.engine import (
-    bad_input_in_one_line,
-    check_config,
-    check_datasets,
-    fit_to_device,
-    load_config,
-    load_trained_model,
+from d2proposals.engine import load_trained_model
+from d2proposals.engine.model_command import (
+    PROPOSALS_ONLY,
+    command_config,
+    dataset_of,
+    model_parser,
+    running_command,
 )
-from d2proposals.evaluation.pictures import spread_evenly
-from d2proposals.proposals.atomic_files import atomic_write
+from d2proposals.files.atomic_files import atomic_write
+from d2proposals.pictures.coverage import spread_evenly
 
 _COLUMNS = 4
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, help="configuration of the model")
+    parser = model_parser(__doc__)
     parser.add_argument("--dataset", help="registered dataset (default: first of DATASETS.TEST)")
     parser.add_argument("--num-images", type=int, default=8, help="evenly spread (default: 8)")
     parser.add_argument("--top", type=int, default=100, help="best proposals (default: 100)")
@@ -47,33 +42,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--best", type=int, default=0, help="draw so many best-scored masks instead"
     )
     parser.add_argument("--output", default="masks.png", help="PNG file to write")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     return parser
-
-
-def load_model(cfg: CfgNode) -> torch.nn.Module:
-    """The configuration's proposal network with the weights of ``MODEL.WEIGHTS``."""
-    fit_to_device(cfg)
-    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
-    check_config(cfg)
-    model = load_trained_model(cfg)
-    return model
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = build_parser()
-    args = parser.parse_args(arguments)
-    with bad_input_in_one_line():
-        cfg = load_config(args)
-        if not args.dataset and not cfg.DATASETS.TEST:
-            parser.error("DATASETS.TEST is empty: name a dataset with --dataset")
-        dataset = args.dataset or cfg.DATASETS.TEST[0]
-        check_datasets([dataset])
+    with running_command(parser, arguments) as args:
+        cfg = command_config(args, *PROPOSALS_ONLY)
+        dataset = dataset_of(args, cfg, parser)
         records = DatasetCatalog.get(dataset)
         chosen = [records[index] for index in spread_evenly(args.num_images, len(records))]
-        model = load_model(cfg)
+        model = load_trained_model(cfg)
         mapper = ProposalDatasetMapper(cfg, False)
         rows = -(-len(chosen) // _COLUMNS)
         figure = Figure(figsize=(3 * _COLUMNS, 3 * rows), layout="constrained")

@@ -24,26 +24,25 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from d2proposals.data.image_files import read_rgb_image
 from d2proposals.data.mapper import ProposalDatasetMapper
-from d2proposals.engine import (
-    bad_input_in_one_line,
-    check_config,
-    check_datasets,
-    fit_to_device,
-    load_config,
-    load_trained_model,
+from d2proposals.engine import check_datasets, load_config, load_trained_model
+from d2proposals.engine.model_command import (
+    PROPOSALS_ONLY,
+    command_config,
+    model_parser,
+    running_command,
 )
-from d2proposals.evaluation.annotation_file import register_annotation_file
-from d2proposals.evaluation.gallery import write_gallery
 from d2proposals.evaluation.ground_truth import (
     GroundTruth,
     encode_segmentation,
     load_ground_truth,
 )
-from d2proposals.evaluation.pictures import ProposalPicture, spread_evenly, write_contact_sheet
 from d2proposals.evaluation.proposal_alignment import align_to_dataset
-from d2proposals.proposals.formats_convert import read_proposals
+from d2proposals.files.annotation_file import register_annotation_file
+from d2proposals.files.conversion import read_proposals
+from d2proposals.files.image_files import read_rgb_image
+from d2proposals.pictures.coverage import ProposalPicture, spread_evenly, write_contact_sheet
+from d2proposals.pictures.gallery import write_gallery
 
 logger = logging.getLogger("d2proposals.visualize_proposals")
 
@@ -66,10 +65,7 @@ ProposalSource = Callable[[dict], Proposals]
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", help="configuration of the model, or of the dataset")
+    parser = model_parser(__doc__, "configuration of the model, or of the dataset", required=False)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--dataset", help="registered dataset (default: first of DATASETS.TEST)")
     source.add_argument("--gt", metavar="FILE.json", help="COCO-style annotations instead")
@@ -80,16 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--iou", type=float, default=0.5, help="IoU of a covered object")
     parser.add_argument("--output", help="PNG file to write (default: proposals.png)")
     parser.add_argument("--gallery", metavar="FILE.html", help="HTML file to write")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     return parser
 
 
 def load_model_source(cfg: CfgNode) -> ProposalSource:
     """Proposals of the configuration's model with the weights of ``MODEL.WEIGHTS``."""
-    fit_to_device(cfg)
-    # A detector's proposals are those of the proposal network inside it.
-    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
-    check_config(cfg)
     model = load_trained_model(cfg)
     mapper = ProposalDatasetMapper(cfg, False)
 
@@ -164,12 +155,10 @@ def find_dataset(args: argparse.Namespace, cfg: CfgNode) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = build_parser()
-    args = parser.parse_args(arguments)
-    if not args.config_file and not args.proposals:
-        parser.error("name a model (--config-file) or a file of proposals (--proposals)")
-    with bad_input_in_one_line():
+    with running_command(parser, arguments) as args:
+        if not args.config_file and not args.proposals:
+            parser.error("name a model (--config-file) or a file of proposals (--proposals)")
         cfg = load_config(args)
         dataset = find_dataset(args, cfg)
         ground_truth = load_ground_truth(dataset, with_masks=True)
@@ -178,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.proposals:
             source = load_file_source(args.proposals, ground_truth)
         else:
-            source = load_model_source(cfg)
+            source = load_model_source(command_config(args, *PROPOSALS_ONLY))
         title = args.gt or dataset
         settings = {"top": args.top, "iou_threshold": args.iou, "title": title}
         output = args.output or (None if args.gallery else "proposals.png")

@@ -14,7 +14,7 @@ import numpy as np
 from d2proposals.detectornet.windows import make_windows
 from d2proposals.engine import bad_input_in_one_line, check_datasets
 from d2proposals.evaluation.ground_truth import load_ground_truth
-from d2proposals.proposals.file_formats import write_proposal_file
+from d2proposals.files.precomputed_format import write_proposal_file
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ import torch
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 from torch import Tensor
 
-from ..proposals.formats_pickle import load_pickle, to_plain
+from ..files.safe_pickle import load_pickle, to_plain
 from .weight_conversion import _check_keys, read_weights
 
 # res4 has the blocks a, b1 ... b22; those of the detector end with b20.

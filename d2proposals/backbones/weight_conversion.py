@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..proposals.atomic_files import atomic_write
+from ..files.atomic_files import atomic_write
 from .bn_inception import BNInception
 from .vgg import VGG
 

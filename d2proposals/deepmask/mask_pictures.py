@@ -10,7 +10,7 @@ from detectron2.structures import Instances
 from matplotlib.axes import Axes
 from pycocotools import mask as mask_util
 
-from ..data.image_files import read_rgb_image
+from ..files.image_files import read_rgb_image
 
 _COLORS = matplotlib.colormaps["tab10"].colors
 

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from ..proposals.atomic_files import atomic_write
+from ..files.atomic_files import atomic_write
 from .box_masks import MASK_TYPES
 from .generator import DetectorNet
 from .windows import MergedMasks, make_windows, merge_masks

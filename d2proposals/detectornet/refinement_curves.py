@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..proposals.atomic_files import atomic_write
+from ..files.atomic_files import atomic_write
 
 
 class ScoredBoxes(NamedTuple):

@@ -20,9 +20,9 @@ from detectron2.utils.file_io import PathManager
 from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.proposal_alignment import align_to_dataset
 from ..evaluation.proposal_checks import ImageProposals, find_faults
-from ..proposals.file_formats import ProposalFile, parse_proposals
-from ..proposals.formats_pickle import load_pickle, to_plain
-from ..proposals.formats_set import Fault, ProposalSet, name_some
+from ..files.precomputed_format import ProposalFile, parse_proposals
+from ..files.proposal_set import Fault, ProposalSet, name_some
+from ..files.safe_pickle import load_pickle, to_plain
 
 logger = logging.getLogger(__name__)
 

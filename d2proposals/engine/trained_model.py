@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..data.image_files import to_input_format
+from ..files.image_files import to_input_format
 from .checkpointer import ProposalCheckpointer
 from .part_weights import load_part_weights, warn_of_random_weights
 

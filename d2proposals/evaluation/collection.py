@@ -13,7 +13,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
-from ..proposals.formats_set import name_some
+from ..files.proposal_set import name_some
 from .proposal_checks import ImageProposals
 from .recall import MAX_LIMIT
 

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from tabulate import tabulate
 
-from ..proposals.atomic_files import atomic_write
+from ..files.atomic_files import atomic_write
 from .measurement import Measurement
 from .report import COLOURS, LINE_STYLES
 

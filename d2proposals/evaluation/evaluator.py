@@ -12,10 +12,10 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 
-from ..proposals.atomic_files import write_json
-from ..proposals.file_formats import write_proposal_file
-from ..proposals.formats_convert import write_proposals
-from ..proposals.formats_set import ProposalSet
+from ..files.atomic_files import write_json
+from ..files.conversion import write_proposals
+from ..files.precomputed_format import write_proposal_file
+from ..files.proposal_set import ProposalSet
 from .collection import ProposalCollector, in_dataset_order
 from .ground_truth import load_ground_truth
 from .measurement import Measurement, box_overlaps_of, mask_overlaps_of, measure, num_needed
@@ -42,7 +42,7 @@ class ProposalEvaluator(ProposalCollector):
     Where the proposals have a field ``proposal_masks`` (``ProposalMasks``) and the dataset has
     masks, there is also ``{"mask_proposals": {name: percent}}``: the same measures with the IoU of
     masks, of the 2,000 best-scored proposals. Their files are ``mask_proposals.json`` (run-length
-    encodings, see ``proposals.formats_json``), ``mask_proposal_results.json`` and
+    encodings, see ``files.json_formats``), ``mask_proposal_results.json`` and
     ``mask_proposal_curves.png``.
     """
 

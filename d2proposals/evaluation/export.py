@@ -1,7 +1,7 @@
 """Export of a trained generator's proposals, for a Fast R-CNN that learns from files of them.
 
 The files are Detectron2's precomputed proposals (``MODEL.LOAD_PROPOSALS``), which the formats'
-module ``proposals.file_formats`` describes. A detector that trains on them sees no generator.
+module ``files.precomputed_format`` describes. A detector that trains on them sees no generator.
 
 Shape shorthand: R proposals of an image.
 """
@@ -17,7 +17,7 @@ from detectron2.modeling import GeneralizedRCNN, ProposalNetwork
 from detectron2.structures import Instances
 from torch import nn
 
-from ..proposals.file_formats import write_proposal_file
+from ..files.precomputed_format import write_proposal_file
 from ..proposals.ranking import strictly_decreasing
 from .collection import ProposalCollector, in_dataset_order, to_cpu
 from .proposal_checks import ImageProposals

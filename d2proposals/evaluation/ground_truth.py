@@ -16,8 +16,8 @@ from detectron2.structures import BoxMode, PolygonMasks
 from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_util
 
-from ..proposals.formats_masks import check_size, make_encodings
-from ..proposals.formats_set import DatasetImages
+from ..files.proposal_set import DatasetImages
+from ..files.run_length_encodings import check_size, make_encodings
 
 logger = logging.getLogger(__name__)
 

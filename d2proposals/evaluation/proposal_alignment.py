@@ -5,7 +5,7 @@ Shape shorthand: R proposals of an image, S of all images.
 
 import numpy as np
 
-from ..proposals.formats_set import Fault, ProposalSet, name_some
+from ..files.proposal_set import Fault, ProposalSet, name_some
 from .ground_truth import GroundTruth
 from .proposal_checks import ImageProposals
 

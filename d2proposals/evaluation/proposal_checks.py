@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..proposals.formats_set import Fault, name_some
+from ..files.proposal_set import Fault, name_some
 from .ground_truth import GroundTruth
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from ..proposals.atomic_files import atomic_write
+from ..files.atomic_files import atomic_write
 from .recall import (
     AREA_RANGES,
     CURVE_IOU_THRESHOLDS,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..proposals.atomic_files import atomic_write
+from ..files.atomic_files import atomic_write
 
 COUNT, IOU = "scrpn/num_pos_refined_per_object", "scrpn/init_iou_of_pos"
 # Colour-blind-safe (Okabe and Ito).

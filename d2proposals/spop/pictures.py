@@ -26,7 +26,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import nn
 
-from ..proposals.atomic_files import atomic_write
+from ..files.atomic_files import atomic_write
 from ..proposals.candidates import clip_candidates
 from ..proposals.ranking import first_of_nms
 from .localization_error import find_spop

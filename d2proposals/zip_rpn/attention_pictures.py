@@ -24,7 +24,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import nn
 
-from ..proposals.atomic_files import atomic_write
+from ..files.atomic_files import atomic_write
 from .head import ZIPLevelHeads
 from .zoom_network import ZoomNetwork
 

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..proposals.atomic_files import atomic_write
+from ..files.atomic_files import atomic_write
 
 # Shares of votes are sums of integers of this unit: exact in whatever order a GPU adds them up.
 _VOTE_UNITS = 2**40

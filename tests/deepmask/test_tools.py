@@ -10,8 +10,8 @@ from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from d2proposals.proposals.formats_convert import read_proposals, write_proposals
-from d2proposals.proposals.formats_set import ProposalSet
+from d2proposals.files.conversion import read_proposals, write_proposals
+from d2proposals.files.proposal_set import ProposalSet
 from tests.common import CONFIGS, make_cfg
 from tests.deepmask.deepmask_networks import build_network
 from tests.engine.tiny_coco import CONFIG as RPN_CONFIG

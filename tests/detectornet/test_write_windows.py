@@ -3,7 +3,7 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from d2proposals.proposals.formats_convert import read_proposals
+from d2proposals.files.conversion import read_proposals
 from tools.write_windows import main
 
 

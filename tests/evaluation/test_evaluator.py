@@ -15,7 +15,7 @@ from PIL import Image
 
 from d2proposals.evaluation import ProposalEvaluator
 from d2proposals.evaluation.simulation import simulate_dataset, simulate_outputs
-from d2proposals.proposals.file_formats import read_proposal_file
+from d2proposals.files.precomputed_format import read_proposal_file
 from tests.common import make_cfg
 
 SIZE = (100, 120)

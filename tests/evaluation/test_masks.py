@@ -13,7 +13,7 @@ from d2proposals.evaluation import ProposalEvaluator
 from d2proposals.evaluation.ground_truth import encode_segmentation, load_ground_truth
 from d2proposals.evaluation.mask_overlaps import mask_iou, mask_overlaps
 from d2proposals.evaluation.recall import IOU_THRESHOLDS, average_recall, match_proposals
-from d2proposals.proposals.formats_convert import read_proposals
+from d2proposals.files.conversion import read_proposals
 from d2proposals.proposals.mask_proposals import ProposalMasks
 
 SIZE = (60, 80)

@@ -22,7 +22,7 @@ import train_net
 from d2proposals.evaluation import export
 from d2proposals.evaluation.export import ProposalExporter, proposal_network_of, select_proposals
 from d2proposals.evaluation.proposal_checks import ImageProposals
-from d2proposals.proposals.file_formats import read_proposal_file
+from d2proposals.files.precomputed_format import read_proposal_file
 from tests.common import CONFIGS, make_cfg
 from tests.engine.tiny_coco import (
     SMALL,

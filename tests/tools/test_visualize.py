@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from d2proposals.proposals.file_formats import write_proposal_file
+from d2proposals.files.precomputed_format import write_proposal_file
 from tests.common import CONFIGS, make_cfg
 from tests.engine.tiny_coco import CONFIG as RPN_CONFIG
 from tests.engine.tiny_coco import SMALL as TINY
@@ -79,7 +79,7 @@ def test_proposals_of_a_file(tiny_coco, tmp_path, caplog, monkeypatch):
     write_proposal_file(file, [1, 2, 3], [boxes] * 3, [np.array([0.0, 1.0])] * 3)
     drawn = []
     monkeypatch.setattr(
-        "d2proposals.evaluation.pictures.write_contact_sheet",
+        "d2proposals.pictures.coverage.write_contact_sheet",
         lambda path, pictures, **settings: drawn.extend([pictures, settings]),
     )
     draw_proposals("--proposals", file, "--top", 1, "--iou", 0.7)

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..proposals.atomic_files import atomic_write
-from .pictures import Coverage, ProposalPicture, draw_proposals
+from ..files.atomic_files import atomic_write
+from .coverage import Coverage, ProposalPicture, draw_proposals
 
 # Inches at 120 dots per inch; the longer side of an image.
 _SIDE = 6.0

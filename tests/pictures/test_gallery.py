@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from d2proposals.evaluation.gallery import write_gallery
-from d2proposals.evaluation.pictures import ProposalPicture, find_covered, write_contact_sheet
+from d2proposals.pictures.coverage import ProposalPicture, find_covered, write_contact_sheet
+from d2proposals.pictures.gallery import write_gallery
 
 SIZE = (60, 90)
 BOXES = np.array([[5, 5, 25, 45], [40, 10, 80, 50]], np.float32)

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
-from .formats_masks import check_size, make_encodings
-from .formats_pickle import one_line
-from .formats_set import DatasetImages, Fault, ProposalSet
+from .proposal_set import DatasetImages, Fault, ProposalSet
+from .run_length_encodings import check_size, make_encodings
+from .safe_pickle import one_line
 
 _OWN_FORMAT = "d2proposals"
 # What stands in the parsed list for an entry that has been taken out.

@@ -21,7 +21,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from .atomic_files import atomic_write
-from .formats_pickle import load_pickle, one_line, to_plain
+from .safe_pickle import load_pickle, one_line, to_plain
 
 
 class ProposalFile(NamedTuple):

@@ -24,10 +24,10 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from .atomic_files import atomic_write
-from .file_formats import parse_proposals, write_proposal_file
-from .formats_json import missing_scores, own_content, read_json, read_json_folder
-from .formats_pickle import load_pickle, to_plain
-from .formats_set import DatasetImages, Fault, ProposalSet, name_some
+from .json_formats import missing_scores, own_content, read_json, read_json_folder
+from .precomputed_format import parse_proposals, write_proposal_file
+from .proposal_set import DatasetImages, Fault, ProposalSet, name_some
+from .safe_pickle import load_pickle, to_plain
 
 
 def read_proposals(path: str | os.PathLike, images: DatasetImages | None = None) -> ProposalSet:

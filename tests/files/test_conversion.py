@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_util
 
-from d2proposals.proposals.file_formats import read_proposal_file
-from d2proposals.proposals.formats_convert import (
+from d2proposals.files.conversion import (
     FORMATS,
     drop_proposals,
     merge_images,
@@ -18,8 +17,9 @@ from d2proposals.proposals.formats_convert import (
     reinterpret_boxes,
     write_proposals,
 )
-from d2proposals.proposals.formats_masks import check_encodings, make_encodings
-from d2proposals.proposals.formats_set import DatasetImages, ProposalSet
+from d2proposals.files.precomputed_format import read_proposal_file
+from d2proposals.files.proposal_set import DatasetImages, ProposalSet
+from d2proposals.files.run_length_encodings import check_encodings, make_encodings
 
 SIZE = (40, 50)
 IMAGES = DatasetImages([7, 8, 9], ["val/a.jpg", "val/b.jpg", "val/c.jpg"], [SIZE] * 3)

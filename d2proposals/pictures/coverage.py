@@ -23,8 +23,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from pycocotools import mask as mask_util
 
-from ..proposals.atomic_files import atomic_write
-from .mask_overlaps import mask_iou
+from ..evaluation.mask_overlaps import mask_iou
+from ..files.atomic_files import atomic_write
 
 
 class _Line(NamedTuple):

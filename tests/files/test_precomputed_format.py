@@ -10,8 +10,8 @@ import pytest
 from detectron2.data.build import load_proposals_into_dataset
 from detectron2.structures import BoxMode
 
-from d2proposals.proposals.atomic_files import atomic_write, write_json
-from d2proposals.proposals.file_formats import read_proposal_file, write_proposal_file
+from d2proposals.files.atomic_files import atomic_write, write_json
+from d2proposals.files.precomputed_format import read_proposal_file, write_proposal_file
 
 BOXES = np.array([[1, 2, 11, 22], [0, 0, 5, 5]], np.float32)
 LOGITS = np.array([2.5, -1], np.float32)

@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from d2proposals.evaluation.pictures import (
+from d2proposals.pictures.coverage import (
     ProposalPicture,
     draw_proposals,
     find_covered,
@@ -130,7 +130,7 @@ def test_sheet(tmp_path, number):
 def test_texts_of_a_sheet_do_not_overlap(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(
-        "d2proposals.evaluation.pictures.FigureCanvasAgg",
+        "d2proposals.pictures.coverage.FigureCanvasAgg",
         lambda figure: figures.append(figure) or FigureCanvasAgg(figure),
     )
     sizes = [(60, 100), (100, 60), (500, 60), (60, 500), (60, 100), (100, 100)]

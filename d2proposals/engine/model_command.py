@@ -1,0 +1,147 @@
+"""The one door of commands that run a trained model: arguments, configuration, images and errors.
+
+A command states what is its own:
+
+    def build_parser():
+        parser = model_parser(__doc__)
+        add_image_arguments(parser, "attention.png")
+        parser.add_argument("--level", ...)
+        return parser
+
+    def main(arguments=None):
+        with running_command(build_parser(), arguments) as args:
+            cfg = command_config(args)
+            ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..files.image_files import read_rgb_image
+from .bad_input import bad_input_in_one_line
+from .job import check_config, check_datasets, fit_to_device, load_config
+from .trained_model import load_trained_model, network_input_of
+
+# Overrides for commands that look at proposals: a detector's are those of the proposal network
+# inside it.
+PROPOSALS_ONLY = ("MODEL.META_ARCHITECTURE", "ProposalNetwork")
+
+Picture = TypeVar("Picture")
+
+
+def model_parser(
+    description: str, config_help: str = "configuration of the model", required: bool = True
+) -> argparse.ArgumentParser:
+    """A parser with what these commands share: ``--config-file`` and overrides at the end.
+
+    Args:
+        description: of the command, printed as it stands.
+        config_help: what the configuration is of.
+        required: whether the command needs a configuration.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=required, help=config_help)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
+    return parser
+
+
+def add_image_arguments(parser: argparse.ArgumentParser, output: str) -> None:
+    """Add ``--input`` for image files, and ``--output`` for one picture of them.
+
+    Args:
+        parser: of the command.
+        output: the default.
+    """
+    parser.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="IMAGE",
+        help="image files; between them and overrides stands another option",
+    )
+    parser.add_argument("--output", default=output, help="PNG file to write")
+
+
+@contextmanager
+def running_command(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None = None,
+    level: int = logging.WARNING,
+) -> Iterator[argparse.Namespace]:
+    """Parse the arguments and run a command, whose bad input ends it with one line.
+
+    Args:
+        parser: of the command.
+        arguments: those of the command line by default.
+        level: from which on messages of the log are printed, as they are.
+
+    Raises:
+        SystemExit: for wrong arguments and bad input.
+    """
+    logging.basicConfig(level=level, format="%(message)s")
+    args = parser.parse_args(arguments)
+    with bad_input_in_one_line():
+        yield args
+
+
+def command_config(args: argparse.Namespace, *overrides: Any) -> CfgNode:
+    """The configuration that the arguments name, fitted to this machine and checked.
+
+    Args:
+        args: with ``config_file`` and ``opts``.
+        *overrides: KEY, VALUE, ... of the command itself, which go above the user's.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`~d2proposals.engine.job.load_config` and
+            :func:`~d2proposals.engine.job.check_config`.
+    """
+    cfg = load_config(args)
+    fit_to_device(cfg)
+    cfg.merge_from_list(list(overrides))
+    check_config(cfg)
+    return cfg
+
+
+def dataset_of(args: argparse.Namespace, cfg: CfgNode, parser: argparse.ArgumentParser) -> str:
+    """The dataset that ``--dataset`` or, without it, ``DATASETS.TEST`` names first; it is there."""
+    if not args.dataset and not cfg.DATASETS.TEST:
+        parser.error("DATASETS.TEST is empty: name a dataset with --dataset")
+    name = args.dataset or cfg.DATASETS.TEST[0]
+    check_datasets([name])
+    return name
+
+
+def picture_images(
+    cfg: CfgNode,
+    paths: Sequence[str],
+    make_picture: Callable[[nn.Module, torch.Tensor, np.ndarray, str], Picture],
+) -> list[Picture]:
+    """Make a picture of each of some image files with the configuration's trained model.
+
+    Args:
+        cfg: checked.
+        paths: of image files.
+        make_picture: takes the model, (3, h, w) network input before normalisation, the image
+            (H, W, 3) uint8 RGB, and its name.
+    """
+    # Before the model, which takes longer.
+    images = {path: read_rgb_image(path) for path in paths}
+    model = load_trained_model(cfg)
+    network_input = network_input_of(cfg)
+    return [
+        make_picture(model, network_input(image), image, Path(path).name)
+        for path, image in images.items()
+    ]

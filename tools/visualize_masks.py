@@ -25,7 +25,7 @@ from d2proposals.engine.model_command import (
     model_parser,
     running_command,
 )
-from d2proposals.files.atomic_files import atomic_write
+from d2proposals.files.figure_file import write_figure
 from d2proposals.pictures.coverage import spread_evenly
 
 _COLUMNS = 4
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = load_trained_model(cfg)
         mapper = ProposalDatasetMapper(cfg, False)
         rows = -(-len(chosen) // _COLUMNS)
-        figure = Figure(figsize=(3 * _COLUMNS, 3 * rows), layout="constrained")
+        figure = Figure(figsize=(3 * _COLUMNS, 3 * rows), dpi=110, layout="constrained")
         panels = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
         found = total = 0
         for axes, record in zip(panels, chosen, strict=False):
@@ -68,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found, total = found + found_i, total + total_i
         for axes in panels[len(chosen) :]:
             axes.set_axis_off()
-        with atomic_write(args.output, "wb") as file:
-            figure.savefig(file, format="png", dpi=110)
+        write_figure(args.output, figure)
     summary = f", {found} of {total} objects found" if total else ""
     print(f"{args.output}: {len(chosen)} images of {dataset}{summary}")
 

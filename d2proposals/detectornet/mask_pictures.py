@@ -18,12 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from detectron2.structures import ImageList
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from ..files.atomic_files import atomic_write
+from ..files.figure_file import write_figure
+from ..pictures.sheet import image_rows, title_cell
 from .box_masks import MASK_TYPES
 from .generator import DetectorNet
 from .windows import MergedMasks, make_windows, merge_masks
@@ -35,11 +34,8 @@ _HALF_COLOURS = {
     "left": (0.0, 0.0, 1.0),
     "right": (1.0, 1.0, 0.0),
 }
-# In inches.
-_CELL_WIDTH = 3.2
-_TITLE_HEIGHT = 0.35
-_MAX_ASPECT = 1.5
-_DOTS_PER_INCH = 120
+_CELL_WIDTH = 3.2  # inches
+_MAX_NAME_LENGTH = 30
 
 
 class MaskPicture(NamedTuple):
@@ -147,30 +143,17 @@ def write_mask_sheet(path: str | os.PathLike, pictures: Sequence[MaskPicture]) -
     Raises:
         ValueError: without pictures.
     """
-    if not pictures:
-        raise ValueError("a sheet of box masks needs at least one image")
-    row_heights = [
-        _TITLE_HEIGHT + _CELL_WIDTH * min(x.image.shape[0] / x.image.shape[1], _MAX_ASPECT)
-        for x in pictures
-    ]
-    figure = Figure(
-        figsize=(_CELL_WIDTH * 3, sum(row_heights) + 0.2), dpi=_DOTS_PER_INCH, layout="constrained"
-    )
-    canvas = FigureCanvasAgg(figure)
-    grid = figure.subplots(len(pictures), 3, squeeze=False, height_ratios=row_heights)
+    figure, grid = image_rows([x.image for x in pictures], 3, "box masks", _CELL_WIDTH)
     for row, picture in zip(grid, pictures, strict=True):
-        for axes in row:
-            axes.set_axis_off()
         row[0].imshow(picture.image)
         for rank, (x1, y1, x2, y2) in enumerate(picture.boxes):
             colour, width = ("red", 2.5) if rank == 0 else ("white", 1.0)
             row[0].add_patch(
                 Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, lw=width)
             )
-        row[0].set_title(picture.name[-30:], fontsize=10, parse_math=False)
+        title_cell(row[0], picture.name, 10, _MAX_NAME_LENGTH)
         row[1].imshow(picture.masks[MASK_TYPES.index("full")], cmap="gray", vmin=0, vmax=1)
         row[1].set_title("full", fontsize=10)
         row[2].imshow(half_colours(picture.masks))
         row[2].set_title("bottom red, top green, left blue, right yellow", fontsize=8)
-    with atomic_write(path, "wb") as file:
-        canvas.print_png(file)
+    write_figure(path, figure)

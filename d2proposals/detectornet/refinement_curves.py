@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.structures import BoxMode
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..files.atomic_files import atomic_write
+from ..files.figure_file import write_figure
 
 
 class ScoredBoxes(NamedTuple):
@@ -117,7 +116,6 @@ def plot_precision_recall(
         title: of the picture.
     """
     figure = Figure(figsize=(5, 4), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     for name, curve in curves.items():
         axes.plot(
@@ -127,8 +125,7 @@ def plot_precision_recall(
     axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_write(path, "wb") as file:
-        canvas.print_png(file)
+    write_figure(path, figure)
 
 
 def _annotation(x: Mapping[str, Any], image_id: int) -> dict[str, Any]:

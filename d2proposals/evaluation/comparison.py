@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from tabulate import tabulate
 
 from ..files.atomic_files import atomic_write
+from ..files.figure_file import write_figure
 from .measurement import Measurement
 from .report import COLOURS, LINE_STYLES
 
@@ -72,7 +72,6 @@ def plot_comparison(
         title: of the picture.
     """
     figure = Figure(figsize=(15, 9.2), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13, parse_math=False)
     panels = figure.subplots(2, 3)
     few, many = _shown_limits(limits)
@@ -93,8 +92,7 @@ def plot_comparison(
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)
-    with atomic_write(path, "wb") as file:
-        canvas.print_png(file)
+    write_figure(path, figure)
 
 
 def read_precision_by_number(paths: Sequence[str | os.PathLike]) -> dict[str, dict[int, float]]:
@@ -133,7 +131,6 @@ def plot_precision_by_number(
         title: of the picture.
     """
     figure = Figure(figsize=(6.5, 4.6), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     for index, (name, curve) in enumerate(runs.items()):
         numbers = sorted(curve)
@@ -145,8 +142,7 @@ def plot_precision_by_number(
     for text in axes.legend(frameon=False).get_texts():
         text.set_parse_math(False)
     _finish(axes, title, "proposals per image", "average precision (%)")
-    with atomic_write(path, "wb") as file:
-        canvas.print_png(file)
+    write_figure(path, figure)
 
 
 def _shown_limits(limits: Sequence[int]) -> tuple[int, int]:

@@ -4,11 +4,10 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from ..files.atomic_files import atomic_write
+from ..files.figure_file import write_figure
 from .recall import (
     AREA_RANGES,
     CURVE_IOU_THRESHOLDS,
@@ -80,9 +79,7 @@ def plot_curves(path: str | os.PathLike, curves: dict, title: str) -> None:
         curves: of ``recall_curves``.
         title: of the picture.
     """
-    # A figure of its own: pyplot would keep it, and would look for a display.
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)
     by_number = dict(curves["ar_by_num_proposals"])
@@ -91,8 +88,7 @@ def plot_curves(path: str | os.PathLike, curves: dict, title: str) -> None:
     by_iou = dict(curves["recall_by_iou"])
     _draw(right, by_iou.pop("iou"), by_iou, "proposals")
     right.set(xlabel="IoU", ylabel="recall (%)", xlim=(0.5, 1))
-    with atomic_write(path, "wb") as file:
-        canvas.print_png(file)
+    write_figure(path, figure)
 
 
 def _draw(axes, horizontal: list[float], lines: dict[str, list | None], legend: str) -> None:

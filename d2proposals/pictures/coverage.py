@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -24,7 +23,8 @@ from matplotlib.patheffects import withStroke
 from pycocotools import mask as mask_util
 
 from ..evaluation.mask_overlaps import mask_iou
-from ..files.atomic_files import atomic_write
+from ..files.figure_file import write_figure
+from .sheet import shorten
 
 
 class _Line(NamedTuple):
@@ -236,7 +236,6 @@ def write_contact_sheet(
         layout="constrained",
     )
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
-    canvas = FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=row_heights)
     num_covered = num_objects = 0
     for axes, picture in zip(grid.flat, pictures, strict=False):
@@ -248,8 +247,7 @@ def write_contact_sheet(
     total = f"{num_covered} of {num_objects} objects covered"
     figure.suptitle(f"{title}: {total}" if title else total, fontsize=12, parse_math=False)
     _add_legend(figure, top, iou_threshold, columns)
-    with atomic_write(path, "wb") as file:
-        canvas.print_png(file)
+    write_figure(path, figure)
 
 
 def _draw_boxes(axes: Axes, boxes: np.ndarray, line: _Line) -> None:
@@ -283,8 +281,7 @@ def _fill_masks(
 
 def _title(name: str, found: Coverage, top: int) -> str:
     """Two lines that fit the width of a cell."""
-    if len(name) > _MAX_NAME_LENGTH:
-        name = "..." + name[3 - _MAX_NAME_LENGTH :]
+    name = shorten(name, _MAX_NAME_LENGTH)
     num_objects = len(found.is_covered)
     if num_objects == 0:
         return f"image {name}\nno objects"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..files.atomic_files import atomic_write
+from ..files.figure_file import write_figure
 
 COUNT, IOU = "scrpn/num_pos_refined_per_object", "scrpn/init_iou_of_pos"
 # Colour-blind-safe (Okabe and Ito).
@@ -55,7 +55,7 @@ def write_positives_picture(output: str, runs: dict[str, np.ndarray]) -> None:
         output: image file to write.
         runs: :func:`read_positives`'s arrays by the run's name.
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
     axes = figure.subplots(1, 2)
     for (name, values), colour in zip(runs.items(), COLOURS * len(runs), strict=False):
         for axis, column in zip(axes, (1, 2), strict=True):
@@ -69,5 +69,4 @@ def write_positives_picture(output: str, runs: dict[str, np.ndarray]) -> None:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
-    with atomic_write(output, "wb") as file:
-        figure.savefig(file, format=Path(output).suffix.removeprefix(".") or "png", dpi=120)
+    write_figure(output, figure)

@@ -19,14 +19,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PolyCollection
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from torch import nn
 
-from ..files.atomic_files import atomic_write
+from ..files.figure_file import write_figure
+from ..pictures.sheet import COLOUR_MAP, add_colour_bar, image_rows, title_cell
 from ..proposals.candidates import clip_candidates
 from ..proposals.ranking import first_of_nms
 from .localization_error import find_spop
@@ -34,13 +31,6 @@ from .pixel_proposals import to_image_pixels
 
 # The paper's colours: cells on a large object, and on a small one.
 LARGE_COLOUR, SMALL_COLOUR = "yellow", "magenta"
-# Perceptually uniform, and readable with colour blindness and in grey.
-_COLOUR_MAP = "viridis"
-# In inches.
-_CELL_WIDTH = 3.6
-_TITLE_HEIGHT = 0.35
-_MAX_ASPECT = 1.5
-_DOTS_PER_INCH = 120
 _MAX_NAME_LENGTH = 30
 
 
@@ -142,25 +132,11 @@ def write_sheet(path: str | os.PathLike, pictures: Sequence[SPOPPicture]) -> Non
     Raises:
         ValueError: without pictures.
     """
-    if not pictures:
-        raise ValueError("a sheet of SPOP's maps needs at least one image")
-    row_heights = [
-        _TITLE_HEIGHT + _CELL_WIDTH * min(x.image.shape[0] / x.image.shape[1], _MAX_ASPECT)
-        for x in pictures
-    ]
-    figure = Figure(
-        figsize=(_CELL_WIDTH * 5 + 0.8, sum(row_heights) + 0.2),
-        dpi=_DOTS_PER_INCH,
-        layout="constrained",
-    )
-    canvas = FigureCanvasAgg(figure)
-    grid = figure.subplots(len(pictures), 5, squeeze=False, height_ratios=row_heights)
+    figure, grid = image_rows([x.image for x in pictures], 5, "SPOP's maps", bar=True)
     for row, picture in zip(grid, pictures, strict=True):
         for axes in row:
             axes.imshow(picture.image)
-            axes.set_axis_off()
-            axes.set_anchor("N")
-        row[0].set_title(_short(picture.name), fontsize=11, parse_math=False)
+        title_cell(row[0], picture.name, max_length=_MAX_NAME_LENGTH)
         _draw_map(row[1], picture.objectness, picture, "objectness")
         if picture.size is None:
             row[2].set_title("(one network for all sizes)", fontsize=11)
@@ -172,12 +148,8 @@ def write_sheet(path: str | os.PathLike, pictures: Sequence[SPOPPicture]) -> Non
             # Arrows and maps reach beyond the image.
             axes.set_xlim(-0.5, picture.image.shape[1] - 0.5)
             axes.set_ylim(picture.image.shape[0] - 0.5, -0.5)
-    bar = figure.colorbar(
-        ScalarMappable(Normalize(0, 1), _COLOUR_MAP), ax=grid, fraction=0.02, pad=0.01, aspect=30
-    )
-    bar.set_label("probability")
-    with atomic_write(path, "wb") as file:
-        canvas.print_png(file)
+    add_colour_bar(figure, grid, "probability")
+    write_figure(path, figure)
 
 
 def _draw_map(axes: Axes, probability: np.ndarray, picture: SPOPPicture, title: str) -> None:
@@ -185,7 +157,7 @@ def _draw_map(axes: Axes, probability: np.ndarray, picture: SPOPPicture, title: 
     width, height = picture.extent
     half_x, half_y = width / probability.shape[1] / 2, height / probability.shape[0] / 2
     extent = (-half_x, width - half_x, height - half_y, -half_y)
-    axes.imshow(probability, cmap=_COLOUR_MAP, vmin=0, vmax=1, extent=extent)
+    axes.imshow(probability, cmap=COLOUR_MAP, vmin=0, vmax=1, extent=extent)
     axes.set_title(title, fontsize=11)
 
 
@@ -214,8 +186,3 @@ def _draw_boxes(axes: Axes, picture: SPOPPicture) -> None:
         PolyCollection(corners, facecolors="none", edgecolors=colours, linewidths=1.5)
     )
     axes.set_title("object proposals", fontsize=11)
-
-
-def _short(name: str) -> str:
-    """A name that fits the width of a cell."""
-    return name if len(name) <= _MAX_NAME_LENGTH else "..." + name[3 - _MAX_NAME_LENGTH :]

@@ -18,24 +18,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.structures import ImageList
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from torch import nn
 
-from ..files.atomic_files import atomic_write
+from ..files.figure_file import write_figure
+from ..pictures.sheet import COLOUR_MAP, add_colour_bar, image_rows, title_cell
 from .head import ZIPLevelHeads
 from .zoom_network import ZoomNetwork
 
-# Perceptually uniform, and readable with colour blindness and in grey.
-_COLOUR_MAP = "viridis"
 _OPACITY = 0.65
-# In inches.
-_CELL_WIDTH = 3.6
-_TITLE_HEIGHT = 0.35
-_MAX_ASPECT = 1.5
-_DOTS_PER_INCH = 120
 _MAX_NAME_LENGTH = 30
 
 
@@ -142,44 +132,26 @@ def write_attention_sheet(
     Raises:
         ValueError: without pictures.
     """
-    if not pictures:
-        raise ValueError("a sheet of attention maps needs at least one image")
     titles = [
         f"$F_{level}$ (zoom out)",
         f"$H_{level}$ (zoom in)",
         f"convolution of $[F_{level}, H_{level}]$",
         f"the same with MAD ($Y_{level}$)",
     ]
-    row_heights = [
-        _TITLE_HEIGHT + _CELL_WIDTH * min(x.image.shape[0] / x.image.shape[1], _MAX_ASPECT)
-        for x in pictures
-    ]
-    figure = Figure(
-        figsize=(_CELL_WIDTH * 5 + 0.8, sum(row_heights) + 0.2),
-        dpi=_DOTS_PER_INCH,
-        layout="constrained",
-    )
-    canvas = FigureCanvasAgg(figure)
-    grid = figure.subplots(len(pictures), 5, squeeze=False, height_ratios=row_heights)
+    figure, grid = image_rows([x.image for x in pictures], 5, "attention maps", bar=True)
     for row, picture in zip(grid, pictures, strict=True):
         # Grey under the maps, whose colours it would mix with.
         grey = picture.image.mean(axis=2)
         for axes in row:
             axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
-            axes.set_axis_off()
-            axes.set_anchor("N")
         row[0].imshow(picture.image)
-        row[0].set_title(_short(picture.name), fontsize=11, parse_math=False)
+        title_cell(row[0], picture.name, max_length=_MAX_NAME_LENGTH)
         for axes, heat_map, title in zip(row[1:], picture.heat_maps, titles, strict=True):
-            axes.imshow(heat_map, cmap=_COLOUR_MAP, vmin=0, vmax=1, alpha=_OPACITY)
+            axes.imshow(heat_map, cmap=COLOUR_MAP, vmin=0, vmax=1, alpha=_OPACITY)
             axes.set_title(title, fontsize=11)
-    bar = figure.colorbar(
-        ScalarMappable(Normalize(0, 1), _COLOUR_MAP), ax=grid, fraction=0.02, pad=0.01, aspect=30
-    )
+    bar = add_colour_bar(figure, grid, "mean activation, each map on its own scale")
     bar.set_ticks([0, 1], labels=["least", "greatest"])
-    bar.set_label("mean activation, each map on its own scale")
-    with atomic_write(path, "wb") as file:
-        canvas.print_png(file)
+    write_figure(path, figure)
 
 
 def _check_model(model: nn.Module, level: int) -> tuple[ZoomNetwork, nn.Module]:
@@ -209,8 +181,3 @@ def _check_model(model: nn.Module, level: int) -> tuple[ZoomNetwork, nn.Module]:
     # One head for all levels stands first.
     index = generator.in_features.index(name) if len(heads.heads) > 1 else 0
     return backbone, heads.heads[index].conv
-
-
-def _short(name: str) -> str:
-    """A name that fits the width of a cell."""
-    return name if len(name) <= _MAX_NAME_LENGTH else "..." + name[3 - _MAX_NAME_LENGTH :]

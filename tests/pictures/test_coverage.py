@@ -130,7 +130,7 @@ def test_sheet(tmp_path, number):
 def test_texts_of_a_sheet_do_not_overlap(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(
-        "d2proposals.pictures.coverage.FigureCanvasAgg",
+        "d2proposals.files.figure_file.FigureCanvasAgg",
         lambda figure: figures.append(figure) or FigureCanvasAgg(figure),
     )
     sizes = [(60, 100), (100, 60), (500, 60), (60, 500), (60, 100), (100, 100)]

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.files.test_conversion import random_masks
 
 from d2proposals.engine import bad_input_in_one_line
 from d2proposals.evaluation.ground_truth import encode_segmentation, load_ground_truth
 from d2proposals.files.annotation_file import VOC_CATEGORIES, register_annotation_file
 from d2proposals.files.conversion import FORMATS, read_proposals, write_proposals
 from d2proposals.files.proposal_set import ProposalSet
+from tests.files.test_conversion import random_masks
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 SIZE = (40, 50)

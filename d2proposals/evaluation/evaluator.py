@@ -42,7 +42,7 @@ class ProposalEvaluator(ProposalCollector):
     Where the proposals have a field ``proposal_masks`` (``ProposalMasks``) and the dataset has
     masks, there is also ``{"mask_proposals": {name: percent}}``: the same measures with the IoU of
     masks, of the 2,000 best-scored proposals. Their files are ``mask_proposals.json`` (run-length
-    encodings, see ``files.json_formats``), ``mask_proposal_results.json`` and
+    encodings, see ``files.own_format``), ``mask_proposal_results.json`` and
     ``mask_proposal_curves.png``.
     """
 

@@ -132,3 +132,23 @@ def name_some(image_ids: Sequence[int | str]) -> str:
     """The first few ids as text."""
     rest = ", ..." if len(image_ids) > _NUM_NAMED else ""
     return ", ".join(str(image_id)[:80] for image_id in image_ids[:_NUM_NAMED]) + rest
+
+
+def missing_scores(number: int, total: int) -> Fault:
+    """The fault of proposals that have no score."""
+    return Fault(
+        "missing-scores",
+        f"{number} of {total} proposals have no score; they count as 0, and equal scores keep the "
+        "file's order",
+    )
+
+
+def file_names(proposals: ProposalSet, images: DatasetImages | None) -> list[str]:
+    """The file name of each image; its id where the dataset is not given."""
+    if images is None:
+        return [str(image_id) for image_id in proposals.image_ids]
+    names = {
+        str(image_id): name or str(image_id)
+        for image_id, name in zip(images.ids, images.file_names, strict=True)
+    }
+    return [names.get(str(image_id), str(image_id)) for image_id in proposals.image_ids]

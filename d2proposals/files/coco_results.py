@@ -1,0 +1,155 @@
+"""COCO's results as proposals: a JSON list of boxes (XYWH), masks or both, with scores.
+
+Shape shorthand: R proposals of an image.
+"""
+
+import json
+import math
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .atomic_files import atomic_write
+from .json_values import (
+    ContentError,
+    boxes_of_masks,
+    check_finite,
+    check_id,
+    is_number,
+    plain_mask,
+)
+from .proposal_set import DatasetImages, Fault, ProposalSet, missing_scores
+from .run_length_encodings import check_size, make_encodings
+
+# What stands in the parsed list for an entry that has been taken out.
+_TAKEN = None
+
+
+class ResultEntries:
+    """COCO's result entries, taken out of the file while it is parsed.
+
+    A million parsed entries take a gigabyte, their numbers a twentieth of it.
+    """
+
+    def __init__(self) -> None:
+        self.ids: dict[int | str, int] = {}
+        self._image = array("q")
+        self._numbers = array("d")  # x, y, w, h, score
+        self._counts: list[Any] = []
+        self._sizes: list[tuple[int, int]] = []
+        self._categories: set[Any] = set()
+        self._num_without_score = 0
+
+    def take(self, entry: dict[str, Any]) -> dict[str, Any] | None:
+        """A hook of json: keeps what it needs of an entry, and leaves other objects alone."""
+        if "image_id" not in entry or not ("bbox" in entry or "segmentation" in entry):
+            return entry
+        number = len(self._image)
+        image_id = entry["image_id"]
+        check_id(image_id)
+        self._image.append(self.ids.setdefault(image_id, len(self.ids)))
+        segmentation = entry.get("segmentation")
+        if isinstance(segmentation, dict):
+            if len(self._counts) < number:
+                raise ContentError(f"entry {number - 1} has no mask, but others do")
+            self._sizes.append(check_size(segmentation.get("size")))
+            self._counts.append(segmentation.get("counts"))
+        elif segmentation is not None:
+            raise ContentError(
+                f"the segmentation of entry {number} is no run-length encoding "
+                "(pycocotools.mask.encode, frPyObjects)"
+            )
+        elif self._counts:
+            raise ContentError(f"entry {number} has no mask, but others do")
+        box = entry.get("bbox")
+        if box is None:
+            if segmentation is None:
+                raise ContentError(f"entry {number} has neither a box nor a mask")
+            box = [math.inf] * 4  # to be replaced by the mask's
+        elif not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+            raise ContentError(f"the bbox of entry {number} must be four numbers [x, y, w, h]")
+        score = entry.get("score")
+        if score is None:
+            self._num_without_score += 1
+            score = 0.0
+        elif not is_number(score):
+            raise ContentError(f"the score of entry {number} must be a number")
+        self._numbers.extend((*box, score))
+        category = entry.get("category_id")
+        self._categories.add(category if isinstance(category, (int, str)) else None)
+        return _TAKEN
+
+    def to_set(self, num_items: int) -> ProposalSet:
+        """The proposals by image; the file's order of images is that of their first entries."""
+        if num_items != len(self._image):
+            raise ContentError(
+                f"{num_items - len(self._image)} of {num_items} items of the list are no results"
+            )
+        image = np.frombuffer(self._image, np.int64)
+        numbers = np.frombuffer(self._numbers, np.float64).reshape(-1, 5)
+        order = np.argsort(image, kind="stable")
+        ends = np.cumsum(np.bincount(image, minlength=len(self.ids)))
+        numbers = numbers[order]
+        boxes = numbers[:, :4].copy()
+        boxes[:, 2:] += boxes[:, :2]
+        masks = None
+        if self._counts:
+            encodings = make_encodings(self._counts, self._sizes)
+            encodings = [encodings[index] for index in order]
+            without_box = np.isinf(numbers[:, :4]).all(axis=1)
+            of_masks = [encodings[index] for index in np.flatnonzero(without_box)]
+            boxes[without_box] = boxes_of_masks(of_masks)
+            masks = [encodings[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        return ProposalSet(
+            "coco",
+            list(self.ids),
+            np.split(boxes.astype(np.float32), ends[:-1]),
+            np.split(numbers[:, 4], ends[:-1]),
+            masks,
+            faults=self._faults(),
+        )
+
+    def _faults(self) -> list[Fault]:
+        faults = []
+        if len(self._categories) > 1:
+            faults.append(
+                Fault(
+                    "category-ids",
+                    f"the entries have {len(self._categories)} different category ids; they are "
+                    "ranked together and their categories ignored, because proposals are "
+                    "class-agnostic",
+                )
+            )
+        if self._num_without_score:
+            faults.append(missing_scores(self._num_without_score, len(self._image)))
+        return faults
+
+
+def write_coco(path: Path, proposals: ProposalSet, images: DatasetImages | None) -> None:
+    check_finite(proposals)
+    with atomic_write(path) as file:
+        separator = "["
+        for entries in result_entries(proposals):
+            for entry in entries:
+                file.write(separator + json.dumps(entry, allow_nan=False))
+                separator = ",\n"
+        file.write("[]\n" if separator == "[" else "]\n")
+
+
+def result_entries(proposals: ProposalSet) -> Iterator[list[dict[str, Any]]]:
+    """COCO's result entries of each image."""
+    probabilities = proposals.probabilities()
+    for index, image_id in enumerate(proposals.image_ids):
+        boxes = proposals.boxes[index].astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        entries = [
+            {"image_id": image_id, "category_id": 1, "bbox": box, "score": score}
+            for box, score in zip(boxes.tolist(), probabilities[index].tolist(), strict=True)
+        ]
+        if proposals.masks is not None:
+            for entry, mask in zip(entries, proposals.masks[index], strict=True):
+                entry["segmentation"] = plain_mask(mask)
+        yield entries

@@ -1,0 +1,49 @@
+"""What files of proposals in JSON have in common: numbers, ids, masks, and complaints about them.
+
+Shape shorthand: R proposals of an image.
+"""
+
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_util
+
+from .proposal_set import ProposalSet
+
+
+class ContentError(ValueError):
+    """A file is whole, but its content is not what it must be."""
+
+
+def is_number(value: Any) -> bool:
+    # Integers beyond a float's range would raise later.
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def check_id(image_id: Any) -> None:
+    is_id = isinstance(image_id, str) or (type(image_id) is int and abs(image_id) < 2**63)
+    if not is_id:
+        raise ContentError(f"an image_id is an integer or text, not {type(image_id).__name__}")
+
+
+def boxes_of_masks(masks: list[dict[str, Any]]) -> np.ndarray:
+    """(R, 4) float64 XYXY boxes around masks; an empty mask has an empty box."""
+    boxes = np.asarray(mask_util.toBbox(masks), np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
+def plain_mask(mask: dict[str, Any]) -> dict[str, Any]:
+    return {"size": list(mask["size"]), "counts": mask["counts"].decode("ascii")}
+
+
+def check_finite(proposals: ProposalSet) -> None:
+    """Raise ValueError for numbers that standard JSON cannot say."""
+    for image_id, boxes_i, scores_i in zip(
+        proposals.image_ids, proposals.boxes, proposals.scores, strict=True
+    ):
+        if not (np.isfinite(boxes_i).all() and np.isfinite(scores_i).all()):
+            raise ValueError(
+                f"image {image_id} has a box or a score that is not finite, which JSON cannot say; "
+                "drop it (--drop-unusable)"
+            )

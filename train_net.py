@@ -18,8 +18,13 @@ Examples:
         python train_net.py --config-file configs/rpn_only.yaml --num-gpus 2 MODEL.DEVICE cpu
 """
 
+import os
 from argparse import Namespace
 from typing import Any
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch

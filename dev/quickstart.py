@@ -11,6 +11,10 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from detectron2.evaluation import inference_on_dataset
 from tabulate import tabulate
 

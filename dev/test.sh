@@ -9,9 +9,10 @@ cd "$root"
 bash dev/setup.sh
 # This checkout's package, also where several checkouts share the environment.
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-# Up to four processes, which share the cores: torch's threads wait for each other busily, which a
-# machine with other work on it pays for many times over.
+# Up to four processes, which share the cores; one that has run out of tests takes some of another's.
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 processes=$((cores < 4 ? cores : 4))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / processes))}
-exec "${D2P_VENV:-$root/.venv}/bin/python" -m pytest --numprocesses "$processes" "$@"
+# torch's threads would spin while they wait for each other.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+exec "${D2P_VENV:-$root/.venv}/bin/python" -m pytest --numprocesses "$processes" --dist worksteal "$@"

@@ -11,6 +11,7 @@ the suppression of overlapping boxes meets boxes about as dense as anchors.
 """
 
 import argparse
+import os
 import statistics
 import time
 from argparse import Namespace
@@ -18,6 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch

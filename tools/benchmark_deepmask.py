@@ -10,8 +10,13 @@ one pass over a scale of --windows x --windows of them computes.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Sequence
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from detectron2.modeling import build_proposal_generator

@@ -14,12 +14,17 @@ import argparse
 import contextlib
 import io
 import itertools
+import os
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from typing import NamedTuple
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch

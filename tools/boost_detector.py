@@ -13,8 +13,13 @@ Needs scikit-learn (1.6 or newer). 20,000 RoIs of the full-size network take 1 G
 import argparse
 import logging
 import math
+import os
 import random
 from collections.abc import Sequence
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.utils.env import seed_all_rng

@@ -7,7 +7,12 @@
 """
 
 import argparse
+import os
 from collections.abc import Sequence
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 

@@ -10,8 +10,13 @@ where the formats agree; between logits and probabilities they are converted.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 

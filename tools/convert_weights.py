@@ -36,7 +36,12 @@ networks, see docs/spop.md for the pixels that each expects.
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from detectron2.modeling import build_model

@@ -8,7 +8,12 @@ The output is a configuration with MODEL.DETECTORNET.ASPECT_RATIOS, to be listed
 """
 
 import argparse
+import os
 from collections.abc import Sequence
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import yaml
 from detectron2.data import DatasetCatalog

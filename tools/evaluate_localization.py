@@ -10,7 +10,12 @@ Table II.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.structures import ImageList

@@ -15,6 +15,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from detectron2.config import CfgNode
 from detectron2.engine import launch
 from detectron2.evaluation import inference_on_dataset

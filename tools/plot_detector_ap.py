@@ -14,9 +14,14 @@ beside it.
 import argparse
 import logging
 import math
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger

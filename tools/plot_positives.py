@@ -7,8 +7,13 @@ dynamic sampling the number stays where it is; with a fixed IoU threshold it gro
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from d2proposals.engine import bad_input_in_one_line
 from d2proposals.sc_rpn.positives_picture import read_positives, write_positives_picture

@@ -9,7 +9,12 @@ colours. The masks are those of one scale of windows, merged.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from d2proposals.detectornet.mask_pictures import picture_masks, write_mask_sheet
 from d2proposals.engine.model_command import (

@@ -10,7 +10,12 @@ large object; magenta: of a small one.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from d2proposals.engine.model_command import (
     add_image_arguments,

@@ -1,5 +1,6 @@
 """What several tests need: configurations, images and ground truth made by hand."""
 
+import runpy
 from pathlib import Path
 
 import torch
@@ -8,7 +9,13 @@ from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 
 from d2proposals import add_d2proposals_config
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+
+
+def run_tool(name: str, *arguments) -> None:
+    """Run the command tools/<name>.py in this process."""
+    runpy.run_path(str(ROOT / "tools" / f"{name}.py"))["main"]([str(x) for x in arguments])
 
 
 def make_cfg(config: str | None = None, *overrides) -> CfgNode:

@@ -19,7 +19,7 @@ from d2proposals.sc_rpn import SCRPN
 from d2proposals.spop import SPOP
 from d2proposals.zip_rpn import ZIP
 from tests.common import CONFIGS, leaf_keys, make_cfg
-from tests.engine.tiny_coco import SMALL, registered, write_tiny_coco
+from tests.engine.tiny_coco import SMALL
 
 GENERATORS = {
     "rpn_only.yaml": RPN,
@@ -175,12 +175,6 @@ def test_with_rpn_they_are_detectron2s_own(name, reference):
 
 def _plain(value):
     return list(value) if isinstance(value, tuple) else value
-
-
-@pytest.fixture
-def tiny_coco(tmp_path):
-    with registered(write_tiny_coco(tmp_path / "datasets") / "coco"):
-        yield
 
 
 def tiny_detector_cfg(output_dir, *overrides):

@@ -11,9 +11,7 @@ import pytest
 import train_net
 from tests.engine.tiny_coco import (
     CONFIG,
-    loggers_as_before,
     make_args,
-    registered,
     write_tiny_coco,
 )
 
@@ -21,17 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ("DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)")
 
 
-@pytest.fixture(autouse=True)
-def restored_loggers():
-    with loggers_as_before():
-        yield
-
-
-@pytest.fixture
-def tiny_coco(tmp_path):
-    coco = write_tiny_coco(tmp_path / "datasets") / "coco"
-    with registered(coco):
-        yield coco
+pytestmark = pytest.mark.usefixtures("restored_loggers")
 
 
 def stop_line(capsys, args):

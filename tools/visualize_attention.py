@@ -20,13 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from d2proposals.engine.model_command import (
-    add_image_arguments,
-    command_config,
-    model_parser,
-    picture_images,
-    running_command,
-)
+from d2proposals.engine.model_command import picture_images, picture_parser, running_command
 from d2proposals.zip_rpn.attention_pictures import (
     AttentionPicture,
     attention_maps,
@@ -37,8 +31,7 @@ from d2proposals.zip_rpn.attention_pictures import (
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = model_parser(__doc__)
-    add_image_arguments(parser, "attention.png")
+    parser = picture_parser(__doc__, "attention.png")
     parser.add_argument("--level", type=int, default=2, help="1 or 2 (default: 2)")
     return parser
 
@@ -55,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             heat = heat_maps(maps, pixels.shape[-2:], stride, image.shape[:2])
             return AttentionPicture(name, image, heat)
 
-        pictures = picture_images(command_config(args), args.input, make_picture)
+        pictures = picture_images(args, make_picture)
         write_attention_sheet(args.output, pictures, args.level)
     print(f"{args.output}: level {args.level} of {len(pictures)} images")
 

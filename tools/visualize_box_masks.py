@@ -17,19 +17,12 @@ from collections.abc import Sequence
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from d2proposals.detectornet.mask_pictures import picture_masks, write_mask_sheet
-from d2proposals.engine.model_command import (
-    add_image_arguments,
-    command_config,
-    model_parser,
-    picture_images,
-    running_command,
-)
+from d2proposals.engine.model_command import picture_images, picture_parser, running_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = model_parser(__doc__)
-    add_image_arguments(parser, "box_masks.png")
+    parser = picture_parser(__doc__, "box_masks.png")
     parser.add_argument("--scale", type=int, default=2, help="of the windows (default: 2)")
     parser.add_argument("--class-id", type=int, default=0, help="whose masks (default: 0)")
     parser.add_argument("--top", type=int, default=5, help="best boxes (default: 5)")
@@ -40,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
     with running_command(build_parser(), arguments) as args:
         pictures = picture_images(
-            command_config(args),
-            args.input,
+            args,
             lambda model, pixels, image, name: picture_masks(
                 model, pixels, name=name, scale=args.scale, top=args.top, class_id=args.class_id
             ),

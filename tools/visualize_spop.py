@@ -17,20 +17,13 @@ from collections.abc import Sequence
 # beside them, and themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from d2proposals.engine.model_command import (
-    add_image_arguments,
-    command_config,
-    model_parser,
-    picture_images,
-    running_command,
-)
+from d2proposals.engine.model_command import picture_images, picture_parser, running_command
 from d2proposals.spop.pictures import make_picture, write_sheet
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = model_parser(__doc__)
-    add_image_arguments(parser, "spop.png")
+    parser = picture_parser(__doc__, "spop.png")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the image (default: 1)")
     parser.add_argument("--boxes", type=int, default=20, help="boxes to draw (default: 20)")
     return parser
@@ -40,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
     with running_command(build_parser(), arguments) as args:
         pictures = picture_images(
-            command_config(args),
-            args.input,
+            args,
             lambda model, pixels, image, name: make_picture(
                 model, pixels, name=name, scale=args.scale, num_boxes=args.boxes
             ),

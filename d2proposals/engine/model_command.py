@@ -4,8 +4,7 @@ A command states what is its own:
 
     def build_parser():
         parser = model_parser(__doc__)
-        add_image_arguments(parser, "attention.png")
-        parser.add_argument("--level", ...)
+        parser.add_argument("--top", ...)
         return parser
 
     def main(arguments=None):
@@ -58,13 +57,14 @@ def model_parser(
     return parser
 
 
-def add_image_arguments(parser: argparse.ArgumentParser, output: str) -> None:
-    """Add ``--input`` for image files, and ``--output`` for one picture of them.
+def picture_parser(description: str, output: str) -> argparse.ArgumentParser:
+    """A parser of a command that draws one picture of image files: ``--input``, ``--output``.
 
     Args:
-        parser: of the command.
+        description: of the command, printed as it stands.
         output: the default.
     """
+    parser = model_parser(description)
     parser.add_argument(
         "--input",
         required=True,
@@ -73,6 +73,7 @@ def add_image_arguments(parser: argparse.ArgumentParser, output: str) -> None:
         help="image files; between them and overrides stands another option",
     )
     parser.add_argument("--output", default=output, help="PNG file to write")
+    return parser
 
 
 @contextmanager
@@ -125,20 +126,19 @@ def dataset_of(args: argparse.Namespace, cfg: CfgNode, parser: argparse.Argument
 
 
 def picture_images(
-    cfg: CfgNode,
-    paths: Sequence[str],
+    args: argparse.Namespace,
     make_picture: Callable[[nn.Module, torch.Tensor, np.ndarray, str], Picture],
 ) -> list[Picture]:
     """Make a picture of each of some image files with the configuration's trained model.
 
     Args:
-        cfg: checked.
-        paths: of image files.
+        args: of :func:`picture_parser`.
         make_picture: takes the model, (3, h, w) network input before normalisation, the image
             (H, W, 3) uint8 RGB, and its name.
     """
+    cfg = command_config(args)
     # Before the model, which takes longer.
-    images = {path: read_rgb_image(path) for path in paths}
+    images = {path: read_rgb_image(path) for path in args.input}
     model = load_trained_model(cfg)
     network_input = network_input_of(cfg)
     return [

@@ -1,7 +1,6 @@
 """The commands of DeepMask: a picture of masks, filled boxes, branches of two models."""
 
 import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,26 +11,13 @@ from pycocotools import mask as mask_util
 
 from d2proposals.files.conversion import read_proposals, write_proposals
 from d2proposals.files.proposal_set import ProposalSet
-from tests.common import CONFIGS, make_cfg
+from tests.common import CONFIGS, ROOT, make_cfg, run_tool
 from tests.deepmask.deepmask_networks import build_network
 from tests.engine.tiny_coco import CONFIG as RPN_CONFIG
 from tests.engine.tiny_coco import SMALL as TINY
-from tests.engine.tiny_coco import registered, write_tiny_coco
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 CONFIG = str(CONFIGS / "shapes" / "deepmask_rpn_only.yaml")
 SMALL = ("MODEL.DEVICE", "cpu", "MODEL.DEEPMASK.LOG2_SCALES", "(-0.5, 0.5)")
-
-
-@pytest.fixture
-def tiny_coco(tmp_path):
-    coco = write_tiny_coco(tmp_path / "datasets") / "coco"
-    with registered(coco):
-        yield coco
-
-
-def run_tool(name, *arguments):
-    runpy.run_path(str(TOOLS / f"{name}.py"))["main"]([str(x) for x in arguments])
 
 
 @pytest.mark.parametrize("options", [[], ["--best", 3], ["--iou", 0]])
@@ -124,7 +110,7 @@ def test_the_benchmark(capsys):
 
 
 def test_the_benchmark_counts_the_work():
-    namespace = runpy.run_path(str(TOOLS / "benchmark_deepmask.py"))
+    namespace = runpy.run_path(str(ROOT / "tools" / "benchmark_deepmask.py"))
     network = build_network(patch_size=64)
     meter = namespace["Meter"](network)
     with torch.no_grad():

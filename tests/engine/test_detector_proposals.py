@@ -36,12 +36,17 @@ def batch(*sizes):
     return [{"image": torch.rand(3, *size) * 255} for size in sizes]
 
 
-def test_proposals_are_rescaled_to_the_original_image():
+def record_one_proposal():
     recorder = ProposalRecorder()
     proposals = Instances((50, 100))
     proposals.proposal_boxes = Boxes(torch.tensor([[10.0, 5.0, 60.0, 30.0]]))
     proposals.objectness_logits = torch.tensor([1.0])
     recorder.record(None, (), ([proposals], {}))
+    return recorder
+
+
+def test_proposals_are_rescaled_to_the_original_image():
+    recorder = record_one_proposal()
     listener = Listener()
     inputs = [{"image": torch.zeros(3, 50, 100), "height": 100, "width": 400}]
     DetectorProposalEvaluator(listener, recorder).process(inputs, [{}])
@@ -51,11 +56,7 @@ def test_proposals_are_rescaled_to_the_original_image():
 
 
 def test_without_a_size_to_return_to_proposals_stay():
-    recorder = ProposalRecorder()
-    proposals = Instances((50, 100))
-    proposals.proposal_boxes = Boxes(torch.tensor([[10.0, 5.0, 60.0, 30.0]]))
-    proposals.objectness_logits = torch.tensor([1.0])
-    recorder.record(None, (), ([proposals], {}))
+    recorder = record_one_proposal()
     listener = Listener()
     DetectorProposalEvaluator(listener, recorder).process([{"image": torch.zeros(3, 50, 100)}], [])
     (output,) = listener.outputs

@@ -1,8 +1,5 @@
 """Tests of the commands that draw proposals and attention maps."""
 
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,26 +7,13 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from d2proposals.files.precomputed_format import write_proposal_file
-from tests.common import CONFIGS, make_cfg
+from tests.common import CONFIGS, make_cfg, run_tool
 from tests.engine.tiny_coco import CONFIG as RPN_CONFIG
 from tests.engine.tiny_coco import SMALL as TINY
-from tests.engine.tiny_coco import registered, write_tiny_coco
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 ZIP_CONFIG = str(CONFIGS / "shapes" / "zip_rpn_only.yaml")
 SMALL_ZIP = ("MODEL.DEVICE", "cpu", "MODEL.BN_INCEPTION.WIDTH_FACTOR", "0.125",
              "INPUT.MIN_SIZE_TEST", "96")  # fmt: skip
-
-
-@pytest.fixture
-def tiny_coco(tmp_path):
-    coco = write_tiny_coco(tmp_path / "datasets") / "coco"
-    with registered(coco):
-        yield coco
-
-
-def run_tool(name, *arguments):
-    runpy.run_path(str(TOOLS / f"{name}.py"))["main"]([str(x) for x in arguments])
 
 
 def draw_proposals(*arguments):

@@ -35,7 +35,7 @@ from d2proposals.evaluation.measurement import (
 )
 from d2proposals.evaluation.proposal_alignment import align_to_dataset
 from d2proposals.evaluation.proposal_checks import ImageProposals, find_faults
-from d2proposals.evaluation.recall import check_limits
+from d2proposals.evaluation.recall import check_limits, describe_idle_limits
 from d2proposals.files.annotation_file import find_categories, register_annotation_file
 from d2proposals.files.atomic_files import write_json
 from d2proposals.files.conversion import read_proposals, reinterpret_boxes
@@ -262,8 +262,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = {}
         for name, path in paths.items():
             runs[name] = align(path, ground_truth, args.box_mode)
-            number = sum(len(item.boxes) for item in runs[name].proposals)
-            print(f"{name}: {runs[name].format}, {number} proposals", file=sys.stderr)
+            numbers = [len(item.boxes) for item in runs[name].proposals]
+            print(f"{name}: {runs[name].format}, {sum(numbers)} proposals", file=sys.stderr)
+            idle = describe_idle_limits(limits, numbers)
+            if idle:
+                print(f"note: {name}: {idle}", file=sys.stderr)
         report_faults(runs, args.strict)
         results: dict[str, dict[str, Measurement]] = {}
         for kind in (args.kind,) if args.kind else ("box", "mask"):

@@ -20,6 +20,7 @@ from tabulate import tabulate
 from ..files.atomic_files import atomic_write
 from ..files.figure_file import write_figure
 from .measurement import Measurement
+from .recall import CURVE_SINGLE_IOUS
 from .report import COLOURS, LINE_STYLES
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -61,7 +62,7 @@ def short_name(name: str) -> str:
 def plot_comparison(
     path: str | os.PathLike, runs: Mapping[str, Measurement], limits: Sequence[int], title: str
 ) -> None:
-    """Draw the curves and diagnostics of all runs into one picture of six panels.
+    """Draw the curves and diagnostics of all runs into one picture of eight panels.
 
     A run has its colour and its marker in all panels; line styles tell numbers of proposals.
 
@@ -71,16 +72,18 @@ def plot_comparison(
         limits: numbers of proposals k; one and two of them are shown where there is no axis of k.
         title: of the picture.
     """
-    figure = Figure(figsize=(15, 9.2), layout="constrained")
+    figure = Figure(figsize=(20, 9.2), layout="constrained")
     figure.suptitle(title, fontsize=13, parse_math=False)
-    panels = figure.subplots(2, 3)
+    panels = figure.subplots(2, 4)
     few, many = _shown_limits(limits)
     _draw_by_number(panels[0, 0], runs)
     _draw_by_iou(panels[0, 1], runs, sorted({few, many}))
-    _draw_by_size(panels[0, 2], runs, few)
-    _draw_best_overlap(panels[1, 0], runs, many)
-    _draw_histogram(panels[1, 1], runs)
-    _draw_aspect_ratios(panels[1, 2], runs, many)
+    for panel, iou in zip(panels[0, 2:], CURVE_SINGLE_IOUS, strict=True):
+        _draw_recall_by_number(panel, runs, iou)
+    _draw_by_size(panels[1, 0], runs, few)
+    _draw_best_overlap(panels[1, 1], runs, many)
+    _draw_histogram(panels[1, 2], runs)
+    _draw_aspect_ratios(panels[1, 3], runs, many)
     handles = [
         Line2D([], [], color=_colour(index), marker=_MARKERS[index % len(_MARKERS)], label=name)
         for index, name in enumerate(map(short_name, runs))
@@ -184,6 +187,16 @@ def _draw_by_number(axes: Axes, runs: Mapping[str, Measurement]) -> None:
     _numbers_on_log_axis(axes)
     axes.set_ylim(0, 102)
     _finish(axes, "AR by number of proposals", "proposals per image", "average recall (%)")
+
+
+def _draw_recall_by_number(axes: Axes, runs: Mapping[str, Measurement], iou: float) -> None:
+    for index, run in enumerate(runs.values()):
+        curve = run.curves["recall_by_num_proposals"]
+        if curve[str(iou)] is not None:
+            axes.plot(curve["num_proposals"], curve[str(iou)], **_style(index))
+    _numbers_on_log_axis(axes)
+    axes.set_ylim(0, 102)
+    _finish(axes, f"Recall at IoU {iou} by number", "proposals per image", "recall (%)")
 
 
 def _draw_by_iou(axes: Axes, runs: Mapping[str, Measurement], limits: Sequence[int]) -> None:

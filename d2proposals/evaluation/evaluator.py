@@ -20,7 +20,7 @@ from .collection import ProposalCollector, in_dataset_order
 from .ground_truth import load_ground_truth
 from .measurement import Measurement, box_overlaps_of, mask_overlaps_of, measure, num_needed
 from .proposal_checks import ImageProposals, find_usable
-from .recall import check_limits
+from .recall import check_limits, describe_idle_limits
 from .report import format_table, plot_curves
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,9 @@ class ProposalEvaluator(ProposalCollector):
         if not ground_truth.is_annotated:
             logger.info(f"{self._dataset_name} has no annotations; proposals are not evaluated")
             return {}
+        idle = describe_idle_limits(self._limits, [len(x.boxes) for x in ordered])
+        if idle:
+            logger.warning(f"On {self._dataset_name} {idle} (limits: TEST.PROPOSALS.LIMITS)")
         overlaps = box_overlaps_of(ground_truth, ordered, usable, num_needed(self._limits))
         measurement = measure(overlaps, ground_truth, self._limits)
         self._report(measurement, "")

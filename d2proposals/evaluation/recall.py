@@ -44,6 +44,8 @@ AREA_RANGES = {
 # Where the curve of AR over the number of proposals, and so AUC, is sampled.
 CURVE_NUM_PROPOSALS = (1, 2, 3, 5, 7, 10, 20, 30, 50, 70, 100, 200, 300, 500, 700, 1000)
 CURVE_IOU_THRESHOLDS = np.arange(50, 101, dtype=np.float32) / np.float32(100)
+# IoU thresholds whose recall is drawn over the number of proposals (ZIP, Fig. 7).
+CURVE_SINGLE_IOUS = (0.5, 0.8)
 # Single thresholds (in percent) whose recall is among the measures.
 DETAIL_IOU_THRESHOLDS = (50, 70)
 MAX_LIMIT = 2000
@@ -93,6 +95,30 @@ def check_limits(limits: Sequence[int]) -> tuple[int, ...]:
             f"not {tuple(limits)}"
         )
     return tuple(sorted({int(limit) for limit in limits}))
+
+
+def find_idle_limits(limits: Sequence[int], numbers: Iterable[int]) -> list[int]:
+    """Limits that can only repeat the figures of a lower one, as that takes every proposal in.
+
+    Args:
+        limits: as of :func:`check_limits`.
+        numbers: of proposals, image by image.
+    """
+    most = max(numbers, default=0)
+    return [limit for limit in limits if any(most <= lower < limit for lower in limits)]
+
+
+def describe_idle_limits(limits: Sequence[int], numbers: Sequence[int]) -> str:
+    """A sentence that names them and says what to do, "" where there are none."""
+    idle = find_idle_limits(limits, numbers)
+    if not idle:
+        return ""
+    lower = max(set(limits) - set(idle))
+    return (
+        f"no image has more than {max(numbers, default=0)} proposals: the figures at "
+        f"{', '.join(map(str, idle))} repeat those at {lower}; for more proposals raise the "
+        "generator's POST_NMS_TOPK_TEST"
+    )
 
 
 def box_overlaps(

@@ -11,6 +11,7 @@ from ..files.figure_file import write_figure
 from .recall import (
     AREA_RANGES,
     CURVE_IOU_THRESHOLDS,
+    CURVE_SINGLE_IOUS,
     DETAIL_IOU_THRESHOLDS,
     Matches,
     average_recall,
@@ -48,7 +49,8 @@ def recall_curves(matches: Matches, limits: Sequence[int]) -> dict:
 
     Returns:
         ``ar_by_num_proposals``: "num_proposals" (K values) and AR for each area's name, None
-        without ground truth. ``recall_by_iou``: "iou" and, for each limit as text, recall.
+        without ground truth. ``recall_by_num_proposals``: "num_proposals" and recall at IoU "0.5"
+        and "0.8" (ZIP, Fig. 7). ``recall_by_iou``: "iou" and, for each limit as text, recall.
         Recall is None throughout where the dataset has no ground truth.
     """
     ar = {
@@ -65,26 +67,35 @@ def recall_curves(matches: Matches, limits: Sequence[int]) -> dict:
             if len(matched_iou)
             else None
         )
+    at_iou = dict.fromkeys(map(str, CURVE_SINGLE_IOUS))
+    if len(matches.matched_iou[0]):
+        thresholds = np.array(CURVE_SINGLE_IOUS, np.float32)
+        recall = [recall_at_iou(column, thresholds) for column in matches.matched_iou[0].T]
+        at_iou = dict(zip(at_iou, (100 * np.transpose(recall)).tolist(), strict=True))
     return {
         "ar_by_num_proposals": {"num_proposals": list(matches.num_proposals), **ar},
+        "recall_by_num_proposals": {"num_proposals": list(matches.num_proposals), **at_iou},
         "recall_by_iou": {"iou": (np.arange(50, 101) / 100).tolist(), **recall_by_iou},
     }
 
 
 def plot_curves(path: str | os.PathLike, curves: dict, title: str) -> None:
-    """Draw AR over the number of proposals, by size, and recall over IoU, by number.
+    """Draw AR and recall over the number of proposals, and recall over IoU.
 
     Args:
         path: of the PNG file, written atomically.
         curves: of ``recall_curves``.
         title: of the picture.
     """
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(16, 4.5), layout="constrained")
     figure.suptitle(title)
-    left, right = figure.subplots(1, 2)
+    left, middle, right = figure.subplots(1, 3)
     by_number = dict(curves["ar_by_num_proposals"])
     _draw(left, by_number.pop("num_proposals"), by_number, "objects")
     left.set(xscale="log", xlabel="number of proposals", ylabel="average recall (%)")
+    at_iou = dict(curves["recall_by_num_proposals"])
+    _draw(middle, at_iou.pop("num_proposals"), at_iou, "IoU")
+    middle.set(xscale="log", xlabel="number of proposals", ylabel="recall (%)")
     by_iou = dict(curves["recall_by_iou"])
     _draw(right, by_iou.pop("iou"), by_iou, "proposals")
     right.set(xlabel="IoU", ylabel="recall (%)", xlim=(0.5, 1))

@@ -229,8 +229,12 @@ def test_good_boxes_raise_no_warning(register_dataset, caplog):
     records = make_records(3)
     corner = [0, 0, 1, 1]
     outputs = [make_output([GT_BOX]), make_output([]), make_output([corner, [0, 0, 120.5, 100]])]
-    evaluate(register_dataset(records), records, outputs)
+    name = register_dataset(records)
+    evaluate(name, records, outputs, limits=(1, 2))
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    evaluate(name, records, outputs, limits=(1, 2, 5))
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "the figures at 5 repeat those at 2; for more proposals raise" in warning.getMessage()
 
 
 def test_proposals_of_another_frame_are_named(register_dataset, caplog):

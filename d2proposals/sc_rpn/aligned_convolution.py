@@ -49,23 +49,47 @@ def gather_deform_conv2d(
     are computed a second time in the backward pass instead of being kept.
 
     Args:
-        x: (N, C, Hi, Wi).
-        offset: (N, 2 * 9, Hi, Wi) as (dy, dx) per tap, in cells.
-        weight: (D, C, 3, 3).
+        x: (N, C, Hi, Wi) float32.
+        offset: (N, 2 * 9, Hi, Wi) float32 as (dy, dx) per tap, in cells.
+        weight: (D, C, 3, 3). Its type is that of the product and of the result; points are
+            sampled in float32, whose digits the bilinear weights need on a large map.
 
     Returns:
         Tensor: (N, D, Hi, Wi), channels last in memory.
     """
-    num_images, channels, height, width = x.shape
+    num_images, _, height, width = x.shape
+    offset = offset.permute(0, 2, 3, 1).flatten(0, 2)  # (N, 18, Hi, Wi) -> (P, 18)
+    positions = torch.arange(len(offset), device=x.device)
+    output = gather_deform_conv2d_at(x, offset, weight, positions)
+    output = output.view(num_images, height, width, -1)
+    return output.permute(0, 3, 1, 2)  # (N, Hi, Wi, D) -> (N, D, Hi, Wi)
+
+
+def gather_deform_conv2d_at(
+    x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """:func:`gather_deform_conv2d` at some output positions alone.
+
+    Args:
+        x: (N, C, Hi, Wi) float32.
+        offset: (P, 2 * 9) float32 as (dy, dx) per tap, in cells.
+        weight: (D, C, 3, 3), see :func:`gather_deform_conv2d`.
+        positions: (P,) int64 in [0, N * Hi * Wi), the cells of one image after the other.
+
+    Returns:
+        Tensor: (P, D).
+    """
+    if len(positions) == 0:  # a feature map without a sample
+        return weight.new_zeros(0, len(weight))
+    channels, height, width = x.shape[1:]
     # Contiguous rows, for N = 1 too, where reshape() alone would return a ten times slower view.
     table = x.permute(0, 2, 3, 1).contiguous().view(-1, channels)  # (N*Hi*Wi, C)
     matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)  # (D, 9*C), taps before channels
-    # (N, 18, Hi, Wi) -> (N, Hi, Wi, 18) -> (P, 9, 2)
-    offset = offset.permute(0, 2, 3, 1).reshape(-1, NUM_TAPS, 2)
-    rows, weights = _bilinear_corners(offset, height, width)  # (P, 9, 4) each
+    offset = offset.reshape(-1, NUM_TAPS, 2)
+    rows, weights = _bilinear_corners(offset, positions, height, width)  # (P, 9, 4) each
     rows, weights = (t.split(_POSITIONS_PER_BLOCK) for t in (rows, weights))
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, offset, weight)):
-        output = torch.cat(
+        return torch.cat(
             [
                 checkpoint(
                     _convolve_block,
@@ -76,13 +100,11 @@ def gather_deform_conv2d(
                 for rows_i, weights_i in zip(rows, weights, strict=True)
             ]
         )
-    else:
-        output = table.new_empty(len(offset), len(weight))
-        blocks = zip(rows, weights, output.split(_POSITIONS_PER_BLOCK), strict=True)
-        for rows_i, weights_i, output_i in blocks:
-            _convolve_block(table, rows_i, weights_i, matrix, out=output_i)
-    output = output.view(num_images, height, width, -1)
-    return output.permute(0, 3, 1, 2)  # (N, Hi, Wi, D) -> (N, D, Hi, Wi)
+    output = matrix.new_empty(len(offset), len(weight))
+    blocks = zip(rows, weights, output.split(_POSITIONS_PER_BLOCK), strict=True)
+    for rows_i, weights_i, output_i in blocks:
+        _convolve_block(table, rows_i, weights_i, matrix, out=output_i)
+    return output
 
 
 def _convolve_block(
@@ -96,26 +118,26 @@ def _convolve_block(
     sampled = F.embedding_bag(
         rows.flatten(0, 1), table, mode="sum", per_sample_weights=weights.flatten(0, 1)
     )  # (P*9, C)
-    return torch.mm(sampled.view(len(rows), -1), matrix.t(), out=out)
+    return torch.mm(sampled.view(len(rows), -1).to(matrix.dtype), matrix.t(), out=out)
 
 
 def _bilinear_corners(
-    offset: torch.Tensor, height: int, width: int
+    offset: torch.Tensor, positions: torch.Tensor, height: int, width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of the table around each sampled point, and their bilinear weights.
 
     A corner outside the map has weight zero, as in torchvision.
 
     Args:
-        offset: (P, 9, 2) as (dy, dx) per tap, in cells; all positions of the batch.
+        offset: (P, 9, 2) as (dy, dx) per tap, in cells.
+        positions: (P,) in the batch, the cells of one image after the other.
         height, width: size of the map.
 
     Returns:
         Tensor: (P, 9, 4) int64 rows of the table.
         Tensor: (P, 9, 4) weights, differentiable with respect to ``offset``.
     """
-    position = torch.arange(len(offset), device=offset.device)
-    cell = position % (height * width)
+    cell = positions % (height * width)
     origin = torch.stack([cell // width, cell % width], dim=1)[:, None]  # (P, 1, 2)
     point = offset + (kernel_grid(offset.device) + origin)  # (P, 9, 2)
     low = point.detach().floor()
@@ -128,7 +150,7 @@ def _bilinear_corners(
     low = low.long()
     y = torch.stack([low[..., 0], low[..., 0] + 1], dim=-1).clamp_(0, height - 1)  # (P, 9, 2)
     x = torch.stack([low[..., 1], low[..., 1] + 1], dim=-1).clamp_(0, width - 1)
-    image_start = (position - cell)[:, None, None, None]
+    image_start = (positions - cell)[:, None, None, None]
     rows = (y * width)[..., :, None] + x[..., None, :] + image_start  # (P, 9, 2, 2)
     return rows.flatten(-2), weights.flatten(-2)
 
@@ -172,12 +194,36 @@ class AlignedConv(nn.Module):
         """
         if offset is None:
             return F.conv2d(x, self.weight, padding=KERNEL_SIZE // 2)
-        # Bilinear weights need more digits than half precision has on a large map.
+        use_gather = self.sampler == "gather" or (self.sampler == "auto" and x.device.type == "cpu")
+        weight = self._product_weight(x.device.type) if use_gather else self.weight.float()
         with torch.autocast(device_type=x.device.type, enabled=False):
-            x, offset, weight = x.float(), offset.float(), self.weight.float()
-            use_gather = self.sampler == "gather" or (
-                self.sampler == "auto" and x.device.type == "cpu"
-            )
             if use_gather:
-                return gather_deform_conv2d(x, offset, weight)
-            return deform_conv2d(x, offset, weight, padding=KERNEL_SIZE // 2)
+                return gather_deform_conv2d(x.float(), offset.float(), weight)
+            # Samples and multiplies at once, so all of it has the digits that sampling needs.
+            return deform_conv2d(x.float(), offset.float(), weight, padding=KERNEL_SIZE // 2)
+
+    def forward_at(
+        self, x: torch.Tensor, offset: torch.Tensor | None, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """:meth:`forward` at some positions alone, whatever the sampler.
+
+        Args:
+            x: (N, C, Hi, Wi).
+            offset: (P, 18) as (dy, dx) per tap in cells, taps row by row; None for the plain
+                convolution.
+            positions: (P,) int64 in [0, N * Hi * Wi), the cells of one image after the other.
+
+        Returns:
+            Tensor: (P, D).
+        """
+        if offset is None:
+            offset = x.new_zeros(len(positions), 2 * NUM_TAPS)
+        weight = self._product_weight(x.device.type)
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            return gather_deform_conv2d_at(x.float(), offset.float(), weight, positions)
+
+    def _product_weight(self, device_type: str) -> torch.Tensor:
+        """The weight in the type that products have now: autocast's, or float32."""
+        if torch.is_autocast_enabled(device_type):
+            return self.weight.to(torch.get_autocast_dtype(device_type))
+        return self.weight.float()

@@ -20,36 +20,23 @@ Naming convention:
 """
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, batched_nms, nms
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from ..proposals.candidates import (
-    clip_candidates,
-    make_empty_proposals,
-    make_proposals,
-    select_input_shapes,
-)
+from ..proposals.candidates import make_empty_proposals, select_input_shapes
 from ..proposals.image_extent import valid_cells
-from ..proposals.ranking import probability_to_logit
-from .head import HeadPredictions, SCRPNHead
-from .locations import Assignment, GroundTruth, PyramidLocations
-from .losses import (
-    BOX_REG_LOSS_TYPES,
-    delta_loss,
-    iou_loss,
-    iou_mask_logits,
-    iou_mask_loss,
-    iou_mask_targets,
-)
+from .duplicates import best_of_each_map, filter_duplicates
+from .head import SCRPNHead
+from .locations import GroundTruth, PyramidLocations
+from .losses import iou_mask_logits
+from .pixel_boxes import boxes_in_pixels, reference_boxes, valid_samples
+from .predictions import HeadPredictions, InitialPredictions, SampledPredictions
+from .stage_losses import StageLosses
 from .stage_sampling import Samples, StageSampler, sample_statistics
-
-NORMALIZERS = ("positives", "samples")
-IOU_MASK_SAMPLES = ("classification", "regression", "regression_and_negatives")
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -83,8 +70,8 @@ class SCRPN(nn.Module):
         Args:
             in_features: names of the feature maps, high to low resolution.
             strides: their strides, pixels per cell.
-            head: a :class:`SCRPNHead`, or a module with its ``forward``, ``representation`` and
-                ``num_stages``.
+            head: a :class:`SCRPNHead`, or a module with its ``predict_*`` methods,
+                ``representation``, ``num_stages`` and ``iou_mask_feature``.
             sampler: assigns objects to the samples of both stages.
             iou_mask_samples: what trains the IoU mask (Table VI): "classification",
                 "regression" or "regression_and_negatives" samples.
@@ -111,14 +98,18 @@ class SCRPN(nn.Module):
         self.strides = list(strides)
         self.head = head
         self.sampler = sampler
-        self.iou_mask_samples = iou_mask_samples
+        self.stage_losses = StageLosses(
+            representation=head.representation,
+            iou_mask_samples=iou_mask_samples,
+            num_sigmoid=num_sigmoid,
+            box_reg_loss_type=box_reg_loss_type,
+            smooth_l1_beta=smooth_l1_beta,
+            init_normalizer=init_normalizer,
+            refined_normalizer=refined_normalizer,
+            loss_weight=loss_weight or {},
+        )
         self.num_sigmoid = num_sigmoid
         self.use_iou_mask_at_test = use_iou_mask_at_test
-        self.box_reg_loss_type = tuple(box_reg_loss_type)
-        self.smooth_l1_beta = smooth_l1_beta
-        self.init_normalizer = init_normalizer
-        self.refined_normalizer = refined_normalizer
-        self.loss_weight = dict(loss_weight or {})
         # Map from self.training state to train/test settings
         self.pre_nms_topk = {True: pre_nms_topk[0], False: pre_nms_topk[1]}
         self.post_nms_topk = {True: post_nms_topk[0], False: post_nms_topk[1]}
@@ -126,7 +117,7 @@ class SCRPN(nn.Module):
         self.nms_thresh = nms_thresh
         self.min_box_size = min_box_size
         self.proposals_in_training = proposals_in_training
-        self._check_settings()
+        sampler.check_pyramid(self.strides, head.representation.num_anchors, head.num_stages)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -171,49 +162,26 @@ class SCRPN(nn.Module):
             "proposals_in_training": cfg.MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING,
         }
 
-    def _check_settings(self) -> None:
-        """Raise ValueError for names that do not exist and settings that exclude each other."""
-        for key, value, known in (
-            ("IOU_MASK.SAMPLES", self.iou_mask_samples, IOU_MASK_SAMPLES),
-            ("INIT_NORMALIZER", self.init_normalizer, NORMALIZERS),
-            ("REFINED_NORMALIZER", self.refined_normalizer, NORMALIZERS),
-            ("IOU_MASK.NUM_SIGMOID", self.num_sigmoid, (1, 2)),
-            *(("BBOX_REG_LOSS_TYPE", x, BOX_REG_LOSS_TYPES) for x in self.box_reg_loss_type),
-        ):
-            if value not in known:
-                raise ValueError(f"unknown MODEL.SCRPN.{key} {value!r}, choose one of {known}")
-        if len(self.box_reg_loss_type) != 2:
-            raise ValueError(
-                "MODEL.SCRPN.BBOX_REG_LOSS_TYPE needs two names, for the first and the second "
-                f"stage, got {self.box_reg_loss_type}"
-            )
-        representation = self.head.representation
-        if "smooth_l1" in self.box_reg_loss_type and representation.shape_dim != 4:
-            raise ValueError(
-                "MODEL.SCRPN.BBOX_REG_LOSS_TYPE 'smooth_l1' compares deltas from boxes: use "
-                "'iou', or REPRESENTATION 'box'"
-            )
-        self.sampler.check_pyramid(self.strides, representation.num_anchors, self.head.num_stages)
-
     @torch.no_grad()
     def label_and_sample_locations(
         self,
-        predictions: HeadPredictions,
+        predictions: InitialPredictions,
         locations: PyramidLocations,
         ground_truth: GroundTruth,
     ) -> Samples:
         """Choose what each stage is trained on, given the current initial proposals.
 
         Args:
-            predictions: of the head.
+            predictions: of the head's first stage.
             locations: all locations of the batch.
             ground_truth: M objects.
         """
-        init_boxes = self._to_pixels(predictions.init_shape, locations)
+        representation = self.head.representation
+        init_boxes = boxes_in_pixels(representation, predictions.init_shape, locations)
         samples = self.sampler(
             locations,
             ground_truth,
-            self._reference_boxes(locations),
+            reference_boxes(representation, locations),
             init_boxes,
             self.head.num_stages,
         )
@@ -224,7 +192,7 @@ class SCRPN(nn.Module):
 
     def losses(
         self,
-        predictions: HeadPredictions,
+        predictions: SampledPredictions,
         locations: PyramidLocations,
         ground_truth: GroundTruth,
         samples: Samples,
@@ -232,7 +200,7 @@ class SCRPN(nn.Module):
         """Eq. 3-7; sums over the batch, divided by the number of samples in the batch.
 
         Args:
-            predictions: of the head.
+            predictions: of the head, at the samples.
             locations: all locations of the batch.
             ground_truth: M objects.
             samples: of both stages.
@@ -242,78 +210,7 @@ class SCRPN(nn.Module):
             (Eq. 5, with an IoU mask), "loss_scrpn_init" (Eq. 6) and "loss_scrpn_refined" (Eq. 7,
             with two stages).
         """
-        is_sampled = samples.is_sampled
-        is_object = (samples.refined.labels[is_sampled] == 1).float()
-        class_loss = F.binary_cross_entropy_with_logits(
-            predictions.class_logits[is_sampled], is_object, reduction="sum"
-        )
-        num_sampled = is_sampled.sum().clamp(min=1)  # M_cls
-        init_boxes = self._to_pixels(predictions.init_shape, locations)
-        references = self._reference_boxes(locations).expand_as(init_boxes)
-        init_loss = self._box_loss(0, init_boxes, references, samples.init, ground_truth)
-        num_init = (samples.init.labels == 1).sum().clamp(min=1)  # N_reg
-        if self.init_normalizer == "samples":
-            num_init = num_sampled
-        losses = {
-            "loss_scrpn_cls": class_loss / num_sampled,
-            "loss_scrpn_init": init_loss / num_init,
-        }
-        if predictions.secondary is not None:
-            refined_boxes = self._refined_boxes(predictions, locations)
-            refined_loss = self._box_loss(
-                1, refined_boxes, init_boxes, samples.refined, ground_truth
-            )
-            num_refined = (samples.refined.labels == 1).sum().clamp(min=1)  # M_reg
-            if self.refined_normalizer == "samples":
-                num_refined = num_sampled
-            losses["loss_scrpn_refined"] = refined_loss / num_refined
-            if predictions.iou_mask is not None:
-                losses["loss_scrpn_iou_mask"] = self._iou_mask_loss(
-                    predictions.iou_mask, refined_boxes, samples, ground_truth
-                )
-        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
-
-    def _box_loss(
-        self,
-        stage: int,
-        boxes: torch.Tensor,
-        source_boxes: torch.Tensor,
-        assignment: Assignment,
-        ground_truth: GroundTruth,
-    ) -> torch.Tensor:
-        """Regression loss of one stage (0 or 1), summed over its positives, Eq. 6 and 7."""
-        is_positive = assignment.labels == 1
-        gt_boxes = ground_truth.boxes[assignment.matched[is_positive]]
-        if self.box_reg_loss_type[stage] == "iou":
-            loss = iou_loss(boxes[is_positive], gt_boxes)
-        else:
-            loss = delta_loss(
-                boxes[is_positive], gt_boxes, source_boxes[is_positive], self.smooth_l1_beta
-            )
-        return loss.sum()
-
-    def _iou_mask_loss(
-        self,
-        iou_mask: torch.Tensor,
-        refined_boxes: torch.Tensor,
-        samples: Samples,
-        ground_truth: GroundTruth,
-    ) -> torch.Tensor:
-        """Eq. 5: mean over the samples that train the IoU mask (Table VI)."""
-        labels = samples.refined.labels
-        is_sample = {
-            "classification": samples.is_sampled,
-            "regression": labels == 1,
-            "regression_and_negatives": labels >= 0,
-        }[self.iou_mask_samples]
-        gt_iou = iou_mask_targets(
-            refined_boxes.detach()[is_sample],
-            is_sample.nonzero()[:, 0],
-            samples.refined.matched[is_sample],
-            ground_truth,
-        )
-        loss = iou_mask_loss(iou_mask[is_sample], gt_iou, self.num_sigmoid)
-        return loss.sum() / max(len(gt_iou), 1)
+        return self.stage_losses(predictions, locations, ground_truth, samples)
 
     def forward(
         self,
@@ -343,7 +240,7 @@ class SCRPN(nn.Module):
             valid_cells(image_sizes, x.shape[-2:], stride, x.dtype)
             for x, stride in zip(maps, self.strides, strict=True)
         ]
-        predictions = self.head(maps, valid)
+        initial = self.head.predict_initial(maps, valid)
         locations = PyramidLocations.build(
             [tuple(x.shape[-2:]) for x in maps], self.strides, images.image_sizes, maps[0].device
         )
@@ -351,11 +248,23 @@ class SCRPN(nn.Module):
         if self.training:
             assert gt_instances is not None, "SCRPN needs gt_instances in training"
             ground_truth = GroundTruth.from_instances(gt_instances)
-            samples = self.label_and_sample_locations(predictions, locations, ground_truth)
+            samples = self.label_and_sample_locations(initial, locations, ground_truth)
+            predictions = self._predict_samples(initial, samples)
             losses = self.losses(predictions, locations, ground_truth, samples)
             if not self.proposals_in_training:
                 return make_empty_proposals(images.image_sizes, maps[0].device), losses
+        with torch.no_grad():
+            predictions = self.head.predict_refined(initial)
         return self.predict_proposals(predictions, locations, images.image_sizes), losses
+
+    def _predict_samples(self, initial: InitialPredictions, samples: Samples) -> SampledPredictions:
+        """The last stage where a loss reads it."""
+        has_iou_mask = self.head.iou_mask_feature is not None
+        is_needed = self.stage_losses.needed_samples(samples, has_iou_mask)
+        # Of all negatives (Table VI), whole maps are cheaper than one position after the other.
+        if self.head.num_stages == 2 and is_needed is samples.is_sampled:
+            return self.head.predict_refined_at(initial, is_needed)
+        return self.head.predict_refined(initial).at(is_needed)
 
     @torch.no_grad()
     def predict_proposals(
@@ -374,30 +283,26 @@ class SCRPN(nn.Module):
         Returns:
             list[Instances]: see :meth:`forward`.
         """
+        representation = self.head.representation
         scores = self.scores(predictions)
-        boxes = self._final_boxes(predictions, locations)
+        boxes = boxes_in_pixels(representation, self._final_shape(predictions), locations)
         if self.training and not (boxes.isfinite().all() and scores.isfinite().all()):
             raise FloatingPointError("SCRPN predicts Inf or NaN: training has diverged.")
         # Locations in the padding of the batch are never trained: no proposals from there.
-        usable = self._is_valid(locations) & boxes.isfinite().all(dim=2) & scores.isfinite()
-        scores = scores.masked_fill(~usable, -1)
-        topk_scores, topk_boxes, topk_levels = [], [], []
-        for level in range(len(self.strides)):
-            cells = locations.level_slice(level, self.head.representation.num_anchors)
-            num_kept = min(self.pre_nms_topk[self.training], cells.stop - cells.start)
-            best, index = scores[:, cells].topk(num_kept, dim=1)
-            topk_scores.append(best)
-            topk_boxes.append(boxes[:, cells].gather(1, index[..., None].expand(-1, -1, 4)))
-            topk_levels.append(torch.full_like(index[0], level))
-        levels = torch.cat(topk_levels)
+        usable = valid_samples(representation, locations)
+        usable = usable & boxes.isfinite().all(dim=2) & scores.isfinite()
+        boxes, scores, levels = best_of_each_map(
+            boxes,
+            scores.masked_fill(~usable, -1),
+            [
+                locations.level_slice(level, representation.num_anchors)
+                for level in range(len(self.strides))
+            ],
+            self.pre_nms_topk[self.training],
+        )
         return [
             self._filter_duplicates(boxes_i, scores_i, levels, size_i)
-            for boxes_i, scores_i, size_i in zip(
-                torch.cat(topk_boxes, dim=1),
-                torch.cat(topk_scores, dim=1),
-                image_sizes,
-                strict=True,
-            )
+            for boxes_i, scores_i, size_i in zip(boxes, scores, image_sizes, strict=True)
         ]
 
     def scores(self, predictions: HeadPredictions) -> torch.Tensor:
@@ -408,6 +313,14 @@ class SCRPN(nn.Module):
             scores = (scores + iou_mask) / 2
         return scores
 
+    def _final_shape(self, predictions: HeadPredictions) -> torch.Tensor:
+        """(N, R, D) shapes of the last stage."""
+        if predictions.secondary is None:
+            return predictions.init_shape
+        return self.head.representation.decode_refined(
+            predictions.init_shape, predictions.secondary
+        )
+
     def _filter_duplicates(
         self,
         boxes: torch.Tensor,
@@ -415,52 +328,14 @@ class SCRPN(nn.Module):
         levels: torch.Tensor,
         image_size: tuple[int, int],
     ) -> Instances:
-        """NMS on each feature map, then over all of them, of one image's candidates.
-
-        Args:
-            boxes: (S, 4) XYXY, pixels of the network input.
-            scores: (S,) in [0, 1]; -1 for boxes to drop.
-            levels: (S,) feature map of each box.
-            image_size: (height, width).
-        """
-        boxes, index = clip_candidates(boxes, scores, image_size, self.min_box_size)
-        scores, levels = scores[index], levels[index]
-        keep = batched_nms(boxes, scores, levels, self.level_nms_thresh)
-        boxes, scores = boxes[keep], scores[keep]
-        keep = nms(boxes, scores, self.nms_thresh)[: self.post_nms_topk[self.training]]
-        return make_proposals(image_size, boxes[keep], probability_to_logit(scores[keep]))
-
-    def _is_valid(self, locations: PyramidLocations) -> torch.Tensor:
-        """(N, R) bool: whether samples are centred inside their image."""
-        return locations.is_valid.repeat_interleave(self.head.representation.num_anchors, dim=1)
-
-    def _reference_boxes(self, locations: PyramidLocations) -> torch.Tensor:
-        """(R, 4) anchors, or for points the square that they begin on; XYXY in pixels."""
-        references = self.head.representation.reference_boxes(locations.centers.device)
-        references = references * locations.stride_of_location[:, None, None]
-        return (references + locations.centers.repeat(1, 2)[:, None]).flatten(0, 1)
-
-    def _to_pixels(self, shape: torch.Tensor, locations: PyramidLocations) -> torch.Tensor:
-        """Boxes of shapes, (N, R, D) in cells around the location -> (N, R, 4) in pixels."""
-        boxes = self.head.representation.to_boxes(shape)
-        per_location = self.head.representation.num_anchors
-        stride = locations.stride_of_location.repeat_interleave(per_location)
-        center = locations.centers.repeat_interleave(per_location, dim=0)
-        return boxes * stride[:, None] + center.repeat(1, 2)
-
-    def _refined_boxes(
-        self, predictions: HeadPredictions, locations: PyramidLocations
-    ) -> torch.Tensor:
-        """(N, R, 4) XYXY, pixels of the network input."""
-        shape = self.head.representation.decode_refined(
-            predictions.init_shape, predictions.secondary
+        """The proposals among one image's candidates, see :func:`filter_duplicates`."""
+        return filter_duplicates(
+            boxes,
+            scores,
+            levels,
+            image_size,
+            level_nms_thresh=self.level_nms_thresh,
+            nms_thresh=self.nms_thresh,
+            topk=self.post_nms_topk[self.training],
+            min_box_size=self.min_box_size,
         )
-        return self._to_pixels(shape, locations)
-
-    def _final_boxes(
-        self, predictions: HeadPredictions, locations: PyramidLocations
-    ) -> torch.Tensor:
-        """(N, R, 4) boxes of the last stage."""
-        if predictions.secondary is None:
-            return self._to_pixels(predictions.init_shape, locations)
-        return self._refined_boxes(predictions, locations)

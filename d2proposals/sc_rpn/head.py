@@ -16,11 +16,11 @@ Shape shorthand in this module:
     D: numbers that a proposal's shape has (points: 18, box: 4)
     Hi, Wi: height and width of feature map i
     R: number of locations of one image, sum of Hi * Wi over the feature maps
+    P: number of locations of one feature map at which the second stage is computed
 """
 
-from dataclasses import dataclass
-
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from torch import nn
@@ -33,31 +33,17 @@ from .point_representation import (
     build_representation,
     point_alignment_offset,
 )
+from .predictions import HeadPredictions, InitialPredictions, SampledPredictions
 
 ALIGNMENTS = ("point", "box", "none")
 IOU_MASK_FEATURES = ("reg", "cls", "fused")
 
 
-@dataclass
-class HeadPredictions:
-    """Predictions for all locations of a batch, feature maps concatenated, float32.
-
-    Attributes:
-        init_shape: (N, R * A, D) initial points or boxes, in cells around the location.
-        class_logits: (N, R * A) logits of "object".
-        secondary: (N, R * A, D) secondary offsets or deltas; None with one stage.
-        iou_mask: (N, R * A) output of the IoU mask's convolution, before its sigmoids; None
-            without an IoU mask.
-    """
-
-    init_shape: torch.Tensor
-    class_logits: torch.Tensor
-    secondary: torch.Tensor | None
-    iou_mask: torch.Tensor | None
-
-
 class SCRPNHead(nn.Module):
-    """Both stages of SC-RPN on one feature map after the other, with shared weights."""
+    """Both stages of SC-RPN on one feature map after the other, with shared weights.
+
+    The second stage is computed everywhere to propose, and at the samples alone to train.
+    """
 
     @configurable
     def __init__(
@@ -144,35 +130,75 @@ class SCRPNHead(nn.Module):
         }
 
     def forward(self, features: list[torch.Tensor], valid: list[torch.Tensor]) -> HeadPredictions:
-        """
+        """Both stages everywhere; see :meth:`predict_initial` for the arguments."""
+        return self.predict_refined(self.predict_initial(features, valid))
+
+    def predict_initial(
+        self, features: list[torch.Tensor], valid: list[torch.Tensor]
+    ) -> InitialPredictions:
+        """The first stage.
+
         Args:
             features: one (N, C, Hi, Wi) per feature map.
             valid: one (N, 1, Hi, Wi) per feature map, 1 on the cells inside the images, 0 in their
                 padding, which has no effect on the predictions inside.
         """
-        per_level = [self._forward_level(x, v) for x, v in zip(features, valid, strict=True)]
-        return HeadPredictions(
-            *(
-                None if parts[0] is None else torch.cat(parts, dim=1)
-                for parts in zip(*per_level, strict=True)
-            )
-        )
+        maps, shapes, logits = [], [], []
+        for x, v in zip(features, valid, strict=True):
+            # The convolutions look at their neighbours, the aligned one wherever the points are.
+            x = x * v
+            for conv in self.tower:
+                x = conv(x) * v
+            hidden = self.init_conv(x)
+            prediction = self._channels_last(self.init_offset(hidden))  # (N, Hi, Wi, A, D)
+            maps.append(x)
+            shapes.append(self.representation.decode_init(prediction))
+            if self.num_stages == 1:
+                logits.append(self._channels_last(self.classification(hidden)).flatten(1))
+        return InitialPredictions(maps, shapes, logits)
 
-    def _forward_level(
-        self, x: torch.Tensor, valid: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
-        """The fields of HeadPredictions for one feature map."""
-        # The convolutions look at their neighbours, the aligned one wherever the points are.
-        x = x * valid
-        for conv in self.tower:
-            x = conv(x) * valid
-        hidden = self.init_conv(x)
-        init_prediction = self._channels_last(self.init_offset(hidden))  # (N, Hi, Wi, A, D)
-        init_shape = self.representation.decode_init(init_prediction)
+    def predict_refined(self, initial: InitialPredictions) -> HeadPredictions:
+        """The second stage everywhere; with one stage, that stage."""
         if self.num_stages == 1:
-            logits = self._channels_last(self.classification(hidden)).flatten(1)
-            return init_shape.flatten(1, 3), logits, None, None
+            logits = torch.cat(initial.class_logits, dim=1)
+            return HeadPredictions(initial.init_shape, logits, None, None)
+        per_level = [
+            self._refine_level(x, shape)
+            for x, shape in zip(initial.maps, initial.shapes, strict=True)
+        ]
+        return HeadPredictions(initial.init_shape, *_concatenate(per_level, dim=1))
 
+    def predict_refined_at(
+        self, initial: InitialPredictions, is_needed: torch.Tensor
+    ) -> SampledPredictions:
+        """The second stage at the locations that some samples belong to.
+
+        Losses read a few hundred samples of an image that has a hundred times as many. Values and
+        gradients are those of :meth:`predict_refined` there.
+
+        Args:
+            initial: of both stages' maps.
+            is_needed: (N, R * A) bool samples. The other anchors of their locations come along.
+        """
+        num_anchors = self.representation.num_anchors
+        is_needed = is_needed.unflatten(1, (-1, num_anchors)).any(dim=2)  # (N, R)
+        num_locations, start = is_needed.shape[1], 0
+        locations, per_level = [], []
+        for x, shape in zip(initial.maps, initial.shapes, strict=True):
+            num_cells = x.shape[-2] * x.shape[-1]
+            positions = is_needed[:, start : start + num_cells].flatten().nonzero()[:, 0]  # (P,)
+            image = torch.div(positions, num_cells, rounding_mode="floor")
+            locations.append(image * num_locations + start + positions % num_cells)
+            per_level.append(self._refine_positions(x, shape, positions))
+            start += num_cells
+        anchors = torch.arange(num_anchors, device=is_needed.device)
+        index = (torch.cat(locations)[:, None] * num_anchors + anchors).flatten()
+        return SampledPredictions(initial.init_shape, index, *_concatenate(per_level, dim=0))
+
+    def _refine_level(
+        self, x: torch.Tensor, init_shape: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        """The fields of HeadPredictions after the first, for one feature map."""
         aligned = self.aligned_conv(x, self._alignment_offset(init_shape)).relu_()
         # Contiguous in the layout they have: convolutions of slices take a slow path on the CPU.
         layout = torch.channels_last if _is_channels_last(aligned) else torch.contiguous_format
@@ -181,11 +207,37 @@ class SCRPNHead(nn.Module):
         secondary = self._channels_last(self.secondary_offset(reg_map)).flatten(1, 3)
         iou_mask = None
         if self.iou_mask_feature is not None:
-            mask_map = {"reg": reg_map, "cls": cls_map}.get(self.iou_mask_feature)
-            if mask_map is None:
-                mask_map = cls_map + reg_map
+            mask_map = self._mask_map(cls_map, reg_map)
             iou_mask = self._channels_last(self.iou_mask(mask_map)).flatten(1)
-        return init_shape.flatten(1, 3), logits, secondary, iou_mask
+        return logits, secondary, iou_mask
+
+    def _refine_positions(
+        self, x: torch.Tensor, init_shape: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        """The fields of SampledPredictions after the index, at (P,) locations of the batch."""
+        shapes = init_shape.flatten(0, 2)[positions]  # (P, A, D)
+        offset = self._alignment_offset(shapes[:, None, None])  # a map of one cell for each
+        offset = None if offset is None else offset.flatten(1)  # (P, 18)
+        aligned = self.aligned_conv.forward_at(x, offset, positions).relu_()
+        cls_map, reg_map = aligned.chunk(2, dim=1)  # (P, C)
+        logits = self._pointwise(self.classification, cls_map).flatten()
+        secondary = self._pointwise(self.secondary_offset, reg_map).flatten(0, 1)
+        iou_mask = None
+        if self.iou_mask_feature is not None:
+            mask_map = self._mask_map(cls_map, reg_map)
+            iou_mask = self._pointwise(self.iou_mask, mask_map).flatten()
+        return logits, secondary, iou_mask
+
+    def _mask_map(self, cls_map: torch.Tensor, reg_map: torch.Tensor) -> torch.Tensor:
+        """The map that predicts the IoU mask."""
+        if self.iou_mask_feature == "fused":
+            return cls_map + reg_map
+        return reg_map if self.iou_mask_feature == "reg" else cls_map
+
+    def _pointwise(self, conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        """A 1x1 convolution of (P, C) -> (P, A, D), float32 for decoding."""
+        outputs = F.linear(x, conv.weight.flatten(1), conv.bias).float()
+        return outputs.unflatten(1, (self.representation.num_anchors, -1))
 
     def _alignment_offset(self, init_shape: torch.Tensor) -> torch.Tensor | None:
         """Offsets (N, 18, Hi, Wi) from initial shapes (N, Hi, Wi, A, D); None if there are none."""
@@ -231,6 +283,16 @@ class SCRPNHead(nn.Module):
 
 def _conv3x3(in_channels: int, out_channels: int) -> Conv2d:
     return Conv2d(in_channels, out_channels, kernel_size=3, padding=1, activation=nn.ReLU())
+
+
+def _concatenate(
+    per_level: list[tuple[torch.Tensor | None, ...]], dim: int
+) -> list[torch.Tensor | None]:
+    """Join each field of all feature maps; None stays None."""
+    return [
+        None if parts[0] is None else torch.cat(parts, dim=dim)
+        for parts in zip(*per_level, strict=True)
+    ]
 
 
 def _is_channels_last(x: torch.Tensor) -> bool:

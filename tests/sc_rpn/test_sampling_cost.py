@@ -7,6 +7,7 @@ import torch
 from detectron2.modeling import build_model
 
 from d2proposals.sc_rpn.locations import GroundTruth, PyramidLocations
+from d2proposals.sc_rpn.pixel_boxes import reference_boxes
 from tests.common import make_cfg, make_instances
 
 SIZE = (800, 1216)
@@ -25,7 +26,7 @@ def test_sampling_takes_less_than_fifteen_percent_of_a_step():
     corners = torch.rand(NUM_OBJECTS, 2) * torch.tensor([1000.0, 600.0])
     boxes = torch.cat([corners, corners + torch.rand(NUM_OBJECTS, 2) * 200 + 8], dim=1)
     ground_truth = GroundTruth.from_instances([make_instances(SIZE, boxes.tolist())] * 2)
-    references = model.proposal_generator._reference_boxes(locations)
+    references = reference_boxes(model.proposal_generator.head.representation, locations)
     init_boxes = references + torch.randn(2, len(references), 4)
 
     def seconds(function) -> float:

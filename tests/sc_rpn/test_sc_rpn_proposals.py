@@ -6,7 +6,8 @@ from detectron2.structures import pairwise_iou
 from detectron2.utils.events import EventStorage
 
 from d2proposals.proposals.ranking import probability_to_logit
-from d2proposals.sc_rpn.head import HeadPredictions
+from d2proposals.sc_rpn.pixel_boxes import boxes_in_pixels, reference_boxes
+from d2proposals.sc_rpn.predictions import HeadPredictions
 from tests.sc_rpn import ablation_rows as rows
 from tests.sc_rpn.builders import build_generator, build_locations, make_batch
 
@@ -186,8 +187,10 @@ def test_three_anchors_of_a_location_follow_each_other():
     maps = list(features.values())
     predictions = generator.head(maps, [torch.ones_like(x[:, :1]) for x in maps])
     locations = build_locations((64, 64))
-    anchors = generator._reference_boxes(locations)
-    torch.testing.assert_close(generator._to_pixels(predictions.init_shape, locations)[0], anchors)
+    representation = generator.head.representation
+    anchors = reference_boxes(representation, locations)
+    found = boxes_in_pixels(representation, predictions.init_shape, locations)
+    torch.testing.assert_close(found[0], anchors)
     # Height / width .5, 1 and 2 of area 32^2 around (2, 2) and then around (6, 2).
     center = (anchors[:6, :2] + anchors[:6, 2:]) / 2
     size = anchors[:6, 2:] - anchors[:6, :2]

@@ -12,9 +12,9 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from d2proposals.data.mapper import ProposalDatasetMapper
-from d2proposals.sc_rpn.head import HeadPredictions
 from d2proposals.sc_rpn.locations import Assignment, GroundTruth, PyramidLocations
 from d2proposals.sc_rpn.point_representation import build_representation
+from d2proposals.sc_rpn.predictions import HeadPredictions
 from d2proposals.sc_rpn.stage_sampling import Samples
 from tests import common
 from tests.sc_rpn import ablation_rows as rows
@@ -54,7 +54,7 @@ def hand_case():
     assignment = Assignment(labels, labels.long() - 1)
     samples = Samples(assignment, assignment, torch.arange(num)[None] < 4)
     truth = GroundTruth(torch.tensor([[5.0, 0, 15, 10]]), torch.tensor([0]))
-    return predictions, locations, truth, samples
+    return predictions.at(samples.is_sampled), locations, truth, samples
 
 
 UNIT_WEIGHTS = "CLS_LOSS_WEIGHT 1.0; INIT_LOSS_WEIGHT 1.0; REFINED_LOSS_WEIGHT 1.0; "
@@ -97,10 +97,11 @@ def test_samples_of_the_iou_mask_by_hand(which, expected):
     samples = Samples(None, Assignment(labels, (labels == 1).long() - 1), None)
     samples.is_sampled = torch.tensor([[True, True, False, False, False]])
     # The positive's IoU is .5; the negatives' boxes are elsewhere.
-    boxes = torch.tensor([[[0.0, 0, 10, 5], *[[50, 50, 60, 60]] * 4]])
+    boxes = torch.tensor([[0.0, 0, 10, 5], *[[50, 50, 60, 60]] * 4])
     truth = GroundTruth(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([0]))
-    mask = torch.tensor([[1 / 2, 3 / 4, 15 / 16, 7 / 8, 0.99]]).logit()
-    loss = build_generator(rows.node(text))._iou_mask_loss(mask, boxes, samples, truth)
+    mask = torch.tensor([1 / 2, 3 / 4, 15 / 16, 7 / 8, 0.99]).logit()
+    losses = build_generator(rows.node(text)).stage_losses
+    loss = losses.iou_mask_loss(mask, boxes, torch.arange(5), samples, truth)
     assert loss.item() == pytest.approx(expected * math.log(2))
 
 
@@ -118,7 +119,8 @@ def test_equations_4_to_7_by_hand():
     )
     with EventStorage():
         samples = generator.label_and_sample_locations(predictions, locations, truth)
-        losses = generator.losses(predictions, locations, truth, samples)
+        sampled = predictions.at(samples.is_sampled)
+        losses = generator.losses(sampled, locations, truth, samples)
     # Classification: ln 2 for every sample.
     assert losses["loss_scrpn_cls"].item() == pytest.approx(0.693147)
     # Positive region of 6.4 pixels around (32, 32): the four cells around it, centred 2 pixels

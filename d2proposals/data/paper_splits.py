@@ -23,7 +23,7 @@ Nothing is read before a split is used; a missing file is then named.
 import errno
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,9 @@ def load_first_images(json_file: str, image_root: str, number: int = NUM_FIRST) 
     return sorted(records, key=lambda record: record["image_id"])[:number]
 
 
-def load_voc(dirname: str, split: str, keep_difficult: bool) -> list[dict[str, Any]]:
+def load_voc(
+    dirname: str, split: str, keep_difficult: bool, class_names: Sequence[str] = CLASS_NAMES
+) -> list[dict[str, Any]]:
     """PASCAL VOC's boxes, with "difficult" objects or without.
 
     Detectron2's own reader keeps them, and does not tell which they are.
@@ -60,6 +62,7 @@ def load_voc(dirname: str, split: str, keep_difficult: bool) -> list[dict[str, A
         dirname: folder of a year, with Annotations, ImageSets and JPEGImages.
         split: a list in ImageSets/Main.
         keep_difficult: whether these objects count.
+        class_names: names of the classes, in the order of their numbers.
     """
     listing = _check_exists(os.path.join(dirname, "ImageSets", "Main", f"{split}.txt"))
     records = []
@@ -78,7 +81,7 @@ def load_voc(dirname: str, split: str, keep_difficult: bool) -> list[dict[str, A
                     # Pixels are counted from 1, and the last ones belong to the object.
                     "bbox": [box[0] - 1, box[1] - 1, box[2], box[3]],
                     "bbox_mode": BoxMode.XYXY_ABS,
-                    "category_id": CLASS_NAMES.index(item.findtext("name")),
+                    "category_id": class_names.index(item.findtext("name")),
                     "difficult": is_difficult,
                 }
             )

@@ -24,7 +24,6 @@ from detectron2.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
     LVISEvaluator,
-    PascalVOCDetectionEvaluator,
 )
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -33,6 +32,7 @@ from torch.utils.data import DataLoader
 
 from ..data.mapper import ProposalDatasetMapper
 from ..evaluation.evaluator import ProposalEvaluator
+from ..evaluation.voc_evaluator import VOCEvaluator
 from .checkpointer import ProposalCheckpointer
 from .detector_proposals import DetectorProposalEvaluator, recorded_proposals
 from .freezing import check_trainable, freeze_parts, warn_of_frozen_random_parts
@@ -48,9 +48,9 @@ class Trainer(DefaultTrainer):
     """Trains and evaluates any Detectron2 model with this project's data and evaluation.
 
     Proposal networks are evaluated by :class:`ProposalEvaluator`, detectors by Detectron2's
-    evaluators and, in the same pass, the proposals of two-stage detectors by the former. With
-    ``TEST.AUG.ENABLED`` a second evaluation with test-time augmentation follows the last one of the
-    training.
+    evaluators (on PASCAL VOC by :class:`VOCEvaluator`) and, in the same pass, the proposals of
+    two-stage detectors by the former. With ``TEST.AUG.ENABLED`` a second evaluation with test-time
+    augmentation follows the last one of the training.
 
     Example::
 
@@ -166,8 +166,9 @@ class Trainer(DefaultTrainer):
                 with a folder per dataset where several are tested.
 
         Returns:
-            :class:`ProposalEvaluator` for proposal networks, else the stock one of detections of
-            the dataset's "evaluator_type".
+            :class:`ProposalEvaluator` for proposal networks. Of detections :class:`VOCEvaluator`
+            where the dataset's "evaluator_type" is "pascal_voc", or "coco" with a "year" beside it;
+            else the stock one of that type.
 
         Raises:
             ValueError: for a detector on a dataset that has no stock evaluator.
@@ -175,13 +176,15 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
             return cls.build_proposal_evaluator(cfg, dataset_name, output_folder)
         folder = _output_folder(cfg, dataset_name, output_folder)
-        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+        metadata = MetadataCatalog.get(dataset_name)
+        evaluator_type = metadata.get("evaluator_type", None)
+        # A COCO-style file of VOC's objects says so by the year in its metadata.
+        if evaluator_type == "pascal_voc" or (evaluator_type == "coco" and metadata.get("year")):
+            return DatasetEvaluators([VOCEvaluator(dataset_name)])
         if evaluator_type == "coco":
             return DatasetEvaluators([COCOEvaluator(dataset_name, output_dir=folder)])
         if evaluator_type == "lvis":
             return DatasetEvaluators([LVISEvaluator(dataset_name, output_dir=folder)])
-        if evaluator_type == "pascal_voc":
-            return DatasetEvaluators([PascalVOCDetectionEvaluator(dataset_name)])
         raise ValueError(
             f"Dataset '{dataset_name}' has evaluator_type '{evaluator_type}'; detectors are "
             "evaluated on 'coco', 'lvis' and 'pascal_voc'."

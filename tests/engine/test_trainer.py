@@ -123,7 +123,7 @@ def test_evaluators(tiny_coco, tmp_path, monkeypatch):
 
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     made = []
-    for name in ("COCOEvaluator", "LVISEvaluator", "PascalVOCDetectionEvaluator"):
+    for name in ("COCOEvaluator", "LVISEvaluator", "VOCEvaluator"):
         # Some need packages or files that are not here.
         monkeypatch.setattr(
             f"d2proposals.engine.trainer.{name}",
@@ -134,11 +134,16 @@ def test_evaluators(tiny_coco, tmp_path, monkeypatch):
         MetadataCatalog.get(name).set(evaluator_type=evaluator_type)
         assert isinstance(Trainer.build_evaluator(cfg, name), DatasetEvaluators)
         MetadataCatalog.remove(name)
+    # A COCO-style file of VOC's objects: a year beside the type.
+    MetadataCatalog.get("voc_as_coco").set(evaluator_type="coco", year=2007)
+    Trainer.build_evaluator(cfg, "voc_as_coco")
+    MetadataCatalog.remove("voc_as_coco")
     folder = {"output_dir": str(tmp_path / "out" / "inference")}
     assert made == [
         ("COCOEvaluator", ("some_coco",), folder),
         ("LVISEvaluator", ("some_lvis",), folder),
-        ("PascalVOCDetectionEvaluator", ("some_pascal_voc",), {}),
+        ("VOCEvaluator", ("some_pascal_voc",), {}),
+        ("VOCEvaluator", ("voc_as_coco",), {}),
     ]
     with pytest.raises(ValueError, match="'odd' has evaluator_type 'None'"):
         Trainer.build_evaluator(cfg, "odd")

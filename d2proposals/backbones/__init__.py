@@ -1,7 +1,8 @@
 """Backbones and trunks of the papers' networks."""
 
-from .bn_inception import BNInception, InceptionBlock, build_bn_inception_backbone
+from .bn_inception import BNInception, build_bn_inception_backbone
 from .image import ImageBackbone, build_image_backbone
+from .inception_block import InceptionBlock
 from .vgg import VGG, build_vgg_backbone
 
 __all__ = [

@@ -21,7 +21,8 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
-from .bn_inception import build_norm, scale_width
+from .inception_block import scale_width
+from .masked_norm import build_norm
 
 NORMS = ("", "BN", "SyncBN", "GN")
 STRIDE = 8

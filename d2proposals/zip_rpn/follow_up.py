@@ -28,7 +28,7 @@ from detectron2.structures import Boxes
 from fvcore.nn import weight_init
 from torch import nn
 
-from ..backbones.bn_inception import NORMS, build_norm
+from ..backbones.masked_norm import NORMS, build_norm
 
 
 class LevelPooler(ROIPooler):

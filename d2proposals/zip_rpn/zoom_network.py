@@ -27,7 +27,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
-from ..backbones.bn_inception import ConvNormReLU
+from ..backbones.inception_block import ConvNormReLU
 from ..proposals.image_extent import recover_image_sizes, resize_valid, valid_cells
 from .map_attention import build_map_attention
 

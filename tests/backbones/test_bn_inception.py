@@ -12,12 +12,12 @@ from torch import nn
 
 from d2proposals import add_d2proposals_config
 from d2proposals.backbones import BNInception, InceptionBlock
-from d2proposals.backbones.bn_inception import (
+from d2proposals.backbones.inception_block import (
+    AverageConvNormReLU,
     BranchWidths,
-    MaskedGroupNorm,
-    build_norm,
     scale_width,
 )
+from d2proposals.backbones.masked_norm import MaskedGroupNorm, build_norm
 from tests.common import make_images
 
 # Block: (channels in, channels out, branches). A branch is a chain of (kernel, channels out).
@@ -175,6 +175,25 @@ def test_block_equals_its_plain_statement(pool):
     torch.testing.assert_close(block(x), plain_block(block, x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["", "FrozenBN", "GN", "BN"])
+def test_projection_before_the_average_pool_is_the_projection_after_it(norm):
+    """Both orders to 1e-5, with a bias where the layer has one, alone and masked."""
+    torch.manual_seed(0)
+    layer = randomise(AverageConvNormReLU(24, 8, 1, norm=norm))
+    valid = torch.zeros(2, 1, 9, 11)
+    valid[0, :, :6, :7] = valid[1] = 1
+    x = torch.randn(2, 24, 9, 11) * valid
+    for mask in (None, valid):
+        convolved = F.conv2d(F.avg_pool2d(x, 3, stride=1, padding=1), layer.weight, layer.bias)
+        if norm == "FrozenBN" or norm == "":
+            twin = layer.norm(convolved) if norm else convolved
+        else:
+            twin = layer.norm(convolved, mask)
+        twin = twin.clamp(min=0) * (1 if mask is None else mask)
+        assert twin.max() > 0.1
+        torch.testing.assert_close(layer(x, mask), twin, rtol=1e-5, atol=1e-5)
+
+
 def test_reduction_block_pools_its_input_and_halves_the_size():
     torch.manual_seed(0)
     block = InceptionBlock(12, BranchWidths(0, 8, 16, 8, 24, 0), stride=2, pool="max")
@@ -256,8 +275,6 @@ def test_widths_of_the_published_network_stay_at_factor_one(full_size):
 def test_every_parameter_gets_a_gradient(norm, width_factor):
     torch.manual_seed(0)
     model = BNInception(width_factor=width_factor, norm=norm)
-    if norm == "SyncBN":
-        model.eval()  # its training form runs on GPUs only
     outputs = model(torch.randn(2, 3, 64, 64))
     assert {name: tuple(y.shape) for name, y in outputs.items()} == {
         name: (2, shape.channels, 64 // shape.stride, 64 // shape.stride)
@@ -389,6 +406,23 @@ def test_number_of_image_channels_follows_the_input_shape():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         BNInception(**{"width_factor": 0.1} | arguments)
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+def test_padding_is_not_in_the_statistics_of_training(norm):
+    torch.manual_seed(0)
+    # In double precision: thirty layers blow rounding up where 2x2 cells give the statistics.
+    backbone = BNInception(width_factor=0.125, norm=norm).double()
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    padded = torch.zeros(1, 3, 160, 192, dtype=torch.float64)
+    padded[..., :64, :64] = image
+    alone, together = backbone(image), backbone(padded)
+    for name, shape in backbone.output_shape().items():
+        side = 64 // shape.stride
+        inside = together[name][..., :side, :side]
+        torch.testing.assert_close(inside, alone[name], rtol=1e-6, atol=1e-6)
+        assert (together[name][..., side:, :] == 0).all()
+        assert alone[name].max() > 1
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "GN"])

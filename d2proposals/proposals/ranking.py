@@ -80,22 +80,56 @@ def multi_threshold_nms(
         ValueError: thresholds and numbers do not match or are not decreasing.
     """
     check_multi_threshold_settings(thresholds, topks)
+    limit = topks[0] if limit is None else min(limit, topks[0])
     order = scores.argsort(descending=True, stable=True)
-    order = order[first_of_nms(boxes[order], thresholds[0], topks[0])]
-    candidates = boxes[order]  # S_1
-    ranked = order.new_empty(0)
-    is_ranked = torch.zeros(len(order), dtype=torch.bool, device=boxes.device)
+    boxes = boxes[order]
+    # The beginning of the list decides the beginning of each S_i, and few of them are needed far.
+    length = 2 * limit
+    while True:
+        begin = first_of_nms(boxes[:length], thresholds[0], topks[0])  # of S_1
+        is_whole = length >= len(boxes) or len(begin) >= topks[0]
+        ranked = _rank_by_thresholds(boxes[begin], thresholds, topks, limit, is_whole)
+        if ranked is not None:
+            return order[begin[ranked]]
+        length *= 2
+
+
+def _rank_by_thresholds(
+    candidates: torch.Tensor,
+    thresholds: Sequence[float],
+    topks: Sequence[int],
+    limit: int,
+    is_whole: bool,
+) -> torch.Tensor | None:
+    """The ranking of :func:`multi_threshold_nms` from S_1 or from its beginning.
+
+    Args:
+        candidates: (R1, 4) the boxes of S_1, best first.
+        thresholds: as of ``multi_threshold_nms``.
+        topks: likewise.
+        limit: how many boxes are wanted.
+        is_whole: whether that is all of S_1.
+
+    Returns:
+        Tensor: at most ``limit`` int64 indices into ``candidates``; None if more of S_1 is needed.
+    """
+    ranked = torch.arange(0, device=candidates.device)
+    is_ranked = torch.zeros(len(candidates), dtype=torch.bool, device=candidates.device)
     for threshold, topk in zip(reversed(thresholds), reversed(topks), strict=True):
-        if limit is not None and len(ranked) >= limit:
+        if len(ranked) >= limit:
             break
         if threshold == thresholds[0]:
-            kept = torch.arange(len(order), device=boxes.device)
+            kept = torch.arange(len(candidates), device=candidates.device)
         else:
             kept = first_of_nms(candidates, threshold, topk)
-        added = kept[~is_ranked[kept]][: max(topk - len(ranked), 0)]
+        num_missing = max(min(topk, limit) - len(ranked), 0)
+        added = kept[~is_ranked[kept]][:num_missing]
+        # S_i may hold further boxes among its first ``topk`` if S_1 goes on.
+        if len(added) < num_missing and len(kept) < topk and not is_whole:
+            return None
         is_ranked[added] = True
         ranked = torch.cat([ranked, added])
-    return order[ranked[:limit]]
+    return ranked
 
 
 def first_of_nms(boxes: torch.Tensor, threshold: float, number: int) -> torch.Tensor:

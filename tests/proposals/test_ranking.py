@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou, nms
 
+from d2proposals.proposals import ranking
 from d2proposals.proposals.ranking import (
     first_of_nms,
     multi_threshold_nms,
@@ -96,6 +97,40 @@ def test_a_limit_gives_the_beginning_of_the_whole_ranking(limit):
     assert torch.equal(
         multi_threshold_nms(boxes, scores, *settings, limit=limit), everything[:limit]
     )
+
+
+def plain_multi_threshold_nms(boxes, scores, thresholds, topks):
+    """All of S_1, then every S_i: what the lazy ranking must not differ from."""
+    order = scores.argsort(descending=True, stable=True)
+    order = order[nms(boxes[order], -torch.arange(len(order)).float(), thresholds[0])[: topks[0]]]
+    ranked = []
+    for threshold, topk in zip(reversed(thresholds), reversed(topks), strict=True):
+        kept = nms(boxes[order], -torch.arange(len(order)).float(), threshold)[:topk].tolist()
+        seen = set(ranked)
+        ranked += [i for i in kept if i not in seen][: max(topk - len(ranked), 0)]
+    return order[ranked]
+
+
+@pytest.mark.parametrize("spread", [400, 60, 5])
+@pytest.mark.parametrize("limit", [1, 7, 30, 90, 200, None])
+def test_the_lazy_ranking_is_the_plain_one(spread, limit):
+    """Scattered, clustered, and so close that the strict sets run dry."""
+    generator = torch.Generator().manual_seed(spread)
+    corner = torch.rand(900, 2, generator=generator) * spread
+    boxes = torch.cat([corner, corner + 8 + torch.rand(900, 2, generator=generator) * 60], 1)
+    scores = torch.rand(900, generator=generator).round(decimals=2)  # with ties
+    settings = (0.9, 0.8, 0.7, 0.6, 0.5), (300, 100, 50, 20, 8)
+    plain = plain_multi_threshold_nms(boxes, scores, *settings)
+    assert torch.equal(multi_threshold_nms(boxes, scores, *settings, limit=limit), plain[:limit])
+
+
+def test_the_lazy_ranking_looks_at_a_beginning_of_the_list(monkeypatch):
+    seen = []
+    nms_of = ranking.nms
+    monkeypatch.setattr(ranking, "nms", lambda b, *rest: seen.append(len(b)) or nms_of(b, *rest))
+    boxes, scores = random_boxes(3000) * torch.tensor([9.0, 9, 9, 9]), torch.rand(3000)
+    multi_threshold_nms(boxes, scores, (0.9, 0.7, 0.5), (2000, 300, 50), limit=100)
+    assert max(seen) <= 400  # of 3,000
 
 
 @pytest.mark.parametrize("number", [1, 5, 40, 1000])

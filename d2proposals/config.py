@@ -434,9 +434,17 @@ def add_deepmask_config(cfg: CN) -> None:
     # canonical positive; at least as many as positives are jittered by.
     cfg.MODEL.DEEPMASK.NEGATIVE_SHIFT = 32.0
     cfg.MODEL.DEEPMASK.NEGATIVE_SCALE = 1.0
-    # Scales that negatives are drawn from, evenly in octaves: factors on the image's size. Wider
-    # than the pyramid, as in the authors' later code; the paper gives no range.
+    # Scales that negatives are drawn from, evenly in octaves: factors on the native image's size.
+    # Wider than the pyramid, as in the authors' later code; the paper gives no range.
     cfg.MODEL.DEEPMASK.NEGATIVE_LOG2_SCALES = (-3.0, 2.0)
+    # Whether positives are of these scales, too ("in a given scale range", Sec. 3), and negatives
+    # of the same with JITTER_SCALE around them: objects of longer sides below 32 or above 1024
+    # pixels are neither. False: the smallest positives are more blurred than any negative.
+    cfg.MODEL.DEEPMASK.POSITIVES_IN_SCALE_RANGE = True
+    # Smaller objects are neither positives nor negatives: area in pixels of the native image, and
+    # shorter side. The authors' later code's; the paper has none.
+    cfg.MODEL.DEEPMASK.MIN_OBJECT_AREA = 100.0
+    cfg.MODEL.DEEPMASK.MIN_OBJECT_SIDE = 5.0
     # Patches per image and iteration (Sec. 3.4: a batch of 32 in all).
     cfg.MODEL.DEEPMASK.BATCH_SIZE_PER_IMAGE = 4
     # Classes (numbers in gt_classes) whose objects are positives; () for all. Objects of

@@ -101,8 +101,7 @@ def measure_dense(network: DeepMaskNetwork, side: int, num_patches: int) -> None
 
     def one_by_one():
         for patch in patches.split(1):
-            network.mask_logits(patch)
-            network.score_logits(patch)
+            network.mask_and_score_logits(patch, 1)
 
     alone = timed(one_by_one)[0] * number / num_patches
     print(f"{number} windows: dense {dense:.2f} s, one by one {alone:.1f} s ({alone / dense:.0f}x)")

@@ -183,6 +183,9 @@ class DeepMask(nn.Module):
                 negative_shift=node.NEGATIVE_SHIFT,
                 negative_scale=node.NEGATIVE_SCALE,
                 negative_log2_scales=tuple(node.NEGATIVE_LOG2_SCALES),
+                positives_in_scale_range=node.POSITIVES_IN_SCALE_RANGE,
+                min_object_area=node.MIN_OBJECT_AREA,
+                min_object_side=node.MIN_OBJECT_SIDE,
                 categories=tuple(node.CATEGORIES),
                 other_categories=node.OTHER_CATEGORIES,
             ),
@@ -226,12 +229,14 @@ class DeepMask(nn.Module):
         number = self.batch_size_per_image * len(gt_instances)
         with_negatives = trains_score or self.mask_loss_on_negatives
         half = (number + 1) // 2
-        ground_truth = self.sampler.read_ground_truth(gt_instances)
+        ground_truth = self.sampler.read_ground_truth(
+            gt_instances,
+            [native_scale(size, self.native_short_edge) for size in images.image_sizes],
+        )
         samples = self.sampler.sample(
             ground_truth,
             half if with_negatives else number,
             half if with_negatives else 0,
-            [native_scale(size, self.native_short_edge) for size in images.image_sizes],
         )
         patch_size, context = self.network.patch_size, self.network.context
         pixels = crop_patches(

@@ -25,88 +25,9 @@ from dataclasses import dataclass
 import torch
 from detectron2.structures import Instances
 
+from .ground_truth import GroundTruth
+
 OTHER_CATEGORIES = ("background", "ignored")
-
-
-@dataclass
-class GroundTruth:
-    """The objects of a batch.
-
-    Attributes:
-        boxes: (M, 4) XYXY, pixels of the network input.
-        image_index: (M,) int64.
-        number_in_image: (M,) int64, each object's index in its image's instances.
-        is_positive: (M,) bool, whether it may be a positive example.
-        repels: (M,) bool, whether patches similar to its canonical one are no negatives.
-        crowd_boxes: (any, 4) of crowd regions.
-        crowd_index: (any,) int64, their images.
-        image_sizes: (N, 2) float32 (height, width).
-    """
-
-    boxes: torch.Tensor
-    image_index: torch.Tensor
-    number_in_image: torch.Tensor
-    is_positive: torch.Tensor
-    repels: torch.Tensor
-    crowd_boxes: torch.Tensor
-    crowd_index: torch.Tensor
-    image_sizes: torch.Tensor
-
-    @classmethod
-    def from_instances(
-        cls,
-        gt_instances: Sequence[Instances],
-        categories: Sequence[int] = (),
-        other_categories: str = "background",
-    ) -> GroundTruth:
-        """
-        Args:
-            gt_instances: of each image, with ``gt_boxes``; with ``gt_classes`` if there are
-                ``categories``; ``crowd_regions`` are read if there are any.
-            categories: those whose objects are positive examples; () for all.
-            other_categories: what the other objects are, see :class:`PatchSampler`.
-        """
-        device = gt_instances[0].gt_boxes.device
-        boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances]).float()
-        lengths = [len(x) for x in gt_instances]
-        is_positive = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1) & boxes.isfinite().all(dim=1)
-        repels = is_positive
-        if categories:
-            wanted = torch.as_tensor(list(categories), device=device)
-            classes = torch.cat([x.gt_classes for x in gt_instances])
-            is_positive = is_positive & torch.isin(classes, wanted)
-            repels = repels if other_categories == "ignored" else is_positive
-        crowd = [
-            x.crowd_regions.boxes.tensor.float() if x.has("crowd_regions") else boxes[:0]
-            for x in gt_instances
-        ]
-        sizes = torch.tensor([x.image_size for x in gt_instances], device=device)
-        return cls(
-            boxes=boxes,
-            image_index=_repeat_index(lengths, device),
-            number_in_image=torch.cat([torch.arange(x, device=device) for x in lengths]),
-            is_positive=is_positive,
-            repels=repels,
-            crowd_boxes=torch.cat(crowd),
-            crowd_index=_repeat_index([len(x) for x in crowd], device),
-            image_sizes=sizes.float(),
-        )
-
-    @property
-    def centers(self) -> torch.Tensor:
-        """(M, 2) x, y."""
-        return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
-
-    @property
-    def sizes(self) -> torch.Tensor:
-        """(M,) object sizes."""
-        return (self.boxes[:, 2:] - self.boxes[:, :2]).amax(dim=1)
-
-
-def _repeat_index(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
-    """0 as often as the first length says, then 1, ..."""
-    index = torch.arange(len(lengths), device=device)
-    return index.repeat_interleave(torch.tensor(lengths, device=device), output_size=sum(lengths))
 
 
 @dataclass
@@ -153,6 +74,9 @@ class PatchSampler:
         negative_shift: float = 32.0,
         negative_scale: float = 1.0,
         negative_log2_scales: tuple[float, float] = (-3.0, 2.0),
+        positives_in_scale_range: bool = True,
+        min_object_area: float = 100.0,
+        min_object_side: float = 5.0,
         categories: Sequence[int] = (),
         other_categories: str = "background",
         num_tries: int = 64,
@@ -169,13 +93,19 @@ class PatchSampler:
             negative_shift: negatives are at least this far, along x or y, from the centre of each
                 canonical positive, in its canonical pixels, ...
             negative_scale: ... or differ from it in scale by at least so many octaves.
-            negative_log2_scales: range of the octaves by which an image would be enlarged to have
-                the negative in ``patch_size`` pixels.
+            negative_log2_scales: range of the octaves by which a native image would be enlarged to
+                have the negative in ``patch_size`` pixels.
+            positives_in_scale_range: whether objects whose canonical patches are of another scale
+                are left out, so that both labels have patches of the same scales, all of them.
+                Negatives are then drawn from a range that is wider by ``jitter_scale``.
+            min_object_area: smaller objects are left out, in pixels of the native image.
+            min_object_side: objects with a shorter side are left out, in the same pixels.
             categories: those whose objects are positive examples; () for all.
             other_categories: "background": objects of other categories are as good as not
                 annotated, so that negatives may lie on them, as in the paper. "ignored": no
                 negative is similar to their canonical positives either.
-            num_tries: places that are tried for each negative at once.
+            num_tries: places that are tried at once for a negative in an image, before the next
+                image's turn.
 
         Raises:
             ValueError: a jittered object might not fit into its patch, or might be a negative; an
@@ -209,6 +139,11 @@ class PatchSampler:
                 "MODEL.DEEPMASK.NEGATIVE_LOG2_SCALES needs two numbers, the lower one first, got "
                 f"{tuple(negative_log2_scales)}."
             )
+        if min_object_area < 0 or min_object_side < 0:
+            raise ValueError(
+                "MODEL.DEEPMASK.MIN_OBJECT_AREA and MIN_OBJECT_SIDE must not be negative, got "
+                f"{min_object_area} and {min_object_side}."
+            )
         if any(category < 0 for category in categories):
             raise ValueError(
                 "MODEL.DEEPMASK.CATEGORIES are numbers of classes from 0 on, got "
@@ -227,13 +162,53 @@ class PatchSampler:
         self.negative_shift = negative_shift
         self.negative_scale = negative_scale
         self.negative_log2_scales = tuple(negative_log2_scales)
+        self.positives_in_scale_range = positives_in_scale_range
+        self.min_object_area = min_object_area
+        self.min_object_side = min_object_side
         self.categories = tuple(categories)
         self.other_categories = other_categories
         self.num_tries = num_tries
 
-    def read_ground_truth(self, gt_instances: Sequence[Instances]) -> GroundTruth:
-        """The objects of a batch, with their part in sampling."""
-        return GroundTruth.from_instances(gt_instances, self.categories, self.other_categories)
+    def read_ground_truth(
+        self, gt_instances: Sequence[Instances], image_scales: Sequence[float] | None = None
+    ) -> GroundTruth:
+        """The objects of a batch, with their part in sampling.
+
+        Objects that are too small or of a scale without negatives are neither: no positive is drawn
+        of them and no negative near them.
+
+        Args:
+            gt_instances: of each image, with ``gt_boxes``; with ``gt_classes`` if there are
+                ``categories``; ``gt_areas`` and ``crowd_regions`` are read if there are any.
+            image_scales: factor of each image from the network input to the native image; 1 by
+                default.
+        """
+        ground_truth = GroundTruth.from_instances(gt_instances, image_scales)
+        if self.categories:
+            wanted = torch.as_tensor(list(self.categories), device=ground_truth.boxes.device)
+            classes = torch.cat([x.gt_classes for x in gt_instances])
+            ground_truth.is_positive = ground_truth.is_positive & torch.isin(classes, wanted)
+            if self.other_categories == "background":
+                ground_truth.repels = ground_truth.is_positive
+        ground_truth.is_positive = ground_truth.is_positive & self._is_in_limits(ground_truth)
+        return ground_truth
+
+    def _is_in_limits(self, ground_truth: GroundTruth) -> torch.Tensor:
+        """(M,) bool, objects that are neither too small nor of a scale that negatives lack.
+
+        Unlike the paper, which gives no limits ("in a given scale range", Sec. 3): area and sides
+        as in the authors' later code. Its negatives are never as blurred as its smallest positives,
+        which the scale range mends.
+        """
+        sides = ground_truth.native_sides
+        allowed = (ground_truth.areas >= self.min_object_area) & (
+            sides.amin(dim=1) >= self.min_object_side
+        )
+        if self.positives_in_scale_range:
+            low, high = self.negative_log2_scales
+            octaves = (self.object_size / sides.amax(dim=1)).log2()
+            allowed = allowed & (octaves >= low) & (octaves <= high)
+        return allowed
 
     @torch.no_grad()
     def sample(
@@ -241,7 +216,6 @@ class PatchSampler:
         ground_truth: GroundTruth,
         num_positive: int,
         num_negative: int,
-        image_scales: Sequence[float] | None = None,
     ) -> PatchSamples:
         """Draw positives and negatives.
 
@@ -251,8 +225,6 @@ class PatchSampler:
         Args:
             ground_truth: of the batch.
             num_positive, num_negative: patches of either kind; their sum is P.
-            image_scales: factor of each image that takes it to the size which
-                ``negative_log2_scales`` refers to; 1 by default.
 
         Returns:
             PatchSamples: positives, then negatives.
@@ -260,7 +232,7 @@ class PatchSampler:
         positives = self._sample_positives(ground_truth, num_positive)
         if num_negative == 0:
             return positives
-        negatives = self._sample_negatives(ground_truth, num_negative, image_scales)
+        negatives = self._sample_negatives(ground_truth, num_negative)
         if num_positive == num_negative:
             number = torch.minimum(positives.is_valid.sum(), negatives.is_valid.sum())
             for part in (positives, negatives):
@@ -278,7 +250,7 @@ class PatchSampler:
         Unlike the paper, which does not say which objects: images are drawn evenly, then objects.
         """
         device = ground_truth.boxes.device
-        if len(ground_truth.boxes) == 0:
+        if number == 0 or len(ground_truth.boxes) == 0:
             return self._placeholders(number, device)
         usable = ground_truth.is_positive.float()
         per_image = usable.new_zeros(len(ground_truth.image_sizes))
@@ -300,35 +272,59 @@ class PatchSampler:
             num_positive=number,
         )
 
-    def _sample_negatives(
-        self, ground_truth: GroundTruth, number: int, image_scales: Sequence[float] | None
-    ) -> PatchSamples:
-        """Random places, scales and images; the first try of each that is a negative.
+    def _sample_negatives(self, ground_truth: GroundTruth, number: int) -> PatchSamples:
+        """Random images, places and scales; the first try of each that is a negative.
 
         Unlike the paper, which does not say which negatives: all of them, evenly over the image and
-        a range of scales.
+        a range of scales. A negative that an image has no room for is drawn again in another one.
         """
         device = ground_truth.boxes.device
         num_images = len(ground_truth.image_sizes)
-        image = torch.randint(num_images, (number,), device=device)
-        draw = torch.rand(number, self.num_tries, 3, device=device)
-        center = draw[..., :2] * ground_truth.image_sizes.flip(1)[image][:, None]  # (P, T, 2)
-        low, high = self.negative_log2_scales
-        size = self.object_size * 2 ** -(low + (high - low) * draw[..., 2])  # (P, T)
-        if image_scales is not None:
-            size = size / size.new_tensor(image_scales)[image][:, None]
-        allowed = self.is_negative(ground_truth, center, size, image[:, None].expand_as(size))
-        first = allowed.int().argmax(dim=1)
-        slot = torch.arange(number, device=device)
+        # Each negative visits the images in an order of its own.
+        orders = torch.rand(number, num_images, device=device).argsort(dim=1)
+        image, center = orders[:, 0].clone(), torch.zeros(number, 2, device=device)
+        size, found = torch.ones(number, device=device), torch.zeros(number, device=device).bool()
+        for visited in orders.unbind(dim=1):
+            lacking = (~found).nonzero()[:, 0]
+            if len(lacking) == 0:
+                break
+            image[lacking] = visited[lacking]
+            center[lacking], size[lacking], found[lacking] = self._try_places(
+                ground_truth, visited[lacking]
+            )
         return PatchSamples(
-            centers=center[slot, first],
-            object_sizes=size[slot, first],
+            centers=center,
+            object_sizes=size,
             image_index=image,
             object_index=torch.full((number,), -1, device=device),
             flipped=self._draw_flips(number, device),
-            is_valid=allowed[slot, first],
+            is_valid=found,
             num_positive=0,
         )
+
+    def _try_places(
+        self, ground_truth: GroundTruth, image: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The first of ``num_tries`` random patches that is a negative, for each of P images.
+
+        Args:
+            ground_truth: of the batch.
+            image: (P,) int64.
+
+        Returns:
+            (P, 2) centres and (P,) object sizes in pixels of the network input, and (P,) bool,
+            whether they are negatives.
+        """
+        draw = torch.rand(len(image), self.num_tries, 3, device=image.device)
+        center = draw[..., :2] * ground_truth.image_sizes.flip(1)[image][:, None]  # (P, T, 2)
+        low, high = self.negative_log2_scales
+        if self.positives_in_scale_range:
+            low, high = low - self.jitter_scale, high + self.jitter_scale
+        size = self.object_size * 2 ** -(low + (high - low) * draw[..., 2])  # (P, T)
+        size = size / ground_truth.image_scales[image][:, None]
+        allowed = self.is_negative(ground_truth, center, size, image[:, None].expand_as(size))
+        slot, first = torch.arange(len(image), device=image.device), allowed.int().argmax(dim=1)
+        return center[slot, first], size[slot, first], allowed[slot, first]
 
     def is_negative(
         self,
@@ -357,10 +353,7 @@ class PatchSampler:
         far = far | (octaves >= self.negative_scale)
         elsewhere = image_index[..., None] != ground_truth.image_index
         far_from_all = (far | elsewhere | ~ground_truth.repels).all(dim=-1)
-        crowd = ground_truth.crowd_boxes
-        inside = (centers[..., None, :] >= crowd[:, :2]) & (centers[..., None, :] < crowd[:, 2:])
-        in_crowd = inside.all(dim=-1) & (image_index[..., None] == ground_truth.crowd_index)
-        return far_from_all & ~in_crowd.any(dim=-1)
+        return far_from_all & ~ground_truth.in_crowd(centers, image_index)
 
     def _draw_flips(self, number: int, device: torch.device) -> torch.Tensor:
         return (torch.rand(number, device=device) < 0.5) & self.flip

@@ -31,10 +31,10 @@ def make_batch(images=IMAGES):
     return [make_instances(size, boxes) for size, boxes in images]
 
 
-def sample(sampler, instances, num_positive, num_negative, seed=0, **kwargs):
+def sample(sampler, instances, num_positive, num_negative, seed=0, image_scales=None):
     torch.manual_seed(seed)
-    ground_truth = sampler.read_ground_truth(instances)
-    return ground_truth, sampler.sample(ground_truth, num_positive, num_negative, **kwargs)
+    ground_truth = sampler.read_ground_truth(instances, image_scales)
+    return ground_truth, sampler.sample(ground_truth, num_positive, num_negative)
 
 
 def canonical(box):
@@ -70,6 +70,8 @@ def test_ten_thousand_samples_obey_the_rules():
             box = flat[int(samples.object_index[k])]
             assert box in objects
             x, y, longer = canonical(box)
+            # Two of the objects are shorter: they are neither.
+            assert 32 <= longer <= 1024
             pixel = longer / 128
             dx, dy = (center[0] - x) / pixel, (center[1] - y) / pixel
             octave = math.log2(side / (224 * pixel))
@@ -80,7 +82,8 @@ def test_ten_thousand_samples_obey_the_rules():
             octaves.append(octave)
         else:
             assert 0 <= center[0] <= size[1] and 0 <= center[1] <= size[0]
-            assert 224 / 4.001 <= side <= 224 * 8.001
+            # One octave of -3 to 2 for each side of the range, and the jitter of positives.
+            assert 224 / 2**2.2501 <= side <= 224 * 2**3.2501
             assert is_negative(center, side * 128 / 224, objects)
             assert samples.object_index[k] == -1
         flips.append(bool(samples.flipped[k]))
@@ -156,8 +159,84 @@ def test_scales_of_negatives_refer_to_the_native_size():
     boxes = sampler.boxes(samples)[500:]
     side = boxes[:, 2] - boxes[:, 0]
     first = samples.image_index[500:] == 0
-    assert 112 <= side[first].min() and side[first].max() <= 224
-    assert 224 <= side[~first].min() and side[~first].max() <= 448
+    jitter = 2**0.25
+    assert 112 / jitter <= side[first].min() and side[first].max() <= 224 * jitter
+    assert 224 / jitter <= side[~first].min() and side[~first].max() <= 448 * jitter
+
+
+def test_a_resized_image_has_the_patches_of_the_native_one():
+    # Objects at each limit: area 100, shorter side 5, longer sides 32 and 1024.
+    boxes = torch.tensor(
+        [[0, 0, 19, 5.2], [0, 0, 40, 5], [0, 0, 40, 4.9], [0, 0, 3, 33], [0, 0, 40, 31],
+         [0, 0, 32, 9], [0, 0, 31.9, 9], [10, 0, 1030, 9], [0, 0, 1026, 9]]
+    )  # fmt: skip
+    sampler = PatchSampler()
+    results = []
+    for factor in (1.0, 0.5, 3.0):
+        instances = make_instances(
+            (int(800 * factor), int(1200 * factor)), (boxes * factor).tolist()
+        )
+        results.append(sample(sampler, [instances], 40, 40, image_scales=[1 / factor]))
+        ground_truth, samples = results[-1]
+        assert ground_truth.is_positive.tolist() == [
+            False, True, False, False, True, True, False, True, False
+        ]  # fmt: skip
+        torch.testing.assert_close(samples.centers / factor, results[0][1].centers)
+        torch.testing.assert_close(samples.object_sizes / factor, results[0][1].object_sizes)
+
+
+@pytest.mark.parametrize(
+    "box, area, expected",
+    [
+        ((0, 0, 10, 10), None, True),
+        ((0, 0, 10, 9.9), None, False),
+        ((0, 0, 5, 20), None, True),
+        ((0, 0, 4.9, 60), None, False),
+        ((0, 0, 60, 4.9), None, False),
+        ((0, 0, 40, 40), 100.0, True),  # a mask's area
+        ((0, 0, 40, 40), 99.0, False),
+    ],
+)
+def test_small_objects_are_neither(box, area, expected):
+    instances = make_instances((200, 200), [[100, 100, 150, 150], box])
+    instances.gt_areas = torch.tensor([2500.0, instances.gt_boxes.area()[1] if not area else area])
+    sampler = PatchSampler(positives_in_scale_range=False)
+    ground_truth = sampler.read_ground_truth([instances])
+    assert ground_truth.is_positive.tolist() == [True, expected]
+    # No negative is similar to its canonical patch either.
+    x, y, longer = canonical(box)
+    args = torch.tensor([[x, y]]), torch.tensor([float(longer)]), torch.zeros(1).long()
+    assert sampler.is_negative(ground_truth, *args).tolist() == [False]
+    everything = PatchSampler(
+        positives_in_scale_range=False, min_object_area=0, min_object_side=0
+    ).read_ground_truth([instances])
+    assert everything.is_positive.all()
+
+
+def objects_of_all_sizes(count=200):
+    """Instances of squares, log-uniform from 4 to 1,600 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    sides = 4 * 400 ** torch.rand(count, generator=generator)
+    corner = torch.rand(count, 2, generator=generator) * 2000
+    return make_instances((4000, 4000), torch.cat([corner, corner + sides[:, None]], 1).tolist())
+
+
+def test_both_labels_occur_at_every_size_of_a_patch():
+    # A small patch is enlarged to 224 pixels: its blur must not tell the label.
+    instances = objects_of_all_sizes()
+    sampler = PatchSampler(num_tries=8)
+    _, samples = sample(sampler, [instances], 4000, 4000)
+    octaves = (128 / samples.object_sizes).log2()
+    assert samples.is_valid.all()
+    for label in (octaves[:4000], octaves[4000:]):
+        assert label.min() >= -3.2501 and label.max() <= 2.2501
+        # Quarters of an octave; at either end only jitter leads there.
+        assert label.histc(22, -3.25, 2.25).min() > 10
+    sampler = PatchSampler(positives_in_scale_range=False, num_tries=8)
+    _, samples = sample(sampler, [instances], 4000, 4000)
+    octaves = (128 / samples.object_sizes).log2()
+    assert (octaves[:4000] > 2).sum() > 500 and octaves[4000:].max() <= 2.0
+    assert octaves[4000:].min() >= -3
 
 
 def test_context_is_around_the_patch():
@@ -178,15 +257,53 @@ def test_a_batch_without_usable_objects_has_no_valid_patches(boxes):
 
 def test_as_many_negatives_as_positives_are_valid():
     # The whole image is crowd: no negatives, so no positives either.
-    instances = make_instances((60, 60), [[10, 10, 40, 30]])
+    instances = make_instances((60, 60), [[10, 10, 45, 30]])
     instances.crowd_regions = CrowdRegions(Boxes(torch.tensor([[0.0, 0, 60, 60]])), None, 1)
     _, samples = sample(PatchSampler(), [instances], 8, 8)
     assert not samples.is_valid.any()
-    # Half of it is.
+    # Another image has room: each negative that this one has none for is drawn in that one.
+    other = make_instances((60, 60), [[10, 10, 45, 30]])
+    for batch in ([instances, other], [other, instances, instances]):
+        _, samples = sample(PatchSampler(), batch, 50, 50)
+        assert samples.is_valid.all()
+        assert (samples.image_index[50:] == batch.index(other)).all()
+    # Half of it is crowd.
     instances.crowd_regions = CrowdRegions(Boxes(torch.tensor([[0.0, 0, 30, 60]])), None, 1)
     _, samples = sample(PatchSampler(), [instances], 200, 200)
     assert samples.is_valid[:200].sum() == samples.is_valid[200:].sum() > 0
     assert samples.centers[200:][samples.is_valid[200:], 0].min() >= 30
+
+
+def test_negatives_may_be_beside_the_mask_of_a_crowd():
+    # A triangle in its box, and an image of another size without crowd.
+    mask = torch.zeros(1, 50, 70, dtype=torch.bool)
+    mask[0, 10:40, 20:60] = torch.ones(30, 40).triu().bool()
+    instances = make_instances((50, 70), [[0, 0, 40, 40]])
+    box = Boxes(torch.tensor([[20.0, 10, 60, 40]]))
+    instances.crowd_regions = CrowdRegions(box, BitMasks(mask), 1)
+    images = [make_instances((80, 60), [[0, 0, 40, 40]]), instances]
+    for regions, masked in ((instances.crowd_regions, True), (CrowdRegions(box, None, 1), False)):
+        instances.crowd_regions = regions
+        ground_truth, samples = sample(PatchSampler(), images, 2000, 2000)
+        assert samples.is_valid.all()
+        here = samples.image_index[2000:] == 1
+        x, y = samples.centers[2000:][here].floor().long().unbind(dim=1)
+        crowd = mask[0] if masked else torch.zeros(50, 70).bool()
+        crowd[10:40, 20:60] |= not masked
+        assert not crowd[y, x].any() and ground_truth.crowd[1, :50, :70].equal(crowd)
+        # Everywhere else in the image there are some, beside the mask in its box as well.
+        beside = (x >= 20) & (x < 60) & (y >= 10) & (y < 40)
+        assert (beside.sum() > 50) == masked
+        assert not ground_truth.crowd[0].any()
+
+
+@pytest.mark.parametrize("numbers", [(0, 7), (7, 0), (0, 0)])
+def test_patches_of_one_label_alone(numbers):
+    sampler = PatchSampler()
+    _, samples = sample(sampler, make_batch(), *numbers)
+    assert samples.num_positive == numbers[0] and samples.is_valid.sum() == sum(numbers)
+    assert samples.labels.tolist() == [1.0] * numbers[0] + [0.0] * numbers[1]
+    assert sampler.boxes(samples).shape == (sum(numbers), 4)
 
 
 def with_classes(instances, classes):
@@ -219,6 +336,8 @@ def test_other_categories(other):
         ({"negative_log2_scales": (2.0,)}, "NEGATIVE_LOG2_SCALES needs two numbers"),
         ({"negative_log2_scales": (2.0, -3.0)}, "NEGATIVE_LOG2_SCALES needs two numbers"),
         ({"categories": (3, -1)}, "CATEGORIES are numbers"),
+        ({"min_object_area": -1.0}, "MIN_OBJECT_AREA and MIN_OBJECT_SIDE must not be negative"),
+        ({"min_object_side": -1.0}, "MIN_OBJECT_AREA and MIN_OBJECT_SIDE must not be negative"),
     ],
 )
 def test_settings_that_make_no_sense(settings, message):
@@ -338,7 +457,7 @@ def test_pixels_and_masks_of_a_patch_show_the_same():
 
 def test_masks_that_are_missing_or_unknown():
     sampler = PatchSampler()
-    instances = Instances((60, 60), gt_boxes=Boxes(torch.tensor([[10.0, 10, 40, 30]])))
+    instances = Instances((60, 60), gt_boxes=Boxes(torch.tensor([[10.0, 10, 50, 30]])))
     ground_truth, samples = sample(sampler, [instances], 4, 0)
     with pytest.raises(ValueError, match="INPUT.USE_INSTANCE_MASK True, and take a dataset"):
         cut_masks([instances], ground_truth, samples, sampler.boxes(samples), 56)

@@ -18,6 +18,7 @@ def add_d2proposals_config(cfg: CN) -> None:
     add_zip_detector_config(cfg)
     add_sc_rpn_config(cfg)
     add_vgg_config(cfg)
+    add_torchvision_config(cfg)
     add_deepmask_config(cfg)
     add_spop_config(cfg)
     add_detectornet_config(cfg)
@@ -391,6 +392,29 @@ def add_vgg_config(cfg: CN) -> None:
     cfg.MODEL.VGG.OUT_FEATURES = ["stage5"]
     # The first so many stages are not trained. The papers train all.
     cfg.MODEL.VGG.FREEZE_AT = 0
+
+
+def add_torchvision_config(cfg: CN) -> None:
+    """Keys of torchvision's networks as backbones (backbones/torchvision_backbone.py)."""
+    cfg.MODEL.TORCHVISION = CN()
+    # Any of torchvision's convolutional classification networks, such as "mobilenet_v2",
+    # "efficientnet_b0", "convnext_tiny", "regnet_y_400mf".
+    cfg.MODEL.TORCHVISION.NAME = "resnet50"
+    # Maps that the backbone returns, by stride. MODEL.FPN.IN_FEATURES names those of a pyramid.
+    cfg.MODEL.TORCHVISION.OUT_FEATURES = ["stride4", "stride8", "stride16", "stride32"]
+    # Name of torchvision's weights ("IMAGENET1K_V1", downloaded on first use), or a file of a
+    # state dictionary under its layer names, whole or features only. "": random.
+    cfg.MODEL.TORCHVISION.WEIGHTS = ""
+    # The pixels that these weights expect, which INPUT.FORMAT, MODEL.PIXEL_MEAN and .PIXEL_STD must
+    # state: "torchvision" (RGB, divided by the deviations) or "caffe" (BGR, not divided).
+    cfg.MODEL.TORCHVISION.PIXELS = "torchvision"
+    # In the place of batch normalisation: "FrozenBN" (pre-trained weights), "BN", "SyncBN" or "GN"
+    # (from scratch). MODEL.BACKBONE.FREEZE_AT k freezes the blocks up to the map of stride 2^k.
+    cfg.MODEL.TORCHVISION.NORM = "FrozenBN"
+    # Strides above this are traded for dilation, where the layers can be dilated.
+    cfg.MODEL.TORCHVISION.MAX_STRIDE = 32
+    # Networks with squeeze-excitation, which look at whole maps, see no padding.
+    cfg.MODEL.TORCHVISION.MASK_PADDING = True
 
 
 def add_deepmask_config(cfg: CN) -> None:

@@ -1,0 +1,316 @@
+"""Any of torchvision's convolutional classification networks as a Detectron2 backbone.
+
+The maps are called by their strides: "stride8" is the output of the last whole block before the
+stride changes from 8 to 16 (:mod:`~d2proposals.backbones.block_chain`). Layers keep torchvision's
+names, so that its weights fit.
+
+Shape shorthand in this module:
+
+    N: number of images in the batch
+    H, W: height and width of the padded batch, in pixels
+    s: stride of a map
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+import torchvision
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from torch import nn
+from torchvision.models import get_model, list_models
+from torchvision.ops.misc import SqueezeExcitation
+
+from ..proposals.image_extent import recover_image_sizes, valid_cells
+from .block_chain import Block, find_chain, map_ends, measure_context, trade_strides_for_dilation
+from .torchvision_weights import load_torchvision_weights, warn_of_other_pixels
+
+_NORMS = ("FrozenBN", "BN", "SyncBN", "GN")
+
+
+class TorchvisionBackbone(Backbone):
+    """The blocks of a classification network up to the last map that is asked for.
+
+    Networks with squeeze-excitation look at whole maps; with ``mask_padding`` they see each image
+    up to its end, and give it the same maps alone and in a padded batch. Other networks treat the
+    padding as Detectron2's own do: its zeros are the mean colour of an image.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        name: str,
+        out_features: Sequence[str],
+        weights: str = "",
+        norm: str = "FrozenBN",
+        freeze_at: int = 0,
+        max_stride: int = 32,
+        mask_padding: bool = True,
+    ) -> None:
+        """
+        Args:
+            name: of the network in torchvision, e.g. "mobilenet_v2".
+            out_features: maps to return, such as ["stride8", "stride16"].
+            weights: name of torchvision's weights or a file of them; "" for random ones.
+            norm: "FrozenBN", "BN", "SyncBN" or "GN" in the place of batch normalisation. Other
+                normalisations (ConvNeXt's) stay.
+            freeze_at: blocks up to the map of stride 2^freeze_at are not trained; 0 for none. 2 is
+                the stem and the first stage of a ResNet, as in Detectron2.
+            max_stride: of the last blocks, which are dilated instead where it is below theirs.
+            mask_padding: of networks with squeeze-excitation.
+
+        Raises:
+            ValueError: an unknown network, map or normalisation; a network without such maps.
+        """
+        super().__init__()
+        known = list_models(module=torchvision.models)
+        if name not in known:
+            raise ValueError(
+                f"MODEL.TORCHVISION.NAME '{name}' is no classification network of torchvision; it "
+                f"has {', '.join(known)}."
+            )
+        if norm not in _NORMS:
+            raise ValueError(f"MODEL.TORCHVISION.NORM must be one of {_NORMS}, not '{norm}'.")
+        network = get_model(name, weights=None, **_options(name))
+        chain = find_chain(network, name)
+        if max_stride < chain[-1].stride:
+            trade_strides_for_dilation(network, max_stride, name)
+            chain = find_chain(network, name)
+        ends = {f"stride{stride}": block for stride, block in map_ends(chain).items()}
+        unknown = [feature for feature in out_features if feature not in ends]
+        if unknown or not out_features:
+            raise ValueError(
+                f"MODEL.TORCHVISION.OUT_FEATURES must be of {list(ends)} for {name}, got "
+                f"{list(out_features)}."
+            )
+        self.name = name
+        self._out_features = sorted(out_features, key=lambda feature: ends[feature].stride)
+        self._out_feature_strides = {key: ends[key].stride for key in self._out_features}
+        self._out_feature_channels = {key: ends[key].channels for key in self._out_features}
+        last = [block.name for block in chain].index(ends[self._out_features[-1]].name)
+        self._chain = chain[: last + 1]
+        self._map_of = {ends[key].name: key for key in self._out_features}
+        self._take_over(network)
+        if weights:
+            load_torchvision_weights(self, name, weights)
+        self._replace_norms(norm)
+        self._freeze(freeze_at)
+        self._extent = None
+        if mask_padding and any(isinstance(x, SqueezeExcitation) for x in self.modules()):
+            self._extent = _Extent()
+            self._mask_padding(self._extent)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        node = cfg.MODEL.TORCHVISION
+        warn_of_other_pixels(cfg)
+        return {
+            "name": node.NAME,
+            "out_features": node.OUT_FEATURES,
+            "weights": node.WEIGHTS,
+            "norm": node.NORM,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+            "max_stride": node.MAX_STRIDE,
+            "mask_padding": node.MASK_PADDING,
+        }
+
+    @property
+    def size_divisibility(self) -> int:
+        """The largest stride of the blocks: maps of all strides then cover the same pixels."""
+        return max(block.stride for block in self._chain)
+
+    @property
+    def stride(self) -> int:
+        """Pixels per cell of the last map."""
+        return self._chain[-1].stride
+
+    @cached_property
+    def context(self) -> int:
+        """How far a cell of the last map sees beyond its own ``stride`` x ``stride`` pixels.
+
+        In pixels, rounded up to a multiple of ``stride``; measured, see
+        :func:`~d2proposals.backbones.block_chain.measure_context`.
+
+        Raises:
+            ValueError: a cell sees the whole image, as with squeeze-excitation.
+        """
+        context = measure_context(lambda x: list(self(x).values())[-1], self.stride, self)
+        if context is None:
+            raise ValueError(
+                f"A cell of {self.name} sees the whole image, so that an image cannot be taken in "
+                "tiles: set MODEL.TORCHVISION.NAME to a network without squeeze-excitation and "
+                "without group normalisation, such as mobilenet_v2 or resnet18."
+            )
+        return context
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            x: (N, 3, H, W) normalised images, padded with zeros at the right and the bottom.
+
+        Returns:
+            dict: "stride<s>" -> (N, C, H / s, W / s), for sides that ``size_divisibility`` divides.
+        """
+        if self._extent is not None:
+            self._extent.read(x)
+        maps = {}
+        for block in self._chain:
+            x = self.get_submodule(block.name)(x)
+            if block.name in self._map_of:
+                maps[self._map_of[block.name]] = x
+        return maps
+
+    def train(self, mode: bool = True) -> TorchvisionBackbone:
+        """Frozen blocks stay as in a test: nothing is dropped from them."""
+        super().train(mode)
+        for block in self._frozen:
+            self.get_submodule(block.name).eval()
+        return self
+
+    def _take_over(self, network: nn.Module) -> None:
+        """Make the chain's blocks this module's own, under their names in the network."""
+        for block in self._chain:
+            parent, path = self, block.name.split(".")
+            for depth, key in enumerate(path[:-1]):
+                if key not in parent._modules:
+                    # As torchvision's own sequences, which may lack their last members here.
+                    parent.add_module(key, nn.Sequential(OrderedDict()))
+                parent = self.get_submodule(".".join(path[: depth + 1]))
+            parent.add_module(path[-1], network.get_submodule(block.name))
+
+    def _replace_norms(self, norm: str) -> None:
+        for block in self._chain:
+            module = self.get_submodule(block.name)
+            if norm == "FrozenBN":
+                module = FrozenBatchNorm2d.convert_frozen_batchnorm(module)
+            elif norm == "SyncBN":
+                module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            elif norm == "GN":
+                module = _to_group_norm(module)
+            self._set_block(block, module)
+
+    def _freeze(self, freeze_at: int) -> None:
+        """Stop training the blocks up to the map of stride ``2^freeze_at``."""
+        self._frozen: list[Block] = []
+        if freeze_at > 0:
+            self._frozen = [block for block in self._chain if block.stride <= 2**freeze_at]
+        for block in self._frozen:
+            module = self.get_submodule(block.name)
+            module.requires_grad_(False)
+            self._set_block(block, FrozenBatchNorm2d.convert_frozen_batchnorm(module))
+
+    def _set_block(self, block: Block, module: nn.Module) -> None:
+        parent, _, key = block.name.rpartition(".")
+        self.get_submodule(parent)._modules[key] = module
+
+    def _mask_padding(self, extent: _Extent) -> None:
+        """Have every layer that looks around, and every pool over a map, see the images alone."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+                module.register_forward_pre_hook(extent.clear_padding)
+            elif isinstance(module, SqueezeExcitation):
+                module.avgpool = _ImagePool(extent)
+
+
+class _Extent:
+    """Where the images of the batch end that is going through the network.
+
+    Not a module: it is of one forward pass, and nothing of it is saved.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: torch.Tensor | None = None
+        self.height = 0
+        self._masks: dict[tuple[int, int], torch.Tensor] = {}
+
+    def read(self, batch: torch.Tensor) -> None:
+        """Take the sizes of a batch, (N, 3, H, W); none where no image is padded."""
+        self.height, self._masks = batch.shape[-2], {}
+        self.sizes = recover_image_sizes(batch)
+        full = torch.tensor(batch.shape[-2:], device=batch.device)
+        if bool((self.sizes == full).all()):
+            self.sizes = None
+
+    def valid(self, x: torch.Tensor) -> torch.Tensor | None:
+        """(N, 1, h, w), 1 in the images' cells of a map; None where nothing is padded."""
+        if self.sizes is None:
+            return None
+        size = tuple(x.shape[-2:])
+        if size not in self._masks:
+            self._masks[size] = valid_cells(self.sizes, size, self.height // size[0], x.dtype)
+        return self._masks[size]
+
+    def clear_padding(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor | None:
+        """A forward pre-hook: zeros where no image is."""
+        valid = self.valid(inputs[0])
+        return None if valid is None else inputs[0] * valid
+
+
+class _ImagePool(nn.Module):
+    """The mean over an image's own cells: (N, C, h, w) -> (N, C, 1, 1)."""
+
+    def __init__(self, extent: _Extent) -> None:
+        super().__init__()
+        self._extent = extent
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        valid = self._extent.valid(x)
+        if valid is None:
+            return x.mean(dim=(2, 3), keepdim=True)
+        return (x * valid).sum(dim=(2, 3), keepdim=True) / valid.sum(dim=(2, 3), keepdim=True)
+
+
+def _to_group_norm(module: nn.Module) -> nn.Module:
+    """Group normalisation in the place of batch normalisation, 32 groups or as many as divide."""
+    if isinstance(module, nn.BatchNorm2d):
+        return nn.GroupNorm(math.gcd(32, module.num_features), module.num_features)
+    for key, child in module.named_children():
+        module._modules[key] = _to_group_norm(child)
+    return module
+
+
+def _options(name: str) -> dict[str, bool]:
+    """Arguments of the builders that would spend minutes on, or warn of, what is not used."""
+    if name in ("googlenet", "inception_v3"):
+        return {"init_weights": False, "aux_logits": False}
+    return {}
+
+
+@BACKBONE_REGISTRY.register()
+def build_torchvision_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TorchvisionBackbone:
+    """Build :class:`TorchvisionBackbone` for MODEL.BACKBONE.NAME or a generator's trunk."""
+    return TorchvisionBackbone(cfg, input_shape)
+
+
+@BACKBONE_REGISTRY.register()
+def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """A feature pyramid over the maps MODEL.FPN.IN_FEATURES of such a network.
+
+    Its maps are p2 (stride 4) and so on, and p6 by max pooling where there is a p5, as in
+    Detectron2's own pyramids.
+    """
+    bottom_up = build_torchvision_backbone(cfg, input_shape)
+    shapes = bottom_up.output_shape()
+    unknown = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in shapes]
+    if unknown:
+        raise ValueError(
+            f"MODEL.FPN.IN_FEATURES must be of MODEL.TORCHVISION.OUT_FEATURES {list(shapes)}, got "
+            f"{list(cfg.MODEL.FPN.IN_FEATURES)}."
+        )
+    has_p5 = shapes[cfg.MODEL.FPN.IN_FEATURES[-1]].stride == 32
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool() if has_p5 else None,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

@@ -11,7 +11,10 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["d2proposals", "d2proposals.*"]),
+    packages=[*find_packages(include=["d2proposals", "d2proposals.*"]), "d2proposals.configs"],
+    # The configurations travel inside the package, where d2proposals.model_zoo finds them.
+    package_dir={"d2proposals.configs": "configs"},
+    package_data={"d2proposals.configs": ["*.yaml", "*/*.yaml"]},
     python_requires=">=3.10",
     # torch, torchvision and Detectron2 are chosen by whoever installs them: builds differ by CUDA
     # version, and Detectron2 is not on PyPI.

@@ -1,0 +1,77 @@
+"""The project's configurations by name, wherever it is installed, and models built from them.
+
+The functions are those of Detectron2's ``model_zoo``:
+
+    from d2proposals import model_zoo
+    cfg = model_zoo.get_config("photos/sc_rpn_mobilenet_v2.yaml")
+    model = model_zoo.get("shapes/zip_rpn_only.yaml", device="cpu")
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from torch import nn
+
+from .config import add_d2proposals_config
+from .engine import check_config, fit_to_device, load_trained_model
+
+
+def get_config_file(config_path: str) -> str:
+    """The file of a configuration.
+
+    Args:
+        config_path: below ``configs/``, e.g. "sc_rpn_only.yaml", "shapes/zip_rpn_only.yaml".
+
+    Raises:
+        ValueError: there is no such configuration; names those of its folder.
+    """
+    folder = _config_folder()
+    path = folder / config_path
+    if not path.is_file():
+        near = sorted(
+            str(item.relative_to(folder)) for item in path.parent.glob("*.yaml") if path.parent
+        ) or sorted(str(item.relative_to(folder)) for item in folder.rglob("*.yaml"))
+        raise ValueError(f"There is no configuration '{config_path}'; there are {', '.join(near)}.")
+    return str(path)
+
+
+def get_config(config_path: str) -> CfgNode:
+    """A configuration with all keys of Detectron2 and of this project.
+
+    Args:
+        config_path: as for :func:`get_config_file`.
+    """
+    cfg = get_cfg()
+    add_d2proposals_config(cfg)
+    cfg.merge_from_file(get_config_file(config_path))
+    return cfg
+
+
+def get(config_path: str, weights: str | None = None, device: str | None = None) -> nn.Module:
+    """A model in evaluation mode.
+
+    Args:
+        config_path: as for :func:`get_config_file`.
+        weights: a checkpoint; "" for random weights, None for those that the configuration names.
+        device: where the model goes; by default where the configuration says, and on the CPU where
+            there is no CUDA device.
+    """
+    cfg = get_config(config_path)
+    if weights is not None:
+        cfg.MODEL.WEIGHTS = weights
+    if device is not None:
+        cfg.MODEL.DEVICE = str(torch.device(device))
+    fit_to_device(cfg)
+    check_config(cfg)
+    return load_trained_model(cfg)
+
+
+def _config_folder() -> Path:
+    """``configs/`` of the source tree, or the package's own copy where it was installed."""
+    package = Path(str(resources.files(__package__)))
+    source = package.parent / "configs"
+    return source if (source / "Base-ProposalNetwork.yaml").is_file() else package / "configs"

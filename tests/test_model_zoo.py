@@ -1,0 +1,89 @@
+"""Tests of configurations by name, and of the wheel that carries them."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import ProposalNetwork
+
+from d2proposals import model_zoo
+from tests.common import CONFIGS, ROOT, make_cfg
+
+SHAPES = "shapes/rpn_only.yaml"
+
+
+def test_a_configuration_by_name():
+    assert model_zoo.get_config_file(SHAPES) == str(CONFIGS / SHAPES)
+    cfg = model_zoo.get_config(SHAPES)
+    assert cfg.MODEL.DEVICE == "cuda"  # as the file has it
+    cfg.MODEL.DEVICE = "cpu"
+    assert cfg == make_cfg(SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("shapes/rpn.yaml", "there are shapes/.*shapes/rpn_only.yaml"),
+        ("nowhere/rpn_only.yaml", "there are Base-"),
+    ],
+)
+def test_an_unknown_name_lists_the_known_ones(name, message):
+    with pytest.raises(ValueError, match=message):
+        model_zoo.get_config_file(name)
+
+
+def test_a_model_by_name(tmp_path):
+    model = model_zoo.get(SHAPES, weights="", device="cpu")
+    assert isinstance(model, ProposalNetwork) and not model.training
+    assert model.device == torch.device("cpu")
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    again = model_zoo.get(SHAPES, weights=str(tmp_path / "model.pth"), device="cpu")
+    for (name, value), other in zip(
+        model.state_dict().items(), again.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, other), name
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_is_enough(tmp_path):
+    """Built, unpacked into an empty folder, and trained for two steps from there."""
+    run = {"check": True, "capture_output": True, "text": True, "timeout": 600}
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    # A copy, since setuptools leaves a folder beside what it builds.
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("d2proposals", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
+    subprocess.run(build, **run)
+    (wheel,) = tmp_path.glob("d2proposals-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    expected = {f"d2proposals/configs/{x.relative_to(CONFIGS)}" for x in CONFIGS.rglob("*.yaml")}
+    assert expected == {name for name in names if name.endswith(".yaml")}
+    assert not [name for name in names if name.startswith(("tests/", "tools/", "configs/"))]
+    target = tmp_path / "installed"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], **run)
+    script = """
+import d2proposals, sys
+from d2proposals import model_zoo
+from d2proposals.engine import Trainer
+assert d2proposals.__file__.startswith(sys.argv[1])
+cfg = model_zoo.get_config("shapes/zip_rpn_only.yaml")
+cfg.merge_from_list(["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (),
+                     "SOLVER.IMS_PER_BATCH", 1, "DATALOADER.NUM_WORKERS", 0, "TEST.EVAL_PERIOD", 0,
+                     "DATASETS.TRAIN", ("d2p_shapes_val",), "DATASETS.TEST", (),
+                     "MODEL.BN_INCEPTION.WIDTH_FACTOR", 0.125, "OUTPUT_DIR", sys.argv[2]])
+trainer = Trainer(cfg)
+trainer.train()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    arguments = [str(target), str(tmp_path / "output")]
+    subprocess.run([sys.executable, "-c", script, *arguments], cwd=tmp_path, env=environment, **run)
+    assert Path(arguments[1], "model_final.pth").is_file()

@@ -17,8 +17,8 @@ from .json_values import (
     ContentError,
     boxes_of_masks,
     check_finite,
-    check_id,
     is_number,
+    plain_id,
     plain_mask,
 )
 from .proposal_set import DatasetImages, Fault, ProposalSet, missing_scores
@@ -48,8 +48,7 @@ class ResultEntries:
         if "image_id" not in entry or not ("bbox" in entry or "segmentation" in entry):
             return entry
         number = len(self._image)
-        image_id = entry["image_id"]
-        check_id(image_id)
+        image_id = plain_id(entry["image_id"])
         self._image.append(self.ids.setdefault(image_id, len(self.ids)))
         segmentation = entry.get("segmentation")
         if isinstance(segmentation, dict):
@@ -70,13 +69,15 @@ class ResultEntries:
                 raise ContentError(f"entry {number} has neither a box nor a mask")
             box = [math.inf] * 4  # to be replaced by the mask's
         elif not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-            raise ContentError(f"the bbox of entry {number} must be four numbers [x, y, w, h]")
+            raise ContentError(
+                f"the bbox of entry {number} must be four numbers [x, y, w, h], not {box!r:.80}"
+            )
         score = entry.get("score")
         if score is None:
             self._num_without_score += 1
             score = 0.0
         elif not is_number(score):
-            raise ContentError(f"the score of entry {number} must be a number")
+            raise ContentError(f"the score of entry {number} must be a number, not {score!r:.40}")
         self._numbers.extend((*box, score))
         category = entry.get("category_id")
         self._categories.add(category if isinstance(category, (int, str)) else None)

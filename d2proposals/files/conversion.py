@@ -21,9 +21,10 @@ import numpy as np
 from .automatic_masks import write_sam
 from .coco_results import write_coco
 from .json_formats import read_json, read_json_folder
+from .opened_files import open_content
 from .own_format import write_own
 from .pickle_formats import read_pickle, write_detectron2, write_mmdet2, write_mmdet3
-from .proposal_set import DatasetImages, ProposalSet
+from .proposal_set import DatasetImages, Fault, ProposalSet, name_some
 
 _WRITERS: dict[str, Callable[[Path, ProposalSet, DatasetImages | None], None]] = {
     "detectron2": write_detectron2,
@@ -53,17 +54,31 @@ def read_proposals(path: str | os.PathLike, images: DatasetImages | None = None)
     """
     path = os.fspath(path)
     if os.path.isdir(path):
-        return read_json_folder(path, images)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no proposal file at {path}")
-    with open(path, "rb") as file:
-        head = file.read(4096)
-    if not head:
-        raise ValueError(f"{path} is empty; write it again")
-    # No pickle begins with a brace or a bracket of JSON.
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{"):
-        return read_json(path, images)
-    return read_pickle(path, images)
+        proposals = read_json_folder(path, images)
+    else:
+        with open_content(path) as file:
+            head = file.read(4096)
+            file.seek(0)
+            # No pickle begins with a brace or a bracket of JSON.
+            is_json = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{")
+            read = read_json if is_json else read_pickle
+            proposals = read(file, path, images)
+    if images is not None:
+        _find_images(proposals, images)
+    return proposals
+
+
+def _find_images(proposals: ProposalSet, images: DatasetImages) -> None:
+    """Give proposals the dataset's own ids, in place, where theirs mean an image of it."""
+    proposals.image_ids, ambiguous = images.resolve(proposals.image_ids)
+    if ambiguous:
+        proposals.faults.append(
+            Fault(
+                "ambiguous-images",
+                f"{len(ambiguous)} ids could each mean several images of the dataset, by number or "
+                f"by file name, and are left out; write its own ids. Ids: {name_some(ambiguous)}",
+            )
+        )
 
 
 def write_proposals(

@@ -15,31 +15,34 @@ Each is recognised by what is in it:
 Shape shorthand: R proposals of an image.
 """
 
+import io
 import json
 import os
+from typing import IO, Any, TextIO
 
 from .automatic_masks import find_automatic_masks, read_automatic_masks
 from .coco_results import ResultEntries
 from .json_values import ContentError
+from .opened_files import open_content
 from .own_format import OWN_FORMAT, read_own
 from .proposal_set import DatasetImages, Fault, ProposalSet
 from .safe_pickle import one_line
 
 
-def read_json(path: str, images: DatasetImages | None) -> ProposalSet:
+def read_json(file: IO[bytes], path: str, images: DatasetImages | None) -> ProposalSet:
     """Read a JSON file of any of these formats.
 
     Args:
+        file: open for reading, at its beginning, and seekable.
         path: of the file.
         images: of the dataset; without it, Segment-Anything's images have their names as ids.
 
     Raises:
         ValueError: in one line, if it is none of them or damaged.
     """
-    entries = ResultEntries()
+    text = io.TextIOWrapper(file, encoding="utf-8-sig")
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file, object_hook=entries.take)
+        content, entries = _parse(text)
         if entries.ids and isinstance(content, list):
             return entries.to_set(len(content))
         if isinstance(content, dict) and content.get("format") == OWN_FORMAT:
@@ -52,17 +55,42 @@ def read_json(path: str, images: DatasetImages | None) -> ProposalSet:
         raise ValueError(f"{path} is not read: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{path} is not read: it is nested without end") from error
-    # json and pycocotools complain by several kinds of exceptions.
-    except (ValueError, TypeError, KeyError, OverflowError, MemoryError, UnicodeError) as error:
+    except (json.JSONDecodeError, UnicodeError) as error:
         raise ValueError(f"{path} is truncated or damaged ({one_line(error)})") from error
+    # pycocotools complains by several kinds of exceptions.
+    except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{path} is not read: {one_line(error)}") from error
+    finally:
+        # Whoever opened the file closes it.
+        text.detach()
+
+
+def _parse(text: TextIO) -> tuple[Any, ResultEntries]:
+    """The content of a JSON file, or the list of those of JSON lines, without COCO's results, which
+    come apart."""
+    entries = ResultEntries()
+    try:
+        return json.load(text, object_hook=entries.take), entries
+    except json.JSONDecodeError as error:
+        if not error.msg.startswith("Extra data"):
+            raise
+    text.seek(0)
+    entries = ResultEntries()
+    lines = [json.loads(line, object_hook=entries.take) for line in text if line.strip()]
+    if not entries.ids:
+        raise ContentError("it has a JSON value on each line, but these are no COCO results")
+    return lines, entries
 
 
 def read_json_folder(path: str, images: DatasetImages | None) -> ProposalSet:
     """Read a folder of Segment-Anything's files, one per image; see :func:`read_json`."""
-    names = sorted(name for name in os.listdir(path) if name.endswith(".json"))
+    names = sorted(name for name in os.listdir(path) if name.endswith((".json", ".json.gz")))
     if not names:
-        raise ValueError(f"{path} is a folder without JSON files, one per image")
-    sets = [read_json(os.path.join(path, name), images) for name in names]
+        raise ValueError(f"{path} is {_what_folder_is(path)}")
+    sets = []
+    for name in names:
+        with open_content(os.path.join(path, name)) as file:
+            sets.append(read_json(file, os.path.join(path, name.removesuffix(".gz")), images))
     foreign = [name for name, item in zip(names, sets, strict=True) if item.format != "sam"]
     if foreign:
         raise ValueError(
@@ -76,6 +104,27 @@ def read_json_folder(path: str, images: DatasetImages | None) -> ProposalSet:
         [scores_i for item in sets for scores_i in item.scores],
         [masks_i for item in sets for masks_i in item.masks],
         faults=_merge_faults([fault for item in sets for fault in item.faults]),
+    )
+
+
+def _what_folder_is(path: str) -> str:
+    """What a folder without JSON files is, and what to do instead of giving it."""
+    inside = sorted(os.scandir(path), key=lambda entry: entry.name)
+    folders = [entry.path for entry in inside if entry.is_dir()]
+    names = [name for folder in [path, *folders[:3]] for name in os.listdir(folder)]
+    if any(name.endswith(".png") for name in names) and (folders or "metadata.csv" in names):
+        return (
+            "a folder of Segment-Anything's masks as PNG files, which are not read: write them as "
+            "run-length encodings (amg.py --convert-to-rle)"
+        )
+    if any(name.endswith((".txt", ".xml", ".csv")) for name in names):
+        return (
+            "a folder of text files, one per image, which are not read: write one file of COCO "
+            "results, a JSON list of {image_id, bbox [x, y, w, h], score}"
+        )
+    return (
+        "a folder without JSON files, one per image; give a file by its own name, or "
+        "Segment-Anything's folder"
     )
 
 

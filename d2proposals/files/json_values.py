@@ -20,10 +20,19 @@ def is_number(value: Any) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-def check_id(image_id: Any) -> None:
+def plain_id(image_id: Any) -> int | str:
+    """An image id: text, or a whole number, also one that is written with a point.
+
+    Raises:
+        ContentError: for anything else.
+    """
+    if type(image_id) is float and image_id.is_integer():
+        image_id = int(image_id)
     is_id = isinstance(image_id, str) or (type(image_id) is int and abs(image_id) < 2**63)
     if not is_id:
-        raise ContentError(f"an image_id is an integer or text, not {type(image_id).__name__}")
+        found = image_id if type(image_id) is float else type(image_id).__name__
+        raise ContentError(f"an image_id is an integer or text, not {found}")
+    return image_id
 
 
 def boxes_of_masks(masks: list[dict[str, Any]]) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .atomic_files import atomic_write
-from .json_values import ContentError, check_finite, check_id, is_number
+from .json_values import ContentError, check_finite, is_number, plain_id
 from .proposal_set import DatasetImages, ProposalSet
 from .run_length_encodings import check_size, make_encodings
 
@@ -26,8 +26,7 @@ def read_own(content: dict[str, Any]) -> ProposalSet:
     has_masks = any("counts" in entry for entry in entries)
     ids, boxes, scores, masks = [], [], [], []
     for entry in entries:
-        image_id = entry.get("image_id")
-        check_id(image_id)
+        image_id = plain_id(entry.get("image_id"))
         boxes_i, scores_i = entry.get("boxes"), entry.get("objectness_logits")
         rows_are_boxes = isinstance(boxes_i, list) and all(
             isinstance(row, list) and len(row) == 4 and all(map(is_number, row)) for row in boxes_i

@@ -92,12 +92,17 @@ class DatasetImages:
         sizes: Sequence[tuple[int, int] | None],
     ) -> None:
         self.ids, self.file_names, self.sizes = list(ids), list(file_names), list(sizes)
+        self._by_text = {str(image_id): image_id for image_id in self.ids}
         self._by_name: dict[str, int | str | None] = {}
+        self._by_number: dict[Any, int | str | None] = {}
+        self._by_stem: dict[Any, int | str | None] = {}
         for image_id, name in zip(self.ids, self.file_names, strict=True):
-            for key in _name_keys(name) if name else ():
-                # A name that two images share tells neither.
-                taken = key in self._by_name and self._by_name[key] != image_id
-                self._by_name[key] = None if taken else image_id
+            _enter(self._by_number, whole_number(image_id), image_id)
+            keys = _name_keys(name) if name else []
+            for key in keys:
+                _enter(self._by_name, key, image_id)
+            for stem in keys[-1:]:
+                _enter(self._by_stem, whole_number(stem), image_id)
 
     @classmethod
     def of_records(cls, records: Sequence[dict]) -> "DatasetImages":
@@ -113,6 +118,44 @@ class DatasetImages:
             ],
         )
 
+    def resolve(self, image_ids: Sequence[int | str]) -> tuple[list[int | str], list[int | str]]:
+        """Find out which images of the dataset the ids of a file mean.
+
+        An id can be read in four ways: as it stands; as a number ("0139" for 139); as the name of
+        the image's file, with or without folder and suffix; as the number in that name (139 for
+        000000000139.jpg). If the first makes sense of all ids of the file, it is taken; else those
+        of the others that do. If none does, an id that does not stand for itself is read in the
+        second and in the third way. It means an image only if all ways taken find that one.
+
+        Args:
+            image_ids: of a file.
+
+        Returns:
+            list: for each id the dataset's, or the same id where it means no image.
+            list: ids that could mean several images, and were left as they are.
+        """
+        by_text = [self._by_text.get(str(image_id)) for image_id in image_ids]
+        if None not in by_text:
+            return by_text, []
+        by_number = [self._by_number.get(whole_number(image_id)) for image_id in image_ids]
+        by_name = [self.find(x) if isinstance(x, str) else None for x in image_ids]
+        by_stem = [self._by_stem.get(whole_number(image_id)) for image_id in image_ids]
+        ways = [way for way in (by_number, by_name, by_stem) if None not in way]
+        if not ways:
+            ways = [by_number, by_name]
+            # What stands for itself means nothing else.
+            ways = [
+                [x if itself is None else itself for x, itself in zip(way, by_text, strict=True)]
+                for way in ways
+            ]
+        resolved, ambiguous = [], []
+        for image_id, *readings in zip(image_ids, *ways, strict=True):
+            found = {str(reading): reading for reading in readings if reading is not None}
+            if len(found) > 1:
+                ambiguous.append(image_id)
+            resolved.append(next(iter(found.values())) if len(found) == 1 else image_id)
+        return resolved, ambiguous
+
     def find(self, name: str) -> int | str | None:
         """Id of the image of a file name, with or without folder and suffix; None if unknown."""
         for key in _name_keys(name):
@@ -121,11 +164,29 @@ class DatasetImages:
         return None
 
 
+def whole_number(value: Any) -> Any:
+    """The integer that a number or a text of digits stands for; anything else as it is."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    # More digits than an id of 64 bits has are a text.
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 30:
+        return int(value)
+    return value
+
+
+def _enter(table: dict[Any, int | str | None], key: Any, image_id: int | str) -> None:
+    """Enter an image under a key; one that several images share tells none of them."""
+    is_shared = key in table and table[key] != image_id
+    table[key] = None if is_shared else image_id
+
+
 def _name_keys(name: str) -> list[str]:
     """A file name from the most to the least telling part: with its folder, alone, its stem."""
-    name = name.replace("\\", "/")
-    base = os.path.basename(name)
-    return ["/".join(name.split("/")[-2:]), base, os.path.splitext(base)[0]]
+    parts = name.replace("\\", "/").split("/")[-2:]
+    stem = os.path.splitext(parts[-1])[0]
+    return ["/".join(parts), "/".join([*parts[:-1], stem]), parts[-1], stem]
 
 
 def name_some(image_ids: Sequence[int | str]) -> str:

@@ -107,9 +107,18 @@ def test_hostile_file_does_not_run(tmp_path, key):
     assert not folder.exists()
 
 
-def test_arrays_of_objects_are_refused(tmp_path):
-    content = {"ids": [1], "boxes": [np.array([None])], "objectness_logits": [LOGITS]}
-    with pytest.raises(ValueError, match="an array of the type O8"):
+def test_arrays_of_objects_are_lists_and_structures_are_refused(tmp_path):
+    of_arrays = np.empty(1, object)
+    of_arrays[0] = BOXES
+    content = {"ids": np.array([1]), "boxes": of_arrays, "objectness_logits": [LOGITS]}
+    np.testing.assert_array_equal(
+        read_proposal_file(write_pickle(tmp_path / "a.pkl", content)).boxes[0], BOXES
+    )
+    content["boxes"] = np.array([[None]])
+    with pytest.raises(ValueError, match="an array of objects that is no list of them"):
+        read_proposal_file(write_pickle(tmp_path / "a.pkl", content))
+    content["boxes"] = [np.array([None])]
+    with pytest.raises(ValueError, match="numbers were expected"):
         read_proposal_file(write_pickle(tmp_path / "a.pkl", content))
     structured = np.zeros(1, [("pointer", object)])
     content["boxes"] = [structured]

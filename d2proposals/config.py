@@ -348,9 +348,12 @@ def add_spop_config(cfg: CN) -> None:
 
     # Inference. Factors on the image (Sec. III-C); the proposals of all of them are pooled.
     cfg.MODEL.SPOP.SCALES = (1.0, 2.0)
-    # Shorter side that images have before they are resized for a detector, in pixels: SCALES refer
-    # to it. 0: images are not resized (INPUT.MIN_SIZE_TEST 0). Training is on the images as the
-    # detector resizes them all the same.
+    # SCALES refer to images as they were taken, and a network input that a detector resized is
+    # brought back to that size, its longer side to at most so many pixels. Network inputs that have
+    # the size of the image stay as large as they are. (The paper tests at the images' own size.)
+    cfg.MODEL.SPOP.NATIVE_LONG_EDGE = 1333
+    # Shorter side of images before they are resized, in pixels, for models that do not tell their
+    # generator of it (built by Detectron2's build_model); 0: they are not resized.
     cfg.MODEL.SPOP.NATIVE_SHORT_EDGE = 0
     # Boxes: "fused" (Eq. 5), or of the "large_size" or "small_size" network alone (Fig. 10).
     cfg.MODEL.SPOP.LOCALIZATION = "fused"
@@ -488,8 +491,12 @@ def add_deepmask_config(cfg: CN) -> None:
 
     # Scales of the pyramid in octaves (Sec. 3.4); DeepMaskZoom has 1.5 besides.
     cfg.MODEL.DEEPMASK.LOG2_SCALES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
-    # Shorter side of images as they were taken, in pixels, where the network input is resized (in
-    # a detector): scales refer to that size. 0: to the network input as it is.
+    # Scales refer to images as they were taken, and a network input that a detector resized is
+    # brought back to that size, its longer side to at most so many pixels. Network inputs that have
+    # the size of the image stay as large as they are. (The paper tests images as they are.)
+    cfg.MODEL.DEEPMASK.NATIVE_LONG_EDGE = 1333
+    # Shorter side of images before they are resized, in pixels, for models that do not tell their
+    # generator of it (built by Detectron2's build_model); 0: they are not resized.
     cfg.MODEL.DEEPMASK.NATIVE_SHORT_EDGE = 0
     # Probability above which a pixel belongs to a mask (Sec. 3.4: .2 for COCO, .1 for PASCAL).
     cfg.MODEL.DEEPMASK.MASK_THRESH = 0.2

@@ -3,8 +3,11 @@
 import pytest
 import torch
 from detectron2.modeling import build_model, build_proposal_generator
+from detectron2.structures import pairwise_iou
 from detectron2.utils.events import EventStorage
 
+from d2proposals.proposals.image_pyramid import resize_image, scaled_size
+from d2proposals.proposals.native_size_hosts import hand_over_native_sizes
 from tests.common import add_rectangle_masks, make_cfg, make_images, make_instances
 
 # Generators that read feature maps, on a small FPN; Detectron2's own RPN is the control.
@@ -218,3 +221,20 @@ def test_zip_from_pixels_does_not_depend_on_the_padding_of_its_batch():
     together, alone = together[0]["proposals"][:50], alone[0]["proposals"][:50]
     assert torch.allclose(together.proposal_boxes.tensor, alone.proposal_boxes.tensor, atol=1e-2)
     assert torch.allclose(together.objectness_logits, alone.objectness_logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("factor", [1.25, 2.0])
+def test_proposals_of_an_image_do_not_depend_on_the_resize_of_its_host(factor):
+    model = hand_over_native_sizes(build_model(host_cfg("DeepMask"))).eval()
+    # Smooth, so that the resize loses nothing.
+    size = (96, 120)
+    image = resize_image(255 * torch.rand(3, 6, 8), size)
+    resized = resize_image(image, scaled_size(size, factor))
+    with torch.no_grad():
+        native, enlarged = (
+            model([{"image": x, "height": 96, "width": 120}])[0]["proposals"]
+            for x in (image, resized)
+        )
+    assert enlarged.image_size == size and len(native) > 20
+    best = pairwise_iou(native.proposal_boxes[:20], enlarged.proposal_boxes).amax(dim=1)
+    assert (best > 0.9).all()

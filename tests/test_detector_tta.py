@@ -2,15 +2,21 @@
 
 import pytest
 import torch
-from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from d2proposals.engine import Trainer
+from d2proposals.engine import (
+    DetectorWithTTA,
+    ProposalNetworkWithTTA,
+    Trainer,
+    without_test_resize,
+)
+from d2proposals.evaluation.export import proposal_network_of
 from tests.test_contract import GENERATORS, host_cfg, make_batch
 
 AUGMENTED = (
     "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64, 96), "TEST.AUG.MAX_SIZE", 160,
-    "TEST.AUG.FLIP", True, "TEST.DETECTIONS_PER_IMAGE", 20,
+    "TEST.AUG.FLIP", True, "INPUT.MIN_SIZE_TEST", 80, "TEST.DETECTIONS_PER_IMAGE", 20,
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
 )  # fmt: skip
 
@@ -18,7 +24,7 @@ AUGMENTED = (
 def augmented_model(cfg):
     torch.manual_seed(0)
     model = Trainer.build_model(cfg).eval()
-    return GeneralizedRCNNWithTTA(cfg, model), model
+    return DetectorWithTTA(cfg, model), model
 
 
 def detect(augmented):
@@ -103,6 +109,27 @@ def test_a_flip_mirrors_detections_back():
     cfg = host_cfg("DeepMask", "FasterRCNN", *AUGMENTED)
     model = build_model(cfg).eval()
     model.roi_heads = LeftHalf()
-    (first,) = detect(GeneralizedRCNNWithTTA(cfg, model))
+    (first,) = detect(DetectorWithTTA(cfg, model))
     boxes = sorted(tuple(round(x) for x in box) for box in first.pred_boxes.tensor.tolist())
     assert boxes == [(0, 0, 60, 80), (60, 0, 120, 80)]
+
+
+@pytest.mark.parametrize("generator", ["DeepMask", "SPOP"])
+def test_the_sizes_of_the_augmentation_are_sizes_of_the_pyramid(generator):
+    # An image of 80 x 120, which the usual test makes 96 x 144.
+    cfg = host_cfg(generator, "FasterRCNN", *AUGMENTED, "INPUT.MIN_SIZE_TEST", 96)
+    augmented, model = augmented_model(cfg)
+    sizes, asked = model.proposal_generator.native_sizes, []
+    model.proposal_generator.native_sizes = lambda x: asked.extend(sizes(x)) or asked[-len(x) :]
+    images = [{"image": torch.zeros(3, 80, 120, dtype=torch.uint8), "height": 80, "width": 120}]
+    with torch.no_grad():
+        augmented(images)
+        # 64 and 96 pixels, each as it is and mirrored: the latter is the usual test.
+        assert asked == [(53, 80), (53, 80), (80, 120), (80, 120)]
+        asked.clear()
+        ProposalNetworkWithTTA(cfg, proposal_network_of(model))(images)
+        assert asked == [(53, 80), (53, 80), (80, 120), (80, 120)]
+        # Tested at their own size, augmented images are taken as they are.
+        asked.clear()
+        DetectorWithTTA(without_test_resize(cfg), model)(images)
+    assert asked == [(64, 96), (64, 96), (96, 144), (96, 144)]

@@ -10,7 +10,9 @@ from torch import nn
 
 from d2proposals.deepmask import dense_inference
 from d2proposals.deepmask import generator as deepmask_generator
+from d2proposals.proposals.native_size_hosts import hand_over_native_sizes
 from d2proposals.spop import pixel_networks
+from tests.common import add_rectangle_masks, make_instances
 from tests.test_contract import BOXES, GENERATORS, IMAGE_LEVEL, host_cfg, make_batch
 
 # Layers that behave differently in training, in the generators that can have them.
@@ -175,18 +177,25 @@ def test_detectornet_proposes_as_many_as_its_scales_yield():
     assert all(0 < len(x) <= 6 for x in proposals)
 
 
-# (height, width) of the images as they were taken, all of the same shorter side, and of the input
-# of a detector that enlarges them.
-NATIVE_SIZES = [(48, 64), (72, 48)]
-INPUT_SIZES = [(96, 128), (144, 96)]
+# (height, width) of images as they were taken, and of the input of a detector that enlarges each by
+# a factor of its own.
+NATIVE_SIZES = [(48, 64), (72, 40)]
+INPUT_SIZES = [(96, 128), (108, 60)]
 
 
 def resized_batch():
     torch.manual_seed(0)
-    batch = make_batch(BOXES, BOXES[:1])
-    for x, size in zip(batch, INPUT_SIZES, strict=True):
-        x["image"] = torch.randint(0, 256, (3, *size)).float()
-    return batch
+    return [
+        {
+            "image": torch.randint(0, 256, (3, *size)).float(),
+            "instances": add_rectangle_masks(make_instances(size, boxes)),
+            "height": height,
+            "width": width,
+        }
+        for size, (height, width), boxes in zip(
+            INPUT_SIZES, NATIVE_SIZES, [BOXES, BOXES[:1]], strict=True
+        )
+    ]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -200,9 +209,7 @@ def resized_batch():
 def test_the_pyramid_refers_to_native_images(
     generator, module, function, scales, training, monkeypatch
 ):
-    node = generator.upper()
-    model = build_detector(generator, "FasterRCNN", f"MODEL.{node}.NATIVE_SHORT_EDGE", 48)
-    model.train(training)
+    model = hand_over_native_sizes(build_detector(generator)).train(training)
     seen = []
     resize = getattr(module, function)
 
@@ -212,11 +219,10 @@ def test_the_pyramid_refers_to_native_images(
         return resized
 
     monkeypatch.setattr(module, function, spy)
-    if training:
-        proposals, _ = training_step(model, resized_batch())
-    else:
-        images = model.preprocess_image(resized_batch())
-        proposals = model.proposal_generator(images, {}, None)[0]
+    proposals = []
+    model.proposal_generator.register_forward_hook(lambda *args: proposals.extend(args[2][0]))
+    with EventStorage():
+        model(resized_batch())
     # Of each image, without the padding of the batch, the scales of the native image.
     expected = [
         (input_size, (round(scale * height), round(scale * width)))
@@ -233,11 +239,14 @@ def test_the_pyramid_refers_to_native_images(
 
 @pytest.mark.parametrize("generator", ["DeepMask", "SPOP"])
 def test_an_image_of_a_resized_batch_gets_what_it_gets_alone(generator):
-    node = generator.upper()
-    model = build_detector(generator, "FasterRCNN", f"MODEL.{node}.NATIVE_SHORT_EDGE", 48).eval()
+    model = hand_over_native_sizes(build_detector(generator)).eval()
+    seen = []
+    model.proposal_generator.register_forward_hook(lambda *args: seen.extend(args[2][0]))
     batch = resized_batch()
-    together = model.proposal_generator(model.preprocess_image(batch), {}, None)[0]
-    for x, expected in zip(batch, together, strict=True):
-        (alone,), _ = model.proposal_generator(model.preprocess_image([x]), {}, None)
-        assert torch.equal(alone.proposal_boxes.tensor, expected.proposal_boxes.tensor)
-        assert torch.equal(alone.objectness_logits, expected.objectness_logits)
+    model(batch)
+    for x in batch:
+        model([x])
+    for together, alone in zip(seen[:2], seen[2:], strict=True):
+        assert len(alone) > 0
+        assert torch.equal(alone.proposal_boxes.tensor, together.proposal_boxes.tensor)
+        assert torch.equal(alone.objectness_logits, together.objectness_logits)

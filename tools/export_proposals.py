@@ -33,6 +33,7 @@ from d2proposals.engine import (
     check_datasets,
     load_trained_model,
     prepare_launch,
+    without_test_resize,
 )
 from d2proposals.engine.model_command import command_config, model_parser
 from d2proposals.evaluation.export import ProposalExporter, proposal_network_of
@@ -67,9 +68,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
         setup_logger(distributed_rank=rank, name=name)
     # Images come without proposals of another origin.
     cfg = command_config(args, "MODEL.LOAD_PROPOSALS", False)
-    if args.augment:
-        # Each scale is then resized from the original image, not from a resized one.
-        cfg.INPUT.MIN_SIZE_TEST = 0
     cfg.freeze()
     return cfg
 
@@ -87,9 +85,10 @@ def export(args: argparse.Namespace) -> None:
         network = proposal_network_of(load_trained_model(cfg))
         if args.augment:
             network = ProposalNetworkWithTTA(cfg, network)
+        loader_cfg = without_test_resize(cfg) if args.augment else cfg
         lines = []
         for name, exporter in exporters.items():
-            loader = Trainer.build_test_loader(cfg, name)
+            loader = Trainer.build_test_loader(loader_cfg, name)
             written = inference_on_dataset(network, loader, exporter)
             if written:
                 number = f"{written['images']} images, {written['proposals']:.1f} proposals each"

@@ -24,7 +24,9 @@ from d2proposals.spop.pictures import make_picture, write_sheet
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = picture_parser(__doc__, "spop.png")
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on the image (default: 1)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="factor on the image as it was taken (default: 1)"
+    )
     parser.add_argument("--boxes", type=int, default=20, help="boxes to draw (default: 20)")
     return parser
 

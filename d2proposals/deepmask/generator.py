@@ -30,8 +30,8 @@ from torch import nn
 
 from ..proposals.candidates import clip_candidates, make_empty_proposals, make_proposals
 from ..proposals.evaluation_mode import in_evaluation
-from ..proposals.image_pyramid import native_scale
 from ..proposals.mask_proposals import ProposalMasks
+from ..proposals.native_size import NativeSizes, scale_between
 from ..proposals.patches import crop_patches
 from ..proposals.pixel_normalization import PixelNormalization
 from ..proposals.ranking import first_of_nms
@@ -83,7 +83,7 @@ class DeepMask(nn.Module):
         mask_loss_on_negatives: bool = False,
         loss_weight: dict[str, float] | None = None,
         log2_scales: Sequence[float] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0),
-        native_short_edge: int = 0,
+        native_sizes: NativeSizes | None = None,
         mask_thresh: float = 0.2,
         pre_nms_topk: tuple[int, int] = (1000, 1000),
         nms_thresh: float = 1.0,
@@ -103,8 +103,8 @@ class DeepMask(nn.Module):
             loss_weight: of the losses in :meth:`losses`, 1 for those that are absent; by default
                 that of the score is the paper's lambda, 1/32.
             log2_scales: octaves by which images are enlarged for each scale of the pyramid.
-            native_short_edge: shorter side of images as they were taken, which scales refer to,
-                in pixels; 0 if images come at that size.
+            native_sizes: says which size of an image scales refer to; by default, that of the image
+                as it was taken.
             mask_thresh: probability above which a pixel belongs to the mask.
             pre_nms_topk: (training, test) windows whose masks are predicted, best scores first.
             nms_thresh: IoU of boxes above which the later proposal goes; 1 for no NMS.
@@ -124,11 +124,6 @@ class DeepMask(nn.Module):
             raise ValueError(f"MODEL.DEEPMASK.MASK_THRESH must be in (0, 1), got {mask_thresh}.")
         if not 0 <= nms_thresh <= 1:
             raise ValueError(f"MODEL.DEEPMASK.NMS_THRESH must be in [0, 1], got {nms_thresh}.")
-        if native_short_edge < 0:
-            raise ValueError(
-                "MODEL.DEEPMASK.NATIVE_SHORT_EDGE must be a number of pixels, or 0 for images at "
-                f"their own size, got {native_short_edge}."
-            )
         for key, limits in (("PRE_NMS_TOPK", pre_nms_topk), ("POST_NMS_TOPK", post_nms_topk)):
             if min(limits) < 1:
                 raise ValueError(
@@ -151,7 +146,7 @@ class DeepMask(nn.Module):
         default_weight = {"loss_deepmask_score": 1 / 32}  # lambda of Eq. 1
         self.loss_weight = dict(default_weight if loss_weight is None else loss_weight)
         self.scales = [2.0**octaves for octaves in log2_scales]
-        self.native_short_edge = native_short_edge
+        self.native_sizes = native_sizes or NativeSizes("MODEL.DEEPMASK")
         self.mask_thresh = mask_thresh
         # Map from self.training state to train/test settings
         self.pre_nms_topk = {True: pre_nms_topk[0], False: pre_nms_topk[1]}
@@ -197,7 +192,9 @@ class DeepMask(nn.Module):
                 "loss_deepmask_score": node.LOSS_WEIGHT * node.SCORE_LOSS_WEIGHT,
             },
             "log2_scales": tuple(node.LOG2_SCALES),
-            "native_short_edge": node.NATIVE_SHORT_EDGE,
+            "native_sizes": NativeSizes(
+                "MODEL.DEEPMASK", short_edge=node.NATIVE_SHORT_EDGE, long_edge=node.NATIVE_LONG_EDGE
+            ),
             "mask_thresh": node.MASK_THRESH,
             "pre_nms_topk": (node.PRE_NMS_TOPK_TRAIN, node.PRE_NMS_TOPK_TEST),
             "nms_thresh": node.NMS_THRESH,
@@ -231,7 +228,7 @@ class DeepMask(nn.Module):
         half = (number + 1) // 2
         ground_truth = self.sampler.read_ground_truth(
             gt_instances,
-            [native_scale(size, self.native_short_edge) for size in images.image_sizes],
+            self._native_scales(images.image_sizes),
         )
         samples = self.sampler.sample(
             ground_truth,
@@ -349,8 +346,8 @@ class DeepMask(nn.Module):
         proposals = []
         with in_evaluation(self.network):
             # Images one by one, without the padding of the batch.
-            for i, size in enumerate(images.image_sizes):
-                factor = native_scale(size, self.native_short_edge)
+            factors = self._native_scales(images.image_sizes)
+            for i, (size, factor) in enumerate(zip(images.image_sizes, factors, strict=True)):
                 windows = predict_windows(
                     self.network,
                     self.pixel_normalization,
@@ -360,6 +357,11 @@ class DeepMask(nn.Module):
                 )
                 proposals.append(self._proposals_from_windows(windows, size))
         return proposals
+
+    def _native_scales(self, image_sizes: Sequence[tuple[int, int]]) -> list[float]:
+        """Factors that take the images of a batch to the size that scales refer to."""
+        native_sizes = self.native_sizes(image_sizes)
+        return [scale_between(*sizes) for sizes in zip(image_sizes, native_sizes, strict=True)]
 
     def _proposals_from_windows(
         self, windows: WindowPredictions, image_size: tuple[int, int]

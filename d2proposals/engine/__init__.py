@@ -14,11 +14,12 @@ from .job import (
 )
 from .part_weights import load_part_weights, warn_of_random_weights
 from .proposal_files import check_proposal_files
-from .test_time_augmentation import ProposalNetworkWithTTA
+from .test_time_augmentation import DetectorWithTTA, ProposalNetworkWithTTA, without_test_resize
 from .trained_model import load_trained_model, network_input_of
 from .trainer import Trainer
 
 __all__ = [
+    "DetectorWithTTA",
     "ProposalCheckpointer",
     "ProposalNetworkWithTTA",
     "Trainer",
@@ -39,4 +40,5 @@ __all__ = [
     "prepare_launch",
     "warn_of_frozen_random_norm",
     "warn_of_random_weights",
+    "without_test_resize",
 ]

@@ -28,6 +28,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..files.image_files import read_rgb_image
+from ..proposals.native_size import ImageSizes, given_sizes
 from .bad_input import bad_input_in_one_line
 from .job import check_config, check_datasets, fit_to_device, load_config
 from .trained_model import load_trained_model, network_input_of
@@ -131,6 +132,8 @@ def picture_images(
 ) -> list[Picture]:
     """Make a picture of each of some image files with the configuration's trained model.
 
+    Within ``make_picture``, a generator that asks knows the size of the image.
+
     Args:
         args: of :func:`picture_parser`.
         make_picture: takes the model, (3, h, w) network input before normalisation, the image
@@ -141,7 +144,11 @@ def picture_images(
     images = {path: read_rgb_image(path) for path in args.input}
     model = load_trained_model(cfg)
     network_input = network_input_of(cfg)
-    return [
-        make_picture(model, network_input(image), image, Path(path).name)
-        for path, image in images.items()
-    ]
+    pictures = []
+    for path, image in images.items():
+        height, width = image.shape[:2]
+        pixels = network_input(image)
+        mapped = {"image": pixels, "height": height, "width": width}
+        with given_sizes([ImageSizes.of_input(mapped)]):
+            pictures.append(make_picture(model, pixels, image, Path(path).name))
+    return pictures

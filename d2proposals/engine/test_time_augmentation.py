@@ -1,26 +1,31 @@
 """Test-time augmentation for proposals: several image scales, with or without flips.
 
-Detectron2's own wrapper takes R-CNN detectors only. This one takes a stock ``ProposalNetwork`` and
-is the multi-scale test of the proposal papers (e.g. Li et al., IJCV 2018, Sec. 3.4: scales 1000 to
-250).
+Detectron2's own wrapper takes R-CNN detectors only. The one for a stock ``ProposalNetwork`` is the
+multi-scale test of the proposal papers (e.g. Li et al., IJCV 2018, Sec. 3.4: scales 1000 to 250).
+
+A generator that reads the images has scales of its own, which refer to the images as they were
+taken. An augmented image that is so much larger than that of the usual test stands for the original
+image enlarged as much.
 
 Shape shorthand in this module:
 
     R: number of boxes of one image, at one scale or over all of them
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
-from detectron2.modeling import DatasetMapperTTA
+from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA
 from detectron2.modeling.meta_arch import ProposalNetwork
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import nms
+
+from ..proposals.native_size import ImageSizes, given_sizes
 
 
 class ProposalNetworkWithTTA(nn.Module):
@@ -47,6 +52,7 @@ class ProposalNetworkWithTTA(nn.Module):
         tta_mapper: Callable[[dict], list[dict]],
         nms_thresh: float,
         post_nms_topk: int,
+        test_size: tuple[int, int] = (0, 0),
     ):
         """
         Args:
@@ -56,6 +62,8 @@ class ProposalNetworkWithTTA(nn.Module):
             nms_thresh: IoU above which a box is suppressed by a better one, for generators
                 without ``candidates``.
             post_nms_topk: number of proposals kept per image, for the same generators.
+            test_size: shorter and greatest longer side of an image in the usual test, in pixels;
+                a shorter side of 0 for images as they were taken.
         """
         super().__init__()
         if isinstance(model, DistributedDataParallel):
@@ -69,6 +77,7 @@ class ProposalNetworkWithTTA(nn.Module):
         self.tta_mapper = tta_mapper
         self.nms_thresh = nms_thresh
         self.post_nms_topk = post_nms_topk
+        self.test_size = test_size
         self.train(model.training)
 
     @classmethod
@@ -78,6 +87,7 @@ class ProposalNetworkWithTTA(nn.Module):
             "tta_mapper": DatasetMapperTTA(cfg),
             "nms_thresh": cfg.MODEL.RPN.NMS_THRESH,
             "post_nms_topk": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
+            "test_size": (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
@@ -104,11 +114,12 @@ class ProposalNetworkWithTTA(nn.Module):
         # One by one: batched with larger ones, a small image would be mostly padding.
         for augmented in inputs:
             images, features = self._images_and_features(augmented["image"])
-            if merges_itself:
-                ((boxes, scores),) = generator.candidates(images, features)
-            else:
-                (proposals,), _ = generator(images, features, None)
-                boxes, scores = proposals.proposal_boxes.tensor, proposals.objectness_logits
+            with given_sizes([_augmented_sizes(augmented, self.test_size)]):
+                if merges_itself:
+                    ((boxes, scores),) = generator.candidates(images, features)
+                else:
+                    (proposals,), _ = generator(images, features, None)
+                    boxes, scores = proposals.proposal_boxes.tensor, proposals.objectness_logits
             boxes, scores = _to_original_image(boxes, scores, augmented["transforms"], image_size)
             all_boxes.append(boxes)
             all_scores.append(scores)
@@ -137,6 +148,52 @@ class ProposalNetworkWithTTA(nn.Module):
             padding_constraints=model.backbone.padding_constraints,
         )
         return images, model.backbone(images.tensor)
+
+
+class DetectorWithTTA(GeneralizedRCNNWithTTA):
+    """Detectron2's augmented detector, whose generator is told the sizes of the original images.
+
+    It runs ``model.inference``, past the hooks of the model.
+    """
+
+    def _batch_inference(
+        self, batched_inputs: list[dict[str, Any]], detected_instances: list | None = None
+    ) -> list[Instances]:
+        """As Detectron2's; each batch of ``self.batch_size`` with its own sizes."""
+        test_size = (self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
+        outputs = []
+        for start in range(0, len(batched_inputs), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            inputs = batched_inputs[batch]
+            detected = None if detected_instances is None else detected_instances[batch]
+            with given_sizes([_augmented_sizes(x, test_size) for x in inputs]):
+                outputs += super()._batch_inference(inputs, detected)
+        return outputs
+
+
+def without_test_resize(cfg: CfgNode) -> CfgNode:
+    """A copy for the loader of an augmented test: each scale is resized from the original image,
+    not from a resized one."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    cfg.freeze()
+    return cfg
+
+
+def _augmented_sizes(augmented: dict[str, Any], test_size: Sequence[int]) -> ImageSizes:
+    """Sizes of an augmented image.
+
+    Args:
+        augmented: with "image" and, of the original, "height" and "width".
+        test_size: shorter and greatest longer side in the usual test.
+    """
+    native = ImageSizes.of_input(augmented).native
+    short_edge, long_edge = test_size
+    usual = native
+    if short_edge > 0:
+        usual = T.ResizeShortestEdge.get_output_shape(*native, short_edge, long_edge)
+    return ImageSizes.of_input(augmented, usual)
 
 
 def _to_original_image(

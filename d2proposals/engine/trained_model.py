@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..files.image_files import to_input_format
+from ..proposals.native_size_hosts import hand_over_native_sizes
 from .checkpointer import ProposalCheckpointer
 from .part_weights import load_part_weights, warn_of_random_weights
 
@@ -20,13 +21,15 @@ from .part_weights import load_part_weights, warn_of_random_weights
 def load_trained_model(cfg: CfgNode) -> nn.Module:
     """Build the configuration's model with its weights, for evaluation.
 
+    Its generator is told how large images were before they were resized, if it asks.
+
     Args:
         cfg: checked, see :func:`~d2proposals.engine.job.check_config`.
 
     Returns:
         nn.Module: in evaluation mode. Without weights they are random, which a warning says.
     """
-    model = build_model(cfg).eval()
+    model = hand_over_native_sizes(build_model(cfg)).eval()
     checkpointer = ProposalCheckpointer(model)
     checkpointer.load(cfg.MODEL.WEIGHTS)
     load_part_weights(cfg, checkpointer, only_missing=True)

@@ -25,7 +25,6 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     LVISEvaluator,
 )
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
@@ -33,13 +32,14 @@ from torch.utils.data import DataLoader
 from ..data.mapper import ProposalDatasetMapper
 from ..evaluation.evaluator import ProposalEvaluator
 from ..evaluation.voc_evaluator import VOCEvaluator
+from ..proposals.native_size_hosts import hand_over_native_sizes
 from .checkpointer import ProposalCheckpointer
 from .detector_proposals import DetectorProposalEvaluator, recorded_proposals
 from .freezing import check_trainable, freeze_parts, warn_of_frozen_random_parts
 from .job import is_two_stage
 from .optimizer import build_optimizer
 from .part_weights import load_part_weights, warn_of_random_generator
-from .test_time_augmentation import ProposalNetworkWithTTA
+from .test_time_augmentation import DetectorWithTTA, ProposalNetworkWithTTA, without_test_resize
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +69,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build Detectron2's model, its parts frozen as the configuration says."""
+        """Build Detectron2's model, its parts frozen as the configuration says.
+
+        Its generator is told how large images were before they were resized, if it asks.
+        """
         model = super().build_model(cfg)
         freeze_parts(cfg, model)
-        return model
+        return hand_over_native_sizes(model)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load weights as ``DefaultTrainer`` does, then those of parts that have their own.
@@ -252,15 +255,13 @@ class Trainer(DefaultTrainer):
             as ``test``, each name with "_TTA" behind it.
         """
         logger.info(f"Evaluating with test-time augmentation, scales {cfg.TEST.AUG.MIN_SIZES}")
-        cfg = cfg.clone()
-        cfg.defrost()
-        # Each scale is then resized from the original image, not from a resized one.
-        cfg.INPUT.MIN_SIZE_TEST = 0
         is_proposal_network = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
-        wrapper = ProposalNetworkWithTTA if is_proposal_network else GeneralizedRCNNWithTTA
+        wrapper = ProposalNetworkWithTTA if is_proposal_network else DetectorWithTTA
+        augmented = wrapper(cfg, model)
+        cfg = without_test_resize(cfg)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
-        results = cls.test(cfg, wrapper(cfg, model), evaluators)
+        results = cls.test(cfg, augmented, evaluators)
         return OrderedDict({f"{name}_TTA": value for name, value in results.items()})
 
 

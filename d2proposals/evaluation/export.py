@@ -18,6 +18,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from ..files.precomputed_format import write_proposal_file
+from ..proposals.native_size_hosts import hand_over_native_sizes
 from ..proposals.ranking import strictly_decreasing
 from .collection import ProposalCollector, in_dataset_order, to_cpu
 from .proposal_checks import ImageProposals
@@ -119,6 +120,10 @@ def proposal_network_of(model: nn.Module) -> ProposalNetwork:
         model: a ``ProposalNetwork``, which is returned, or a ``GeneralizedRCNN``, whose heads then
             do not run.
 
+    Returns:
+        ProposalNetwork: it tells its generator how large images were before they were resized, if
+        that asks (a network that is returned as it is: if it did).
+
     Raises:
         ValueError: for a model that has no generator.
     """
@@ -136,7 +141,7 @@ def proposal_network_of(model: nn.Module) -> ProposalNetwork:
         pixel_mean=model.pixel_mean.flatten().tolist(),
         pixel_std=model.pixel_std.flatten().tolist(),
     )
-    return network.to(model.device).train(model.training)
+    return hand_over_native_sizes(network.to(model.device).train(model.training))
 
 
 def _first_of_equals(boxes: np.ndarray) -> np.ndarray:

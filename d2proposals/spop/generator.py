@@ -34,7 +34,8 @@ from torch import nn
 from ..backbones.deeplab_largefov import DeepLabLargeFOV
 from ..proposals.candidates import clip_candidates, make_empty_proposals, make_proposals
 from ..proposals.evaluation_mode import in_evaluation
-from ..proposals.image_pyramid import native_scale
+from ..proposals.image_pyramid import scaled_size
+from ..proposals.native_size import NativeSizes
 from ..proposals.pixel_normalization import PixelNormalization
 from ..proposals.ranking import first_of_nms, probability_to_logit, strictly_decreasing
 from .losses import LOCALIZATION_LOSS_TYPES, localization_loss, two_way_loss
@@ -60,7 +61,7 @@ class SPOP(nn.Module):
         box_reg_loss_type: str = "squared_l2",
         loss_weight: dict[str, float] | None = None,
         scales: Sequence[float] = (1.0, 2.0),
-        native_short_edge: int = 0,
+        native_sizes: NativeSizes | None = None,
         pre_nms_topk: tuple[int, int] = (6000, 20000),
         nms_thresh: float = 0.8,
         post_nms_topk: tuple[int, int] = (2000, 1000),
@@ -76,8 +77,8 @@ class SPOP(nn.Module):
             box_reg_loss_type: "squared_l2" or "l2", see :func:`localization_loss`.
             loss_weight: of the losses in :meth:`losses`, 1 for those that are absent.
             scales: factors on the image, of which all proposals are pooled (Sec. III-C).
-            native_short_edge: shorter side of the images that ``scales`` refer to, if the network
-                input is resized, in pixels; 0 if it is not.
+            native_sizes: says which size of an image ``scales`` refer to; by default, that of the
+                image as it was taken.
             pre_nms_topk: (training, test) best initial proposals that are refined.
             nms_thresh: IoU threshold of the NMS.
             post_nms_topk: (training, test) proposals per image.
@@ -95,7 +96,7 @@ class SPOP(nn.Module):
         self.box_reg_loss_type = box_reg_loss_type
         self.loss_weight = dict(loss_weight or {})
         self.scales = tuple(scales)
-        self.native_short_edge = native_short_edge
+        self.native_sizes = native_sizes or NativeSizes("MODEL.SPOP")
         # Map from self.training state to train/test settings
         self.pre_nms_topk = {True: pre_nms_topk[0], False: pre_nms_topk[1]}
         self.post_nms_topk = {True: post_nms_topk[0], False: post_nms_topk[1]}
@@ -138,7 +139,9 @@ class SPOP(nn.Module):
                 },
             },
             "scales": node.SCALES,
-            "native_short_edge": node.NATIVE_SHORT_EDGE,
+            "native_sizes": NativeSizes(
+                "MODEL.SPOP", short_edge=node.NATIVE_SHORT_EDGE, long_edge=node.NATIVE_LONG_EDGE
+            ),
             "pre_nms_topk": (node.PRE_NMS_TOPK_TRAIN, node.PRE_NMS_TOPK_TEST),
             "nms_thresh": node.NMS_THRESH,
             "post_nms_topk": (node.POST_NMS_TOPK_TRAIN, node.POST_NMS_TOPK_TEST),
@@ -160,11 +163,6 @@ class SPOP(nn.Module):
             )
         if not 0 <= self.nms_thresh <= 1:
             raise ValueError(f"MODEL.SPOP.NMS_THRESH must be in [0, 1], got {self.nms_thresh}.")
-        if self.native_short_edge < 0:
-            raise ValueError(
-                "MODEL.SPOP.NATIVE_SHORT_EDGE must be a number of pixels, or 0 for images at their "
-                f"own size, got {self.native_short_edge}."
-            )
         at_least_1 = {
             "SAMPLES_PER_LARGE_OBJECT": self.samples_per_large_object,
             "PRE_NMS_TOPK_TRAIN": self.pre_nms_topk[True],
@@ -275,24 +273,27 @@ class SPOP(nn.Module):
     def predict_proposals(self, images: ImageList) -> list[Instances]:
         """Proposals of each image, from all scales (Sec. III-C, III-D)."""
         with in_evaluation(self.networks):
-            return [
-                self._predict_image(images.tensor[i, :, :height, :width])
-                for i, (height, width) in enumerate(images.image_sizes)
-            ]
+            native_sizes = self.native_sizes(images.image_sizes)
+            # Images one by one, without the padding of the batch.
+            return [self._predict_image(images[i], size) for i, size in enumerate(native_sizes)]
 
-    def _pixel_proposals(self, image: torch.Tensor) -> PixelProposals:
-        """Initial proposals of all cells at all scales, in pixels of ``image``."""
-        native = native_scale(tuple(image.shape[-2:]), self.native_short_edge)
+    def _pixel_proposals(self, image: torch.Tensor, native_size: tuple[int, int]) -> PixelProposals:
+        """Initial proposals of all cells at all scales, see :meth:`_predict_image`."""
         boxes, logits = [], []
         for scale in self.scales:
-            maps = self.networks.predict_maps(image, scale * native)
+            maps = self.networks.predict_maps(image, scaled_size(native_size, scale))
             boxes.append(to_image_pixels(maps.coordinates, self.networks.normalizer, maps.scale))
             logits.append(maps.objectness.flatten())
         return PixelProposals(torch.cat(boxes), torch.cat(logits))
 
-    def _predict_image(self, image: torch.Tensor) -> Instances:
-        """Proposals of one image, (3, H, W) normalised for the model, without padding."""
-        boxes, logits = self._pixel_proposals(image)
+    def _predict_image(self, image: torch.Tensor, native_size: tuple[int, int]) -> Instances:
+        """Proposals of one image.
+
+        Args:
+            image: (3, H, W) normalised for the model, without padding.
+            native_size: (height, width) at scale 1, in pixels.
+        """
+        boxes, logits = self._pixel_proposals(image, native_size)
         if self.training and not (boxes.isfinite().all() and logits.isfinite().all()):
             raise FloatingPointError("SPOP predicts Inf or NaN: training has diverged.")
         # Unlike the paper, which ranks all of them, the best initial proposals go on: memory and

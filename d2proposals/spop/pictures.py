@@ -25,6 +25,7 @@ from torch import nn
 from ..files.figure_file import write_figure
 from ..pictures.sheet import COLOUR_MAP, add_colour_bar, image_rows, title_cell
 from ..proposals.candidates import clip_candidates
+from ..proposals.image_pyramid import scaled_size
 from ..proposals.ranking import first_of_nms
 from .localization_error import find_spop
 from .pixel_proposals import to_image_pixels
@@ -77,7 +78,8 @@ def make_picture(
         model: Detectron2's ``ProposalNetwork`` or ``GeneralizedRCNN`` in evaluation, with SPOP.
         network_input: (3, H, W) before normalisation, as a dataset mapper returns it.
         name: of the image.
-        scale: factor on the image.
+        scale: factor on the image as it was taken (where that is said, see
+            :class:`~d2proposals.proposals.native_size.NativeSizes`).
         num_boxes: boxes to keep at most.
 
     Raises:
@@ -88,7 +90,8 @@ def make_picture(
     generator = find_spop(model)
     networks = generator.networks
     image = (network_input.to(model.pixel_mean.device) - model.pixel_mean) / model.pixel_std
-    maps = networks.predict_maps(image, scale)
+    (native_size,) = generator.native_sizes([tuple(image.shape[-2:])])
+    maps = networks.predict_maps(image, scaled_size(native_size, scale))
     boxes = to_image_pixels(maps.coordinates, networks.normalizer, maps.scale)
     logits = maps.objectness.flatten()
     rows, columns = maps.objectness.shape

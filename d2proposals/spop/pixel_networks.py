@@ -146,17 +146,17 @@ class PixelNetworks(nn.Module):
         )
 
     @torch.no_grad()
-    def predict_maps(self, image: torch.Tensor, scale: float) -> PixelMaps:
+    def predict_maps(self, image: torch.Tensor, size: tuple[int, int]) -> PixelMaps:
         """Run the networks on one image at one scale.
 
         Args:
             image: (3, H, W) normalised for the model, without padding.
-            scale: factor on both sides.
+            size: (height, width) to which it is resized for this scale, in pixels.
 
         Returns:
-            PixelMaps: of the cells centred inside the image; ceil(side * scale / 8) along a side.
+            PixelMaps: of the cells centred inside the resized image; ceil(side / 8) along a side.
         """
-        resized = resize_image(image, scale)
+        resized = resize_image(image, size)
         factors = [a / b for a, b in zip(resized.shape[-2:], image.shape[-2:], strict=True)]
         objectness, *size, offsets = run_in_tiles(
             self._run_networks,

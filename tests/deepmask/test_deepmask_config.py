@@ -41,6 +41,7 @@ DEEPMASK_SETTINGS = {
     "LOSS_WEIGHT": 3.0,
     "LOG2_SCALES": (-1.0, 2.0),
     "NATIVE_SHORT_EDGE": 480,
+    "NATIVE_LONG_EDGE": 700,
     "MASK_THRESH": 0.1,
     "PRE_NMS_TOPK_TRAIN": 51,
     "PRE_NMS_TOPK_TEST": 52,
@@ -69,7 +70,6 @@ def test_every_key_of_deepmask_reaches_the_generator(monkeypatch):
         "mask_loss_on_negatives": True,
         "loss_weight": {"loss_deepmask_mask": 3.0, "loss_deepmask_score": 1.5},
         "scales": [0.5, 4.0],
-        "native_short_edge": 480,
         "mask_thresh": 0.1,
         "pre_nms_topk": {True: 51, False: 52},  # by whether it trains
         "nms_thresh": 0.75,
@@ -78,6 +78,7 @@ def test_every_key_of_deepmask_reaches_the_generator(monkeypatch):
         "proposals_in_training": False,
     }
     assert {name: getattr(generator, name) for name in held} == held
+    assert (generator.native_sizes.short_edge, generator.native_sizes.long_edge) == (480, 700)
     sampler = {
         "patch_size": 64,
         "object_size": 40,

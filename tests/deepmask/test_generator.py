@@ -16,6 +16,7 @@ from d2proposals.deepmask import generator as generator_module
 from d2proposals.deepmask.mask_boxes import boxes_of_masks
 from d2proposals.deepmask.patch_sampling import PatchSampler
 from d2proposals.proposals.mask_proposals import ProposalMasks
+from d2proposals.proposals.native_size import NativeSizes
 from tests.common import CONFIGS, make_cfg, make_images, make_instances
 from tests.deepmask.deepmask_networks import build_network
 
@@ -350,7 +351,8 @@ def test_scales_refer_to_the_native_size(monkeypatch):
 
     monkeypatch.setattr(generator_module, "predict_windows", record)
     for edge, expected in ((0, [0.5, 2.0]), (240, [1.0, 4.0])):
-        generator = build_generator(log2_scales=(-1.0, 1.0), native_short_edge=edge).eval()
+        sizes = NativeSizes("MODEL.DEEPMASK", short_edge=edge)
+        generator = build_generator(log2_scales=(-1.0, 1.0), native_sizes=sizes).eval()
         with pytest.raises(StopIteration):
             generator(make_images((160, 120), (300, 300)), {})
         assert seen.pop() == ((160, 120), pytest.approx(expected))
@@ -387,7 +389,6 @@ def test_pixels_are_converted_for_the_trunk_in_training_and_inference():
         ({"batch_size_per_image": 0}, "BATCH_SIZE_PER_IMAGE"),
         ({"nms_thresh": -1.0}, "NMS_THRESH"),
         ({"nms_thresh": 1.5}, "NMS_THRESH"),
-        ({"native_short_edge": -5}, "NATIVE_SHORT_EDGE"),
         ({"pre_nms_topk": (10, 0)}, "PRE_NMS_TOPK_TRAIN and PRE_NMS_TOPK_TEST"),
         ({"post_nms_topk": (-1, 10)}, "POST_NMS_TOPK_TRAIN and POST_NMS_TOPK_TEST"),
     ],

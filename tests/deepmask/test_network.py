@@ -15,7 +15,7 @@ from d2proposals.deepmask.dense_inference import (
 )
 from d2proposals.deepmask.generator import _build_network
 from d2proposals.deepmask.patch_sampling import PatchSampler
-from d2proposals.proposals.image_pyramid import resize_image
+from d2proposals.proposals.image_pyramid import resize_image, scaled_size
 from d2proposals.proposals.patches import crop_patches
 from tests.common import make_cfg, make_instances
 from tests.deepmask.deepmask_networks import STAGES, build_network
@@ -87,7 +87,7 @@ def test_dense_inference_equals_patches_one_by_one_at_three_scales(shared):
     network = build_network(patch_size=96, shared=shared)
     image = torch.randn(3, 120, 150)
     for scale in (2**-0.5, 1.0, 2**0.5):
-        scaled = resize_image(image, scale)
+        scaled = resize_image(image, scaled_size((120, 150), scale))
         masks, scores = patch_by_patch(network, scaled, 64)
         dense_masks, dense_scores = dense(network, scaled, 64)
         assert len(scores) == (scaled.shape[1] // 16 + 1) * (scaled.shape[2] // 16 + 1)

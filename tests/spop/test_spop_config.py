@@ -26,6 +26,7 @@ SETTINGS = {
     "NEW_LAYER_LR_FACTOR": 4.0,
     "SCALES": (0.5, 1.0, 3.0),
     "NATIVE_SHORT_EDGE": 300,
+    "NATIVE_LONG_EDGE": 700,
     "LOCALIZATION": "small_size",
     "TILE_SIZE": 512,
     "REFINEMENT.ENABLED": False,
@@ -64,7 +65,6 @@ def test_every_key_reaches_the_generator():
             "loss_spop_all_sizes": 14.0,
         },
         "scales": (0.5, 1.0, 3.0),
-        "native_short_edge": 300,
         "refinement": None,
         "pre_nms_topk": {True: 51, False: 52},  # by whether it trains
         "nms_thresh": 0.625,
@@ -73,6 +73,7 @@ def test_every_key_reaches_the_generator():
         "proposals_in_training": False,
     }
     assert {name: getattr(generator, name) for name in held} == held
+    assert (generator.native_sizes.short_edge, generator.native_sizes.long_edge) == (300, 700)
     labeler, networks = generator.labeler, generator.networks
     assert (labeler.stride, labeler.normalizer, labeler.large_area) == (8, 256.0, 1000.0)
     assert list(networks.localization) == ["all_sizes"] and networks.confidence.size is None

@@ -175,9 +175,9 @@ def test_no_proposal_from_outside_the_image():
     # 64 x 48: 9 x 7 cells, of which the last row and column lie at pixels 64 and 48.
     generator = build_generator().eval()
     image = torch.randn(3, 48, 64)
-    boxes, logits = generator._pixel_proposals(image)
+    boxes, logits = generator._pixel_proposals(image, (48, 64))
     assert boxes.shape == (6 * 8 + 12 * 16, 4) and logits.shape == (240,)
-    maps = generator.networks.predict_maps(image, 1.0)
+    maps = generator.networks.predict_maps(image, (48, 64))
     assert maps.objectness.shape == maps.size.shape == (6, 8)
 
 
@@ -275,7 +275,7 @@ def test_scores_are_the_objectness():
     image = torch.randn(3, 64, 64)
     with torch.no_grad():
         (proposals,), _ = generator(ImageList.from_tensors([image]), {})
-        boxes, logits = generator._pixel_proposals(image)
+        boxes, logits = generator._pixel_proposals(image, (64, 64))
     clipped = boxes.clamp(0, 64)
     logits = logits[(clipped[:, 2:] > clipped[:, :2]).all(dim=1)].sort(descending=True).values
     assert len(proposals) == len(logits) > 100
@@ -416,10 +416,9 @@ def test_divergence_is_said():
 
 
 def test_scales_refer_to_native_images():
-    generator = build_generator("MODEL.SPOP.NATIVE_SHORT_EDGE", 32,
-                                "MODEL.SPOP.SCALES", (2.0,)).eval()  # fmt: skip
+    generator = build_generator("MODEL.SPOP.SCALES", (2.0,)).eval()
     # Resized from 32 to 64 pixels: scale 2 of the native image is this one.
-    boxes, _ = generator._pixel_proposals(torch.randn(3, 64, 96))
+    boxes, _ = generator._pixel_proposals(torch.randn(3, 64, 96), (32, 48))
     assert len(boxes) == 8 * 12
 
 
@@ -447,6 +446,7 @@ def test_missing_masks_are_one_clear_line():
         ("NMS_THRESH", 80.0, r"MODEL.SPOP.NMS_THRESH must be in \[0, 1\], got 80"),
         ("NMS_THRESH", -0.1, "MODEL.SPOP.NMS_THRESH must"),
         ("NATIVE_SHORT_EDGE", -480, "MODEL.SPOP.NATIVE_SHORT_EDGE must"),
+        ("NATIVE_LONG_EDGE", 0, "MODEL.SPOP.NATIVE_LONG_EDGE must"),
         ("SAMPLES_PER_LARGE_OBJECT", 0, "MODEL.SPOP.SAMPLES_PER_LARGE_OBJECT must"),
         ("PRE_NMS_TOPK_TRAIN", 0, "MODEL.SPOP.PRE_NMS_TOPK_TRAIN must"),
         ("PRE_NMS_TOPK_TEST", -1, "MODEL.SPOP.PRE_NMS_TOPK_TEST must"),

@@ -25,8 +25,8 @@ def build_networks(tile_size):
 def test_maps_in_tiles_are_those_of_the_whole(size):
     # The branches of the confidence network see more than the trunk does.
     image = torch.randn(3, *size, dtype=torch.float64)
-    whole = build_networks(4096).predict_maps(image, 1.0)
-    tiles = build_networks(256).predict_maps(image, 1.0)
+    whole = build_networks(4096).predict_maps(image, tuple(image.shape[1:]))
+    tiles = build_networks(256).predict_maps(image, tuple(image.shape[1:]))
     for a, b in zip(whole[:3], tiles[:3], strict=True):
         assert a.std() > 1e-3
         # Outputs are rounded to single precision.
@@ -39,7 +39,7 @@ def test_a_large_image_is_never_normalised_as_a_whole():
     networks.pixel_normalization.register_forward_pre_hook(
         lambda module, inputs: sizes.append(inputs[0].shape[-2:])
     )
-    networks.predict_maps(torch.randn(3, 8, 1200, dtype=torch.float64), 1.0)
+    networks.predict_maps(torch.randn(3, 8, 1200, dtype=torch.float64), (8, 1200))
     assert len(sizes) == 19 and max(max(size) for size in sizes) <= 64 + 2 * 240
 
 

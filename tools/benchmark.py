@@ -6,7 +6,8 @@
 
 In each round every model has one turn, so that whatever else the machine does meets all alike.
 "generator" is the proposal generator alone: of two configurations with the same backbone it
-compares the generators on the same features. With random weights the scores are random too, and
+compares the generators on the same features. In training, "generator step" is its forward and
+backward pass on the backbone's feature maps. With random weights the scores are random too, and
 the suppression of overlapping boxes meets boxes about as dense as anchors.
 """
 
@@ -38,8 +39,6 @@ from d2proposals.engine import bad_input_in_one_line, check_config, fit_to_devic
 from d2proposals.files.atomic_files import write_json
 from d2proposals.files.image_files import read_rgb_image
 
-NUM_OBJECTS = 8  # per image, in training
-
 
 class Candidate(NamedTuple):
     """A model under test.
@@ -61,6 +60,7 @@ class Turn(NamedTuple):
     Attributes:
         total: seconds of the whole pass.
         backbone, generator: seconds of these two parts, in training of their forward pass.
+        generator_step: in training, seconds of the generator's forward and backward pass alone.
         memory: greatest number of bytes in use during the pass, less what was in use before it
             (all models, the images): allocated on a CUDA device, resident on a CPU. None where
             the system does not tell (CPUs outside Linux).
@@ -70,6 +70,7 @@ class Turn(NamedTuple):
     backbone: float
     generator: float
     memory: int | None
+    generator_step: float | None = None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -86,6 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--height", type=int, default=800, help="of the images (default: 800)")
     parser.add_argument("--width", type=int, default=1216, help="of the images (default: 1216)")
     parser.add_argument("--batch", type=int, default=1, help="images in a batch (default: 1)")
+    parser.add_argument(
+        "--objects", type=int, default=8, help="objects of an image in training (default: 8)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds (default: 5)")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before them (default: 1)")
     parser.add_argument("--train", action="store_true", help="time training: losses and gradients")
@@ -104,7 +108,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
     args.configs, args.opts = args.configs[:num_configs], args.configs[num_configs:]
     if not args.configs:
         parser.error("name at least one configuration, a file ending in .yaml")
-    for name in ("height", "width", "batch", "repeats"):
+    for name in ("height", "width", "batch", "objects", "repeats"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
     return args
@@ -126,17 +130,19 @@ def make_inputs(args: Namespace) -> list[dict[str, Any]]:
     return [
         {"image": image, "height": size[0], "width": size[1], "instances": objects}
         for image, objects in zip(
-            images, (make_objects(size, generator) for _ in range(args.batch)), strict=True
+            images,
+            (make_objects(size, args.objects, generator) for _ in range(args.batch)),
+            strict=True,
         )
     ]
 
 
-def make_objects(image_size: tuple[int, int], generator: torch.Generator) -> Instances:
+def make_objects(image_size: tuple[int, int], number: int, generator: torch.Generator) -> Instances:
     """Rectangles of an eighth to a half of the image's sides, of class 0, with their masks."""
     height, width = image_size
     extent = torch.tensor([width, height], dtype=torch.float32)
-    sides = extent * (0.125 + 0.375 * torch.rand(NUM_OBJECTS, 2, generator=generator))
-    corner = (extent - sides) * torch.rand(NUM_OBJECTS, 2, generator=generator)
+    sides = extent * (0.125 + 0.375 * torch.rand(number, 2, generator=generator))
+    corner = (extent - sides) * torch.rand(number, 2, generator=generator)
     boxes = torch.cat([corner, corner + sides], dim=1)
     x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5
     in_columns = (x >= boxes[:, :1]) & (x < boxes[:, 2:3])  # (number, W)
@@ -144,7 +150,7 @@ def make_objects(image_size: tuple[int, int], generator: torch.Generator) -> Ins
     return Instances(
         image_size,
         gt_boxes=Boxes(boxes),
-        gt_classes=torch.zeros(NUM_OBJECTS, dtype=torch.int64),
+        gt_classes=torch.zeros(number, dtype=torch.int64),
         gt_masks=BitMasks(in_rows[:, :, None] & in_columns[:, None, :]),
     )
 
@@ -191,6 +197,7 @@ def take_turn(candidate: Candidate) -> Turn:
     with (
         part_timer(model.backbone, device) as backbone,
         part_timer(model.proposal_generator, device) as generator,
+        recorded_arguments(model.proposal_generator) as arguments,
         torch.set_grad_enabled(model.training),
         EventStorage(),
     ):
@@ -200,8 +207,31 @@ def take_turn(candidate: Candidate) -> Turn:
             sum(outputs.values()).backward()
         total = now(device) - start
     memory = None if before is None else peak_memory(device) - before
+    step = None
+    if model.training:
+        del outputs
+        step = time_generator_step(model.proposal_generator, arguments[0], device)
     model.zero_grad(set_to_none=True)
-    return Turn(total, sum(backbone), sum(generator), memory)
+    return Turn(total, sum(backbone), sum(generator), memory, step)
+
+
+def time_generator_step(
+    generator: nn.Module, arguments: tuple[Any, ...], device: torch.device
+) -> float:
+    """Seconds of a generator's forward and backward pass, down to its feature maps' gradients.
+
+    Args:
+        generator: in training mode.
+        arguments: those of its last call: images, features and ground truth.
+        device: of the generator.
+    """
+    images, features, *rest = arguments
+    features = {name: x.detach().requires_grad_(x.requires_grad) for name, x in features.items()}
+    with EventStorage():
+        start = now(device)
+        _, losses = generator(images, features, *rest)
+        sum(losses.values()).backward()
+        return now(device) - start
 
 
 def memory_before(device: torch.device) -> int | None:
@@ -247,6 +277,17 @@ def part_timer(part: nn.Module, device: torch.device) -> Iterator[list[float]]:
             handle.remove()
 
 
+@contextmanager
+def recorded_arguments(part: nn.Module) -> Iterator[list[tuple[Any, ...]]]:
+    """Collect the arguments of every call of a part of a model within this context."""
+    calls: list[tuple[Any, ...]] = []
+    handle = part.register_forward_pre_hook(lambda _, args: calls.append(args))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
 def now(device: torch.device) -> float:
     """Seconds, when the device has done what it was given."""
     synchronize(device)
@@ -286,7 +327,7 @@ def summarize(
     rows = []
     for candidate, own_turns in zip(candidates, turns, strict=True):
         row: dict[str, Any] = {"config": candidate.name}
-        for part in ("total", "backbone", "generator"):
+        for part in measured_parts(own_turns):
             seconds = [getattr(turn, part) / batch for turn in own_turns]
             first = [getattr(turn, part) / batch for turn in turns[0]]
             row[part] = {
@@ -304,11 +345,18 @@ def summarize(
     return rows
 
 
+def measured_parts(turns: Sequence[Turn]) -> list[str]:
+    """The times that these turns have; the generator's step in training alone."""
+    parts = ["total", "backbone", "generator"]
+    return parts if turns[0].generator_step is None else [*parts, "generator_step"]
+
+
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """The summary as a table, times in seconds per image."""
     headers = ["config", "parameters", "memory (MiB)"]
-    for part in ("total", "backbone", "generator"):
-        headers += [f"{part} (s)", "min..max", "ratio"]
+    parts = [part for part in Turn._fields if part in rows[0]]
+    for part in parts:
+        headers += [f"{part.replace('_', ' ')} (s)", "min..max", "ratio"]
     cells = []
     for row in rows:
         memory = row["peak_memory_bytes"]
@@ -319,7 +367,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
                 "-" if memory is None else f"{memory / 2**20:.0f}",
             ]
         )
-        for part in ("total", "backbone", "generator"):
+        for part in parts:
             times = row[part]
             cells[-1] += [
                 f"{times['seconds_per_image']:.4f}",
@@ -341,6 +389,7 @@ def describe_conditions(args: Namespace, device: torch.device) -> dict[str, Any]
         "height": args.height,
         "width": args.width,
         "batch": args.batch,
+        **({"objects": args.objects} if args.train else {}),
         "repeats": args.repeats,
         "input": args.input or "noise",
         "overrides": args.opts,

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import time
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,10 @@ def test_table_and_file(tool, tmp_path, capsys, mode):
         assert backbone["least"] + generator["least"] <= total["greatest"]
         assert row["parameters"] > 0
         assert 0 <= row["peak_memory_bytes"] < 2 << 30  # where there is a /proc: Linux
+        assert ("generator_step" in row) == bool(mode)
+        if mode:  # forward and backward, where "generator" is forward alone
+            assert generator["least"] < row["generator_step"]["greatest"]
+    assert ("generator step (s)" in printed) == bool(mode)
     assert rpn["total"]["ratio"] == rpn["backbone"]["ratio"] == rpn["generator"]["ratio"] == 1
 
 
@@ -55,6 +60,37 @@ def test_zip_on_a_plain_fpn(tool, capsys):
     tool["main"](arguments)
     tool["main"]([*arguments[:2], "--train", *arguments[2:]])
     assert capsys.readouterr().out.count("zip_fpn_only.yaml") == 2
+
+
+def test_generator_step_is_forward_and_backward_on_detached_maps(tool):
+    """A generator that sleeps a tenth of a second forwards and two tenths backwards."""
+
+    class Slow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            time.sleep(0.1)
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, gradient):
+            time.sleep(0.2)
+            return gradient
+
+    class Generator(torch.nn.Module):
+        def forward(self, images, features, gt_instances):
+            assert (images, gt_instances) == ("images", "objects")
+            return [], {"loss": Slow.apply(features["p2"]).sum()}
+
+    maps = torch.ones(3, requires_grad=True) * 1  # as if a backbone had made it
+    arguments = ("images", {"p2": maps}, "objects")
+    seconds = tool["time_generator_step"](Generator(), arguments, torch.device("cpu"))
+    assert 0.3 <= seconds < 1.0
+
+
+def test_objects_of_an_image(tool):
+    arguments = tool["parse_arguments"](["a.yaml", *SIZE, "--objects", "3"])
+    (input_,) = tool["make_inputs"](arguments)
+    assert len(input_["instances"]) == len(input_["instances"].gt_masks) == 3
 
 
 def test_every_model_has_one_turn_in_each_round(tool):

@@ -169,6 +169,7 @@ class AlignedConv(nn.Module):
             out_channels: D.
             sampler: "torchvision": `torchvision.ops.deform_conv2d`; "gather":
                 :func:`gather_deform_conv2d`; "auto": gather on a CPU, torchvision elsewhere.
+                A trace always has torchvision's, whose work does not depend on an image's size.
 
         Raises:
             ValueError: unknown sampler.
@@ -194,7 +195,9 @@ class AlignedConv(nn.Module):
         """
         if offset is None:
             return F.conv2d(x, self.weight, padding=KERNEL_SIZE // 2)
-        use_gather = self.sampler == "gather" or (self.sampler == "auto" and x.device.type == "cpu")
+        use_gather = not torch.jit.is_tracing() and (
+            self.sampler == "gather" or (self.sampler == "auto" and x.device.type == "cpu")
+        )
         weight = self._product_weight(x.device.type) if use_gather else self.weight.float()
         with torch.autocast(device_type=x.device.type, enabled=False):
             if use_gather:

@@ -37,7 +37,9 @@ def best_of_each_map(
     """
     topk_boxes, topk_scores, levels = [], [], []
     for level, cells_i in enumerate(cells):
-        num_kept = min(topk, cells_i.stop - cells_i.start)
+        num_kept = cells_i.stop - cells_i.start
+        # A tensor in a trace, which min() would turn into a constant.
+        num_kept = num_kept.clamp(max=topk) if torch.is_tensor(num_kept) else min(num_kept, topk)
         best, index = scores[:, cells_i].topk(num_kept, dim=1)
         topk_scores.append(best)
         topk_boxes.append(boxes[:, cells_i].gather(1, index[..., None].expand(-1, -1, 4)))
@@ -72,7 +74,7 @@ def filter_duplicates(
     boxes, index = clip_candidates(boxes[order], scores[order], image_size, min_box_size)
     scores, levels = scores[order][index], levels[order][index]
     # Ranked once, with positions instead of scores: NMS then cannot reorder equal scores.
-    rank = -torch.arange(len(boxes), device=boxes.device, dtype=torch.float32)
+    rank = -torch.arange(boxes.shape[0], device=boxes.device, dtype=torch.float32)
     keep = batched_nms(boxes, rank, levels, level_nms_thresh)
     keep = keep[nms(boxes[keep], rank[keep], nms_thresh)[:topk]]
     return make_proposals(image_size, boxes[keep], probability_to_logit(scores[keep]))

@@ -233,8 +233,9 @@ class SCRPN(nn.Module):
             dict[str, Tensor]: see :meth:`losses`; empty in evaluation.
         """
         maps = [features[name] for name in self.in_features]
-        image_sizes = torch.as_tensor(
-            [tuple(size) for size in images.image_sizes], device=maps[0].device
+        # Sizes are tensors where the generator is traced.
+        image_sizes = torch.stack(
+            [torch.as_tensor(size, device=maps[0].device) for size in images.image_sizes]
         )
         valid = [
             valid_cells(image_sizes, x.shape[-2:], stride, x.dtype)
@@ -242,7 +243,7 @@ class SCRPN(nn.Module):
         ]
         initial = self.head.predict_initial(maps, valid)
         locations = PyramidLocations.build(
-            [tuple(x.shape[-2:]) for x in maps], self.strides, images.image_sizes, maps[0].device
+            [tuple(x.shape[-2:]) for x in maps], self.strides, image_sizes, maps[0].device
         )
         losses = {}
         if self.training:
@@ -302,7 +303,9 @@ class SCRPN(nn.Module):
         )
         return [
             self._filter_duplicates(boxes_i, scores_i, levels, size_i)
-            for boxes_i, scores_i, size_i in zip(boxes, scores, image_sizes, strict=True)
+            for boxes_i, scores_i, size_i in zip(
+                boxes.unbind(), scores.unbind(), image_sizes, strict=True
+            )
         ]
 
     def scores(self, predictions: HeadPredictions) -> torch.Tensor:

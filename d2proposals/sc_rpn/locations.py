@@ -51,17 +51,18 @@ class PyramidLocations:
         cls,
         map_sizes: list[tuple[int, int]],
         strides: list[int],
-        image_sizes: list[tuple[int, int]],
+        image_sizes: list[tuple[int, int]] | torch.Tensor,
         device: torch.device,
     ) -> "PyramidLocations":
         """
         Args:
             map_sizes: (Hi, Wi) of each feature map of the padded batch.
             strides: pixels per cell of each feature map.
-            image_sizes: (height, width) of each image without its padding, in pixels.
+            image_sizes: (height, width) of each image without its padding, in pixels; or one
+                (N, 2) tensor.
             device: of the results.
         """
-        sizes = torch.tensor(image_sizes, device=device).view(-1, 2)
+        sizes = torch.as_tensor(image_sizes, device=device).view(-1, 2)
         starts, centers, stride_of_location, masks, extents = [], [], [], [], []
         start = 0
         for (height, width), stride in zip(map_sizes, strides, strict=True):
@@ -69,14 +70,14 @@ class PyramidLocations:
             x = (torch.arange(width, device=device) + 0.5) * stride
             grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
             centers.append(torch.stack([grid_x.flatten(), grid_y.flatten()], dim=1))
-            stride_of_location.append(torch.full((height * width,), float(stride), device=device))
+            stride_of_location.append(torch.full_like(grid_x, stride).flatten())
             # A cell is centred inside an image if it begins inside one that is half a cell less.
             inner = (sizes - stride / 2).clamp(min=1)
             mask = valid_cells(inner, (height, width), stride, torch.bool)[:, 0]  # (N, Hi, Wi)
             masks.append(mask.flatten(1))
             extents.append(torch.stack([mask[:, 0].sum(dim=1), mask[:, :, 0].sum(dim=1)], dim=1))
             starts.append(start)
-            start += height * width
+            start = start + height * width  # a tensor in a trace, of which starts has its own
         return cls(
             strides=list(strides),
             map_sizes=list(map_sizes),

@@ -84,7 +84,7 @@ def test_generator_step_is_forward_and_backward_on_detached_maps(tool):
     maps = torch.ones(3, requires_grad=True) * 1  # as if a backbone had made it
     arguments = ("images", {"p2": maps}, "objects")
     seconds = tool["time_generator_step"](Generator(), arguments, torch.device("cpu"))
-    assert 0.3 <= seconds < 1.0
+    assert seconds >= 0.3
 
 
 def test_objects_of_an_image(tool):

@@ -247,10 +247,17 @@ def add_sc_rpn_config(cfg: CN) -> None:
     cfg.MODEL.SCRPN.REFINED_ASSIGNER = "size_aware_threshold"
     # sigma: sides of the positive region, relative to the object's (Table V).
     cfg.MODEL.SCRPN.SIGMA = 0.2
+    # Cells of the positive region (Algorithm 1). "touched": those that it touches, as in the
+    # paper's code base, and always the one with the object's centre. "inside": those centred in
+    # it, as printed, which leaves most small objects without.
+    cfg.MODEL.SCRPN.POSITIVE_REGION = "touched"
     # k: candidates per object and feature map (Table V).
     cfg.MODEL.SCRPN.TOPK = 9
     # N: feature maps that give an object candidates (Table V).
     cfg.MODEL.SCRPN.NUM_LEVELS = 2
+    # Whether an object without a positive in Algorithm 2 gets its candidate with the best IoU. The
+    # paper has no such rule; objects of a few pixels often stay without.
+    cfg.MODEL.SCRPN.KEEP_BEST = False
     # "max_iou": (negative below, positive from). The values of RPN, and of Cascade RPN's stage 2.
     cfg.MODEL.SCRPN.INIT_IOU_THRESHOLDS = (0.3, 0.7)
     cfg.MODEL.SCRPN.REFINED_IOU_THRESHOLDS = (0.7, 0.7)

@@ -1,4 +1,8 @@
-"""Optimizers: Detectron2's SGD and AdaGrad, with learning rates that differ by module."""
+"""Optimizers: Detectron2's SGD and AdaGrad, with learning rates that differ by module.
+
+Detectron2's gradient clipping bounds each parameter's gradient by itself ("value", "norm"). The
+methods that SC-RPN is compared with bound that of all parameters together: "full_model" here.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from torch import nn
 
 _OPTIMIZERS = ("AdaGrad", "SGD")
+_CLIP_TYPES = ("value", "norm", "full_model")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -25,7 +30,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         torch.optim.Optimizer: SGD with momentum, or AdaGrad, with ``SOLVER.CLIP_GRADIENTS``.
 
     Raises:
-        ValueError: an unknown name, or a factor that is not positive.
+        ValueError: an unknown name, or a factor or bound that is not positive.
     """
     name = cfg.SOLVER.OPTIMIZER
     if name not in _OPTIMIZERS:
@@ -62,6 +67,49 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         "foreach": True,
     }
     if name == "AdaGrad":
-        return maybe_add_gradient_clipping(cfg, torch.optim.Adagrad)(groups, **settings)
+        return add_gradient_clipping(cfg, torch.optim.Adagrad)(groups, **settings)
     settings["momentum"], settings["nesterov"] = cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV
-    return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(groups, **settings)
+    return add_gradient_clipping(cfg, torch.optim.SGD)(groups, **settings)
+
+
+def add_gradient_clipping(
+    cfg: CfgNode, optimizer_class: type[torch.optim.Optimizer]
+) -> type[torch.optim.Optimizer]:
+    """A class of optimizers that clip gradients by ``SOLVER.CLIP_GRADIENTS`` before each step.
+
+    Like Detectron2's, it clips what the optimizer is given: with mixed precision, gradients whose
+    scale has been taken back.
+
+    Args:
+        cfg: a configuration.
+        optimizer_class: to derive from.
+
+    Returns:
+        type: ``optimizer_class`` itself where clipping is off.
+
+    Raises:
+        ValueError: an unknown type, or a bound that is not positive.
+    """
+    settings = cfg.SOLVER.CLIP_GRADIENTS
+    if not settings.ENABLED:
+        return optimizer_class
+    if settings.CLIP_TYPE not in _CLIP_TYPES:
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE must be one of {_CLIP_TYPES}, "
+            f"got '{settings.CLIP_TYPE}'."
+        )
+    if settings.CLIP_TYPE != "full_model":
+        return maybe_add_gradient_clipping(cfg, optimizer_class)
+    bound, norm_type = float(settings.CLIP_VALUE), float(settings.NORM_TYPE)
+    if not bound > 0:
+        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE must be positive, got {bound}.")
+
+    class FullModelClipping(optimizer_class):
+        """Scales the gradients of all parameters by one factor, to a norm of at most ``bound``."""
+
+        def step(self, closure=None):
+            parameters = [x for group in self.param_groups for x in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, bound, norm_type)
+            return super().step(closure)
+
+    return FullModelClipping

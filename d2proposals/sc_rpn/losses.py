@@ -121,16 +121,13 @@ def iou_mask_targets(
         Tensor: (S,) float32 in [0, 1]; 0 in images without objects.
     """
     targets = refined_boxes.new_zeros(len(refined_boxes), dtype=torch.float32)
-    num_objects = len(ground_truth.boxes)
-    if num_objects == 0:
-        return targets
-    for chunk in torch.arange(len(targets), device=targets.device).split(
-        _MAX_IOUS // num_objects + 1
-    ):
-        iou = pairwise_iou(Boxes(refined_boxes[chunk]), Boxes(ground_truth.boxes))
-        same_image = image_index[chunk, None] == ground_truth.image_index
-        targets[chunk] = (iou * same_image).amax(dim=1)
-    positive = (matched >= 0).nonzero().squeeze(1)
+    for image in ground_truth.image_index.unique().tolist():
+        _, gt_boxes = ground_truth.of_image(image)
+        negative = ((image_index == image) & (matched < 0)).nonzero()[:, 0]
+        for chunk in negative.split(_MAX_IOUS // len(gt_boxes) + 1):
+            iou = pairwise_iou(Boxes(refined_boxes[chunk]), Boxes(gt_boxes))
+            targets[chunk] = iou.amax(dim=1)
+    positive = (matched >= 0).nonzero()[:, 0]
     targets[positive] = matched_pairwise_iou(
         Boxes(refined_boxes[positive]), Boxes(ground_truth.boxes[matched[positive]])
     )

@@ -25,6 +25,7 @@ Naming convention:
 import math
 
 import torch
+import torch.nn.functional as F
 from detectron2.structures import Boxes
 from detectron2.structures.boxes import matched_pairwise_iou
 
@@ -128,49 +129,50 @@ def candidate_levels(
 
 @torch.no_grad()
 def assign_positive_region(
-    locations: PyramidLocations, ground_truth: GroundTruth, sigma: float
+    locations: PyramidLocations,
+    ground_truth: GroundTruth,
+    sigma: float,
+    region: str = "touched",
 ) -> Assignment:
     """Algorithm 1: locations in the centre region of an object, on the object's feature map.
 
-    The region R_g is the object's box with both sides multiplied by sigma. Its cells are those
-    that it touches and whose centre is inside the object ("all the selected positive samples are
-    guaranteed to be inside the ground-truth box"). The cell that holds the object's centre always
-    counts, so that each object has a positive. Where regions overlap, the smaller object wins;
-    the paper does not say.
+    The region R_g is the object's box with both sides multiplied by sigma.
+
+    "inside" takes Algorithm 1 by the letter: the locations whose centre is inside R_g. Of a small
+    object that often is none.
+
+    "touched" takes the cells that R_g touches, if their centre is inside the object ("all the
+    selected positive samples are guaranteed to be inside the ground-truth box"), and always the
+    cell that holds the object's centre, so that each object has a positive.
+
+    Unlike the paper, "touched" is the default: the region assigner of the paper's code base, whose
+    rule for feature maps is Eq. 1, rounds the region's corners to cells. Where regions overlap, the
+    smaller object wins; the paper does not say.
 
     Args:
         locations: all locations of the batch.
         ground_truth: M objects.
         sigma: center ratio of the positive region, in [0, 1].
+        region: "touched" or "inside".
 
     Returns:
         Assignment: the other locations inside the image are negatives.
     """
     boxes, areas = ground_truth.boxes, ground_truth.areas
     level = object_level(areas, len(locations.strides), locations.strides[0])
+    candidate_object, cell = _touched_cells(locations, ground_truth, level, sigma)
     stride = boxes.new_tensor(locations.strides)[level][:, None]  # (M, 1)
-    extent = locations.extents[ground_truth.image_index, level]  # (M, 2) columns, rows
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half_side = (boxes[:, 2:] - boxes[:, :2]) * (sigma / 2)
-
-    def inside(cell: torch.Tensor) -> torch.Tensor:
-        return torch.minimum(cell.long().clamp(min=0), extent - 1)
-
-    center_cell = inside((center / stride).floor())
-    # A region that ends on the border of a cell does not touch it, on either side.
-    first = inside(((center - half_side) / stride).floor())
-    last = inside(((center + half_side) / stride).ceil() - 1).maximum(center_cell)
-    counts = last - first + 1  # (M, 2)
-    candidate_object = torch.repeat_interleave(counts.prod(dim=1))  # (K,)
-    ends = counts.prod(dim=1).cumsum(dim=0)
-    rank = torch.arange(len(candidate_object), device=boxes.device)
-    rank = rank - (ends - counts.prod(dim=1))[candidate_object]
-    columns = counts[candidate_object, 0]
-    cell = torch.stack([rank % columns, rank // columns], dim=1) + first[candidate_object]
-
     point = (cell + 0.5) * stride[candidate_object]
-    kept = _is_inside(point, boxes[candidate_object])
-    kept |= (cell == center_cell[candidate_object]).all(dim=1)
+    if region == "inside":
+        half_side = (boxes[:, 2:] - boxes[:, :2]) * (sigma / 2)
+        regions = torch.cat([center - half_side, center + half_side], dim=1)
+        kept = _is_inside(point, regions[candidate_object])
+    else:
+        kept = _is_inside(point, boxes[candidate_object])
+        extent = locations.extents[ground_truth.image_index, level]
+        center_cell = _inside_map((center / stride).floor(), extent)
+        kept |= (cell == center_cell[candidate_object]).all(dim=1)
     candidate_object, cell = candidate_object[kept], cell[kept]
 
     widths = torch.tensor([width for _, width in locations.map_sizes], device=boxes.device)
@@ -182,6 +184,43 @@ def assign_positive_region(
     )
 
 
+def _touched_cells(
+    locations: PyramidLocations, ground_truth: GroundTruth, level: torch.Tensor, sigma: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cells that the centre region of each object touches, at least the one with its centre.
+
+    Args:
+        locations, ground_truth, sigma: see :func:`assign_positive_region`.
+        level: (M,) feature map of each object.
+
+    Returns:
+        Tensor: (K,) the object of each cell, not decreasing.
+        Tensor: (K, 2) int64 column and row.
+    """
+    boxes = ground_truth.boxes
+    stride = boxes.new_tensor(locations.strides)[level][:, None]  # (M, 1)
+    extent = locations.extents[ground_truth.image_index, level]  # (M, 2) columns, rows
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half_side = (boxes[:, 2:] - boxes[:, :2]) * (sigma / 2)
+    center_cell = _inside_map((center / stride).floor(), extent)
+    # A region that ends on the border of a cell does not touch it, on either side.
+    first = _inside_map(((center - half_side) / stride).floor(), extent)
+    last = _inside_map(((center + half_side) / stride).ceil() - 1, extent).maximum(center_cell)
+    counts = last - first + 1  # (M, 2)
+    number = counts.prod(dim=1)
+    candidate_object = torch.repeat_interleave(number)  # (K,)
+    rank = torch.arange(len(candidate_object), device=boxes.device)
+    rank = rank - (number.cumsum(dim=0) - number)[candidate_object]
+    columns = counts[candidate_object, 0]
+    cell = torch.stack([rank % columns, rank // columns], dim=1) + first[candidate_object]
+    return candidate_object, cell
+
+
+def _inside_map(cell: torch.Tensor, extent: torch.Tensor) -> torch.Tensor:
+    """Columns and rows (M, 2) moved into maps of ``extent`` columns and rows."""
+    return torch.minimum(cell.long().clamp(min=0), extent - 1)
+
+
 @torch.no_grad()
 def assign_size_aware_threshold(
     locations: PyramidLocations,
@@ -189,6 +228,7 @@ def assign_size_aware_threshold(
     init_boxes: torch.Tensor,
     topk: int,
     num_levels: int,
+    keep_best: bool = False,
 ) -> Assignment:
     """Algorithm 2: initial proposals better than the mean of those nearest to an object.
 
@@ -196,7 +236,8 @@ def assign_size_aware_threshold(
     selected feature map are its candidates D_g; positives are the candidates whose IoU with the
     object is above the mean IoU m_g of all of them and whose centre is inside the object. A
     candidate of several objects goes to the one with the highest IoU. If no IoU is above the
-    mean, because all are equal, the object has no positive.
+    mean, because all are equal, the object has no positive, nor if all centres are outside: objects
+    of a few pixels seldom hold the centre of an initial proposal.
 
     Args:
         locations: all locations of the batch.
@@ -204,6 +245,8 @@ def assign_size_aware_threshold(
         init_boxes: (N, R, 4) XYXY, pixels of the network input; initial proposals.
         topk: k, candidates per object and feature map (fewer if the map has fewer cells).
         num_levels: N of the paper, feature maps per object.
+        keep_best: whether an object none of whose candidates is positive gets the one with the
+            highest IoU, of equal ones the nearest on the first map, if it overlaps at all.
 
     Returns:
         Assignment: the other locations inside the image are negatives.
@@ -222,6 +265,9 @@ def assign_size_aware_threshold(
     mean = iou.sum(dim=1, keepdim=True) / exists.sum(dim=1, keepdim=True).clamp(min=1)
     center = (candidate_boxes[..., :2] + candidate_boxes[..., 2:]) / 2
     positive = exists & (iou > mean) & _is_inside(center, boxes[:, None])
+    if keep_best:
+        best = F.one_hot(iou.argmax(dim=1), iou.shape[1]).bool() & (iou > 0)
+        positive |= best & ~positive.any(dim=1, keepdim=True)
     candidate_object = positive.nonzero()[:, 0]
     return _resolve_conflicts(
         locations, ground_truth, candidates[positive], candidate_object, iou[positive]

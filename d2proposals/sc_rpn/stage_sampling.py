@@ -28,6 +28,7 @@ from .size_aware_sampling import (
 
 INIT_ASSIGNERS = ("positive_region", "max_iou")
 REFINED_ASSIGNERS = ("size_aware_threshold", "max_iou")
+POSITIVE_REGIONS = ("touched", "inside")
 
 
 @dataclass
@@ -56,8 +57,10 @@ class StageSampler:
         init_assigner: str = "positive_region",
         refined_assigner: str = "size_aware_threshold",
         sigma: float = 0.2,
+        positive_region: str = "touched",
         topk: int = 9,
         num_levels: int = 2,
+        keep_best: bool = False,
         init_iou_thresholds: tuple[float, float] = (0.3, 0.7),
         refined_iou_thresholds: tuple[float, float] = (0.7, 0.7),
         min_best_iou: float = 0.3,
@@ -70,8 +73,10 @@ class StageSampler:
             refined_assigner: second stage. "size_aware_threshold": Algorithm 2; "max_iou": by the
                 IoU of initial proposals.
             sigma: center ratio of the positive region (Algorithm 1).
+            positive_region: which cells count, "touched" by it or centred "inside" (Algorithm 1).
             topk: k, candidates per object and feature map (Algorithm 2).
             num_levels: N, feature maps per object (Algorithm 2).
+            keep_best: whether Algorithm 2 leaves each object its best candidate.
             init_iou_thresholds: (negative, positive) of the first stage's "max_iou".
             refined_iou_thresholds: (negative, positive) of the second stage's "max_iou".
             min_best_iou: "max_iou": an object's best samples are positive from this IoU on, even
@@ -85,6 +90,7 @@ class StageSampler:
         for key, value, known in (
             ("INIT_ASSIGNER", init_assigner, INIT_ASSIGNERS),
             ("REFINED_ASSIGNER", refined_assigner, REFINED_ASSIGNERS),
+            ("POSITIVE_REGION", positive_region, POSITIVE_REGIONS),
         ):
             if value not in known:
                 raise ValueError(f"unknown MODEL.SCRPN.{key} {value!r}, choose one of {known}")
@@ -102,8 +108,10 @@ class StageSampler:
         self.init_assigner = init_assigner
         self.refined_assigner = refined_assigner
         self.sigma = sigma
+        self.positive_region = positive_region
         self.topk = topk
         self.num_levels = num_levels
+        self.keep_best = keep_best
         self.init_matcher = build_max_iou_matcher(init_iou_thresholds)
         self.refined_matcher = build_max_iou_matcher(refined_iou_thresholds)
         self.min_best_iou = min_best_iou
@@ -144,7 +152,7 @@ class StageSampler:
         num_anchors = len(reference_boxes) // locations.num_locations
         is_valid = locations.is_valid.repeat_interleave(num_anchors, dim=1)
         if self.init_assigner == "positive_region":
-            init = assign_positive_region(locations, ground_truth, self.sigma)
+            init = assign_positive_region(locations, ground_truth, self.sigma, self.positive_region)
         else:
             references = reference_boxes.expand_as(init_boxes)
             init = assign_max_iou(
@@ -154,7 +162,7 @@ class StageSampler:
             refined = init
         elif self.refined_assigner == "size_aware_threshold":
             refined = assign_size_aware_threshold(
-                locations, ground_truth, init_boxes, self.topk, self.num_levels
+                locations, ground_truth, init_boxes, self.topk, self.num_levels, self.keep_best
             )
         else:
             refined = assign_max_iou(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.solver import build_lr_scheduler
 from detectron2.solver import build_optimizer as build_detectron2_optimizer
 from torch import nn
 
@@ -96,6 +97,64 @@ def test_gradients_are_clipped(name):
     model = make_model()
     step(build_optimizer(cfg, model), model)
     assert model[0].bias.grad.abs().max() == 0.25
+
+
+def clipping(clip_type, value):
+    return make_cfg(
+        None,
+        *("SOLVER.WEIGHT_DECAY", 0.0, "SOLVER.MOMENTUM", 0.0, "SOLVER.BASE_LR", 1.0),
+        *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip_type),
+        *("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", value),
+    )
+
+
+@pytest.mark.parametrize(
+    ("clip_type", "value", "expected"),
+    [
+        # Gradients (3, 0) and 4, of a norm of 5 together.
+        ("full_model", 10.0, [3.0, 0.0, 4.0]),
+        ("full_model", 2.5, [1.5, 0.0, 2.0]),
+        ("norm", 2.5, [2.5, 0.0, 2.5]),
+    ],
+)
+def test_all_parameters_are_clipped_together(clip_type, value, expected):
+    model = nn.Linear(2, 1)
+    model.frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
+    before = torch.cat([model.weight.flatten(), model.bias]).detach()
+    optimizer = build_optimizer(clipping(clip_type, value), model)
+    model.weight.grad, model.bias.grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
+    optimizer.step()
+    after = torch.cat([model.weight.flatten(), model.bias]).detach()
+    torch.testing.assert_close(before - after, torch.tensor(expected))
+
+
+def test_gradients_are_clipped_when_their_scale_has_been_taken_back():
+    model = nn.Linear(2, 1, bias=False)
+    before = model.weight.detach().clone()
+    optimizer = build_optimizer(clipping("full_model", 2.5), model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale((model.weight * torch.tensor([3.0, 4.0])).sum()).backward()
+    scaler.step(optimizer)
+    torch.testing.assert_close(before - model.weight.detach(), torch.tensor([[1.5, 2.0]]))
+
+
+def test_a_clipping_optimizer_is_saved_and_scheduled():
+    model = nn.Linear(2, 1)
+    cfg = clipping("full_model", 2.5)
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    step(optimizer, model)
+    scheduler.step()
+    again = build_optimizer(cfg, model)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+
+
+def test_wrong_clipping_is_named():
+    with pytest.raises(ValueError, match=r"CLIP_TYPE must be one of \(.*\), got 'global'"):
+        build_optimizer(clipping("global", 1.0), make_model())
+    with pytest.raises(ValueError, match="CLIP_VALUE must be positive, got 0.0"):
+        build_optimizer(clipping("full_model", 0.0), make_model())
 
 
 def test_an_unknown_optimizer_is_named():

@@ -72,8 +72,11 @@ def twin_iou(a, b):
     return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
 
 
-def twin_positive_region(locations, ground_truth, sigma):
-    """The centre region's cells: those that share an area with it, or else the centre's cell."""
+def twin_positive_region(locations, ground_truth, sigma, region="touched"):
+    """The centre region's cells: those that share an area with it, or else the centre's cell.
+
+    "inside": those whose centre is in it.
+    """
     best = {}
     for g, (box, image) in enumerate(
         zip(ground_truth.boxes.tolist(), ground_truth.image_index.tolist(), strict=True)
@@ -91,13 +94,18 @@ def twin_positive_region(locations, ground_truth, sigma):
         center = min(cells, key=lambda c: (abs(c[3] - x), -c[3], abs(c[4] - y), -c[4]))[0]
         for index, _, _, cell_x, cell_y in cells:
             in_region = overlap(cell_x, x, width) > 0 and overlap(cell_y, y, height) > 0
-            if index == center or (in_region and twin_inside(cell_x, cell_y, box)):
+            is_positive = index == center or (in_region and twin_inside(cell_x, cell_y, box))
+            if region == "inside":
+                is_positive = (
+                    abs(cell_x - x) < width * sigma / 2 and abs(cell_y - y) < height * sigma / 2
+                )
+            if is_positive:
                 key = (image, index)
                 best[key] = min(best.get(key, (math.inf, 0)), (width * height, g))
     return {key: g for key, (_, g) in best.items()}
 
 
-def twin_size_aware_threshold(locations, ground_truth, init_boxes, k, num_levels):
+def twin_size_aware_threshold(locations, ground_truth, init_boxes, k, num_levels, keep_best=False):
     best = {}
     proposals = init_boxes.tolist()
     for g, (box, image) in enumerate(
@@ -115,10 +123,17 @@ def twin_size_aware_threshold(locations, ground_truth, init_boxes, k, num_levels
             candidates += sorted(samples)[:k]
         ious = [twin_iou(proposals[image][c[1]], box) for c in candidates]
         mean = sum(ious) / len(ious)
-        for (_, index, d_x, d_y), iou in zip(candidates, ious, strict=True):
-            if iou > mean and twin_inside(d_x, d_y, box):
-                key = (image, index)
-                best[key] = max(best.get(key, (-1, 0)), (iou, -g))
+        chosen = [
+            (iou, index)
+            for (_, index, d_x, d_y), iou in zip(candidates, ious, strict=True)
+            if iou > mean and twin_inside(d_x, d_y, box)
+        ]
+        if keep_best and not chosen and max(ious) > 0:
+            first = ious.index(max(ious))
+            chosen = [(ious[first], candidates[first][1])]
+        for iou, index in chosen:
+            key = (image, index)
+            best[key] = max(best.get(key, (-1, 0)), (iou, -g))
     return {key: -g for key, (_, g) in best.items()}
 
 

@@ -54,8 +54,10 @@ def test_defaults():
         "INIT_ASSIGNER": "positive_region",
         "REFINED_ASSIGNER": "size_aware_threshold",
         "SIGMA": 0.2,
+        "POSITIVE_REGION": "touched",
         "TOPK": 9,
         "NUM_LEVELS": 2,
+        "KEEP_BEST": False,
         "INIT_IOU_THRESHOLDS": (0.3, 0.7),
         "REFINED_IOU_THRESHOLDS": (0.7, 0.7),
         "MIN_BEST_IOU": 0.3,
@@ -92,10 +94,12 @@ def test_settings_reach_the_sampler():
     sampler = build_generator(
         rows.node(
             "SIGMA 0.4; TOPK 11; NUM_LEVELS 3; BATCH_SIZE_PER_IMAGE 77; MIN_BEST_IOU 0.1; "
-            "INIT_IOU_THRESHOLDS (0.2,0.5); REFINED_IOU_THRESHOLDS (0.4,0.6)"
+            "INIT_IOU_THRESHOLDS (0.2,0.5); REFINED_IOU_THRESHOLDS (0.4,0.6); "
+            "POSITIVE_REGION inside; KEEP_BEST True"
         )
     ).sampler
     assert (sampler.sigma, sampler.topk, sampler.num_levels) == (0.4, 11, 3)
+    assert (sampler.positive_region, sampler.keep_best) == ("inside", True)
     assert (sampler.batch_size_per_image, sampler.min_best_iou) == (77, 0.1)
     assert sampler.init_matcher.thresholds[1:-1] == [0.2, 0.5]
     assert sampler.refined_matcher.thresholds[1:-1] == [0.4, 0.6]
@@ -198,6 +202,7 @@ def test_state_dict_round_trip():
         ("INIT_NORMALIZER all", "unknown MODEL.SCRPN.INIT_NORMALIZER 'all'"),
         ("REFINED_NORMALIZER all", "unknown MODEL.SCRPN.REFINED_NORMALIZER 'all'"),
         ("IOU_MASK.SAMPLES all", "unknown MODEL.SCRPN.IOU_MASK.SAMPLES 'all'"),
+        ("POSITIVE_REGION all", "unknown MODEL.SCRPN.POSITIVE_REGION 'all'"),
         ("IOU_MASK.FEATURE p2", "unknown MODEL.SCRPN.IOU_MASK.FEATURE 'p2'"),
         ("IOU_MASK.NUM_SIGMOID 3", "unknown MODEL.SCRPN.IOU_MASK.NUM_SIGMOID 3"),
     ],

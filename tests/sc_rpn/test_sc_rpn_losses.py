@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import pairwise_iou
 from torch.nn import functional as F
 
 from d2proposals.sc_rpn import losses
@@ -96,3 +97,19 @@ def test_iou_mask_targets_by_hand(monkeypatch):
     torch.testing.assert_close(iou_mask_targets(boxes, image, matched, gt), expected)
     nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
     assert iou_mask_targets(boxes, image, matched * 0 - 1, nothing).tolist() == [0] * 4
+
+
+def test_iou_mask_targets_compare_with_the_objects_of_their_image(monkeypatch):
+    """Negatives alone, with no object of another image: 2 x 3 and 1 x 1 IoUs."""
+    compared = []
+
+    def count(boxes, gt_boxes):
+        compared.append((len(boxes), len(gt_boxes)))
+        return pairwise_iou(boxes, gt_boxes)
+
+    monkeypatch.setattr(losses, "pairwise_iou", count)
+    boxes = torch.tensor([[0.0, 0, 10, 10]]).repeat(5, 1)
+    truth = GroundTruth(boxes[:4], torch.tensor([0, 0, 0, 2]))
+    image, matched = torch.tensor([0, 0, 0, 1, 2]), torch.tensor([-1, 1, -1, -1, -1])
+    assert iou_mask_targets(boxes, image, matched, truth).tolist() == [1, 1, 1, 0, 1]
+    assert compared == [(2, 3), (1, 1)]

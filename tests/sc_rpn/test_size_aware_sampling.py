@@ -14,6 +14,7 @@ from d2proposals.sc_rpn.size_aware_sampling import (
     nearest_candidates,
     object_level,
 )
+from d2proposals.sc_rpn.stage_sampling import StageSampler
 from tests.sc_rpn.size_aware_twins import (
     STRIDES,
     build_ground_truth,
@@ -68,6 +69,28 @@ def test_positive_region_equals_its_twin(seed, sigma):
     expected = twin_positive_region(locations, ground_truth, sigma)
     assert len(expected) >= 10
     assert positives(assignment) == expected
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.6, 1.0])
+def test_algorithm_1_by_the_letter_equals_its_twin(sigma):
+    locations, ground_truth, _ = random_case(3)
+    assignment = assign_positive_region(locations, ground_truth, sigma, "inside")
+    expected = twin_positive_region(locations, ground_truth, sigma, "inside")
+    assert positives(assignment) == expected and expected
+    touched = positives(assign_positive_region(locations, ground_truth, sigma))
+    assert len(touched) > len(expected)
+
+
+def test_samples_inside_the_region_by_hand():
+    # sigma .5 of 16 x 16 pixels around (40, 40) on the map of stride 4, whose centres are 2, 6,
+    # ...: 38 and 42 are inside 36 to 44, 34 and 46 are not. At .2 the region is 38.4 to 41.6: none.
+    locations = build_locations([(128, 128)], (128, 128))
+    truth = build_ground_truth([[[32, 32, 48, 48]]])
+    found = positives(assign_positive_region(locations, truth, 0.5, "inside"))
+    centers = {tuple(locations.centers[i].tolist()) for _, i in found}
+    assert centers == {(x, y) for x in (38, 42) for y in (38, 42)}
+    assert positives(assign_positive_region(locations, truth, 0.2, "inside")) == {}
+    assert len(positives(assign_positive_region(locations, truth, 0.2))) == 4
 
 
 def mirrored_positives(boxes, sigma, image_size=(256, 320)):
@@ -143,6 +166,33 @@ def test_equal_ious_give_no_positive():
     ground_truth = build_ground_truth([[[10, 10, 50, 50]]])
     assignment = assign_size_aware_threshold(locations, ground_truth, init_boxes, 9, 2)
     assert (assignment.labels == 0).sum() == locations.is_valid.sum()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_best_candidate_of_each_object_equals_its_twin(seed):
+    # Four pixels of noise: many of the objects of a few pixels hold no centre.
+    locations, ground_truth, init_boxes = random_case(seed, num_boxes=(40, 30))
+    arguments = (locations, ground_truth, init_boxes, 9, 2)
+    found = positives(assign_size_aware_threshold(*arguments, keep_best=True))
+    assert found == twin_size_aware_threshold(*arguments, keep_best=True)
+    assert len(found) > len(positives(assign_size_aware_threshold(*arguments)))
+
+
+def test_squares_of_one_size_leave_the_nearest_with_keep_best():
+    # Untrained: squares of 32 pixels on the first map all hold the object of 8, at one IoU.
+    locations = build_locations([(128, 128)], (128, 128))
+    side = locations.stride_of_location[:, None] * 4
+    init_boxes = torch.cat([locations.centers - side, locations.centers + side], dim=1)[None]
+    truth = build_ground_truth([[[49, 49, 57, 57], [100, 100, 108, 108]]])  # centred at 53
+    arguments = (locations, truth, init_boxes, 9, 1)
+    assert positives(assign_size_aware_threshold(*arguments)) == {}
+    found = positives(assign_size_aware_threshold(*arguments, keep_best=True))
+    # The nearest centres of 2, 6, 10, ...: 54; of those around 104 the first, 102.
+    cells = {g: locations.centers[i].tolist() for (_, i), g in found.items()}
+    assert cells == {0: [54, 54], 1: [102, 102]}
+    # No candidate overlaps the object: none is kept.
+    far = init_boxes + 1000
+    assert positives(assign_size_aware_threshold(*arguments[:2], far, 9, 1, keep_best=True)) == {}
 
 
 def test_hand_worked_threshold():
@@ -278,3 +328,16 @@ def test_five_hundred_objects_in_bounded_memory(monkeypatch):
     at_once = assign_size_aware_threshold(locations, ground_truth, init_boxes, 9, 2)
     torch.testing.assert_close(assignment.matched, at_once.matched)
     assert len(at_once.matched.unique()) > 100
+
+
+@pytest.mark.parametrize(("region", "num_init"), [("touched", 4), ("inside", 0)])
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_a_stage_sampler_passes_its_settings_on(region, num_init, keep_best):
+    locations = build_locations([(128, 128)], (128, 128))
+    side = locations.stride_of_location[:, None] * 4
+    squares = torch.cat([locations.centers - side, locations.centers + side], dim=1)
+    sampler = StageSampler(positive_region=region, keep_best=keep_best, num_levels=1)
+    truth = build_ground_truth([[[32, 32, 48, 48]]])
+    samples = sampler(locations, truth, squares, squares[None], num_stages=2)
+    assert (samples.init.labels == 1).sum() == num_init
+    assert (samples.refined.labels == 1).sum() == keep_best

@@ -17,6 +17,7 @@ def add_d2proposals_config(cfg: CN) -> None:
     add_zip_config(cfg)
     add_zip_detector_config(cfg)
     add_sc_rpn_config(cfg)
+    add_double_head_config(cfg)
     add_vgg_config(cfg)
     add_torchvision_config(cfg)
     add_deepmask_config(cfg)
@@ -309,6 +310,20 @@ def add_sc_rpn_config(cfg: CN) -> None:
     cfg.MODEL.SCRPN.POST_NMS_TOPK_TEST = 1000
     # Proposals with a side below this are dropped, in pixels of the network input.
     cfg.MODEL.SCRPN.MIN_BOX_SIZE = 0.0
+
+
+def add_double_head_config(cfg: CN) -> None:
+    """Keys of the ROI heads DoubleHeadROIHeads (sc_rpn/double_head.py, SC-RPN's Table IX).
+
+    The layers are those of MODEL.ROI_BOX_HEAD: NUM_FC and FC_DIM of the fully connected head,
+    NUM_CONV, CONV_DIM and NORM of the convolution head; BBOX_REG_LOSS_WEIGHT is that of the box
+    loss. The values are those of the paper's code base.
+    """
+    cfg.MODEL.DOUBLE_HEAD = CN()
+    # Weight of the classification loss.
+    cfg.MODEL.DOUBLE_HEAD.CLS_LOSS_WEIGHT = 2.0
+    # Sides of the boxes that the convolution head sees, relative to the proposals'.
+    cfg.MODEL.DOUBLE_HEAD.REGRESSION_SCALE = 1.3
 
 
 def add_spop_config(cfg: CN) -> None:

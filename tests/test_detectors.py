@@ -75,24 +75,41 @@ def test_swapping_changes_the_generators_keys_and_nothing_else(generator, detect
     assert changed or generator == "rpn_only.yaml"
 
 
+# Sec. IV-A of SC-RPN: "all the detectors".
+SC_RPN_SCHEDULE = {
+    "INPUT.MIN_SIZE_TRAIN": (800,),
+    "SOLVER.IMS_PER_BATCH": 4,
+    "SOLVER.BASE_LR": 0.005,
+    "SOLVER.STEPS": (234532, 322482),
+    "SOLVER.MAX_ITER": 351798,
+    "SOLVER.WARMUP_ITERS": 500,
+    "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+}
+# "The overlapping threshold in R-CNN is set to 0.65 and the region proposal number [...] 300."
+SC_RPN_HEADS = {
+    **{f"MODEL.{x}.POST_NMS_TOPK_{y}": 300 for x in ("RPN", "SCRPN") for y in ("TRAIN", "TEST")},
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.65],
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": (25.0, 25.0, 12.5, 12.5),
+}
+SC_RPN_CLIPPING = {
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 35.0,
+}
+
 # What each ready-made file adds to its pair.
 ADDED = {
     "faster_rcnn_rpn.yaml": {},
     "cascade_rcnn_rpn.yaml": {},
-    # "The overlapping threshold in R-CNN is set to 0.65 and the region proposal number [...] 300."
     "faster_rcnn_sc_rpn.yaml": {
-        "MODEL.SCRPN.POST_NMS_TOPK_TRAIN": 300,
-        "MODEL.SCRPN.POST_NMS_TOPK_TEST": 300,
+        **SC_RPN_SCHEDULE,
+        **SC_RPN_HEADS,
         "MODEL.SCRPN.LOSS_WEIGHT": 0.7,
-        "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.65],
-        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256,
-        "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": (25.0, 25.0, 12.5, 12.5),
-        "SOLVER.CLIP_GRADIENTS.ENABLED": True,
     },
-    "cascade_rcnn_sc_rpn.yaml": {
-        "MODEL.SCRPN.LOSS_WEIGHT": 0.7,
-        "SOLVER.CLIP_GRADIENTS.ENABLED": True,
-    },
+    "cascade_rcnn_sc_rpn.yaml": {**SC_RPN_SCHEDULE, "MODEL.SCRPN.LOSS_WEIGHT": 0.7},
+    # RPN beside them.
+    "faster_rcnn_rpn_as_sc_rpn.yaml": SC_RPN_SCHEDULE | SC_RPN_HEADS | SC_RPN_CLIPPING,
+    "cascade_rcnn_rpn_as_sc_rpn.yaml": SC_RPN_SCHEDULE | SC_RPN_CLIPPING,
     **{
         f"{kind}_rcnn_zip.yaml": {
             "MODEL.ZIP.POST_NMS_TOPK_TRAIN": 300,
@@ -130,8 +147,9 @@ ADDED = {
 @pytest.mark.parametrize("name", ADDED)
 def test_each_file_is_its_pair_and_a_few_keys(name, tmp_path):
     kind, short = name.removesuffix(".yaml").split("_rcnn_")
-    (generator,) = [x for x in GENERATORS if x in (f"{short}_only.yaml", f"{short}_rpn_only.yaml",
-                                                   f"{short}_fpn_only.yaml")]  # fmt: skip
+    first = short.removesuffix("_as_sc_rpn")
+    (generator,) = [x for x in GENERATORS if x in (f"{first}_only.yaml", f"{first}_rpn_only.yaml",
+                                                   f"{first}_fpn_only.yaml")]  # fmt: skip
     base = "Base-RCNN-FPN.yaml" if kind == "faster" else "Base-Cascade-RCNN-FPN.yaml"
     cfg, pair = leaf_keys(make_cfg(name)), leaf_keys(pair_cfg(tmp_path, generator, base))
     changed = {key: value for key, value in cfg.items() if value != pair[key]}
@@ -141,8 +159,33 @@ def test_each_file_is_its_pair_and_a_few_keys(name, tmp_path):
 
 def test_the_small_detector_with_sc_rpn_has_the_settings_of_the_large_one():
     small = leaf_keys(make_cfg("shapes/faster_rcnn_sc_rpn.yaml"))
-    settings = ADDED["faster_rcnn_sc_rpn.yaml"] | {"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 128}
+    settings = {
+        **{key: value for key, value in SC_RPN_HEADS.items() if not key.startswith("MODEL.RPN.")},
+        "MODEL.SCRPN.LOSS_WEIGHT": 0.7,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 128,
+        "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+    }
     assert {key: small[key] for key in settings} == settings
+
+
+def test_detectors_with_sc_rpn_and_with_rpn_are_compared_on_the_same_terms():
+    own = ("MODEL.SCRPN.", "MODEL.RPN.", "MODEL.ANCHOR_GENERATOR.", "MODEL.PROPOSAL_GENERATOR.NAME")
+    for kind in ("faster", "cascade"):
+        ours, theirs = (
+            leaf_keys(make_cfg(f"{kind}_rcnn_{x}.yaml")) for x in ("sc_rpn", "rpn_as_sc_rpn")
+        )
+        changed = {key for key in ours if ours[key] != theirs[key] and not key.startswith(own)}
+        assert changed == {"OUTPUT_DIR"}
+    # The linear scaling rule: as much for each image as Detectron2's .02 for 16.
+    assert ours["SOLVER.BASE_LR"] / ours["SOLVER.IMS_PER_BATCH"] == 0.02 / 16
+
+
+def test_the_small_configurations_clip_each_parameter_by_itself():
+    for name in ("sc_rpn_only", "faster_rcnn_sc_rpn", "double_head_rcnn_sc_rpn"):
+        clipping = make_cfg(f"shapes/{name}.yaml").SOLVER.CLIP_GRADIENTS
+        assert (clipping.ENABLED, clipping.CLIP_TYPE, clipping.CLIP_VALUE) == (True, "norm", 1.0)
+    clipping = make_cfg("sc_rpn_only.yaml").SOLVER.CLIP_GRADIENTS
+    assert (clipping.ENABLED, clipping.CLIP_TYPE, clipping.CLIP_VALUE) == (True, "full_model", 35)
 
 
 def test_every_generator_hands_on_a_thousand_proposals_at_most(tmp_path):

@@ -137,12 +137,19 @@ def make_pictures(
             gt_masks = [encode_segmentation(item, size, image_id) for item in segmentations]
         yield ProposalPicture(
             name=str(record["image_id"]),
-            image=read_rgb_image(record["file_name"]),
+            image=_read_image(record, ground_truth.image_sizes[index]),
             gt_boxes=boxes[index],
             proposal_boxes=proposals.boxes,
             gt_masks=gt_masks,
             proposal_masks=proposals.masks,
         )
+
+
+def _read_image(record: dict, size: tuple[int, int] | None) -> np.ndarray:
+    """The image of a dataset dictionary, in the frame of its boxes."""
+    if "file_name" not in record:
+        raise ValueError(f"image {record['image_id']} has no 'file_name', which a picture needs")
+    return read_rgb_image(record["file_name"], size)
 
 
 def find_dataset(args: argparse.Namespace, cfg: CfgNode) -> str:

@@ -31,8 +31,11 @@ from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, PolygonMasks
+from PIL import Image
 from pycocotools import mask as mask_util
 
+from ..files.image_files import too_large
+from .image_reading import readable_name
 from .training_scale import ObjectScaleResize, measurable_boxes
 
 
@@ -92,8 +95,8 @@ class ProposalDatasetMapper(DatasetMapper):
 
     Raises:
         FileNotFoundError: when called, if the image's file is missing.
-        ValueError: when called, if the image's file is corrupt or of another size than its
-            annotation says, or if masks are wanted that the dataset lacks.
+        ValueError: when called, if the image's file is corrupt, too large, or of another size than
+            its annotation says, or if masks are wanted that the dataset lacks.
     """
 
     @configurable
@@ -153,7 +156,11 @@ class ProposalDatasetMapper(DatasetMapper):
         mapper = self._at_training_scale(dataset_dict)
         file_name = dataset_dict["file_name"]
         try:
-            return super(ProposalDatasetMapper, mapper).__call__(dataset_dict)
+            readable = {**dataset_dict, "file_name": readable_name(dataset_dict)}
+            return {
+                **super(ProposalDatasetMapper, mapper).__call__(readable),
+                "file_name": file_name,
+            }
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"Image file {error.filename or file_name} is missing; the dataset's annotations "
@@ -166,8 +173,13 @@ class ProposalDatasetMapper(DatasetMapper):
                 f"Image file {file_name} cannot be read ({error}). Replace it, or take it out of "
                 "the dataset's annotations."
             ) from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(too_large(file_name)) from error
         except utils.SizeMismatchError as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(
+                f"{error} Of an image with an EXIF orientation, it is that of the upright image or "
+                "of the stored pixels."
+            ) from error
 
     def _at_training_scale(self, dataset_dict: dict[str, Any]) -> ProposalDatasetMapper:
         """Return the mapper for this image: with dyTrainScale, a copy that has the image's resize.

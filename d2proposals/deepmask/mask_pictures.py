@@ -76,7 +76,7 @@ def draw_image(
         raise ValueError(
             "The model proposes boxes without masks: draw them with tools/visualize_proposals.py."
         )
-    image = read_rgb_image(record["file_name"])
+    image = read_rgb_image(record["file_name"], (record.get("height"), record.get("width")))
     height, width = image.shape[:2]
     axes.imshow(image)
     axes.set_axis_off()

@@ -470,18 +470,6 @@ def test_state_dict_round_trip_and_explicit_constructor():
     assert torch.equal(a.scores, b.scores) and len(a) > 0
 
 
-# Table 6's rows are keys: overrides of the configuration, channels of the pooled maps.
-ROWS = {
-    "Zoom-out": (
-        ["MODEL.ZOOM_NETWORK.ZOOM_IN", False, "MODEL.ZOOM_NETWORK.MAD.TYPE", "none"],
-        [320, 608, 1024],
-    ),
-    "ZIP baseline": (["MODEL.ZOOM_NETWORK.MAD.TYPE", "none"], [640, 1216, 1024]),
-    "ZIP MAD": ([], [640, 1216, 1024]),
-    "ZIP MAD E": (["MODEL.ZOOM_NETWORK.MAD.LAMBDA", 4], [1280, 2432, 1024]),
-}
-
-
 def build_detector(*overrides, config="zip_detector.yaml"):
     torch.manual_seed(0)
     return build_model(make_cfg(config, *SMALL, *overrides))
@@ -492,29 +480,6 @@ def make_input(size=(96, 128), boxes=((8, 8, 40, 72), (60, 10, 120, 90))):
     image = torch.randint(0, 256, (3, *size), generator=generator).float()
     return {"image": image, "instances": make_instances(size, boxes),
             "height": size[0], "width": size[1]}  # fmt: skip
-
-
-@pytest.mark.parametrize("row", ROWS)
-def test_row_of_table_6_trains_a_step_and_detects(row):
-    overrides, channels = ROWS[row]
-    with torch.device("meta"):
-        full = build_model(make_cfg("zip_detector.yaml", *overrides, "MODEL.DEVICE", "meta"))
-    pooler = full.roi_heads.box_pooler
-    assert [p.in_channels for p in pooler.projections] == channels
-    assert [p.out_channels for p in pooler.projections] == [1024] * 3
-    model = build_detector(*overrides).train()
-    with EventStorage():
-        losses = model([make_input(), make_input((64, 96), [])])
-    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_zip_cls", "loss_zip_loc"}
-    sum(losses.values()).backward()
-    assert all(loss.isfinite() for loss in losses.values())
-    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
-    model.eval()
-    with torch.no_grad():
-        first, second = (model([make_input()])[0]["instances"] for _ in range(2))
-    assert torch.equal(first.scores, second.scores)
-    assert torch.equal(first.pred_boxes.tensor, second.pred_boxes.tensor)
-    assert not first.scores.requires_grad
 
 
 def test_detector_takes_300_proposals():

@@ -1,0 +1,158 @@
+"""Every row of the paper's tables is one command away: the page's, as it stands there."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from d2proposals.engine import check_config
+from d2proposals.zip_rpn.boosting import save_boosted_trees
+from tests.common import make_instances
+from tests.zip_rpn.table_rows import read_rows
+
+ROWS = read_rows()
+SMALL = ["MODEL.BN_INCEPTION.WIDTH_FACTOR", 0.125, "MODEL.ZIP.HEAD_CHANNELS", 16,
+         "MODEL.BN_INCEPTION.NORM", "GN", "MODEL.ZOOM_NETWORK.NORM", "GN",
+         "MODEL.ZIP_DETECTOR.CHANNELS", 32, "MODEL.ZIP_DETECTOR.NORM", "GN",
+         "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
+         "MODEL.RESNETS.NORM", "BN", "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.WEIGHTS", "",
+         "MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ZIP.PRE_NMS_TOPK_TRAIN", 200,
+         "MODEL.ZIP.PRE_NMS_TOPK_TEST", 200, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16,
+         "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]  # fmt: skip
+OUT, IN, FOUR = [320, 608, 1024], [640, 1216, 1024], [1280, 2432, 1024]
+# Anchors per cell of each level, channels of each level at full width, and what is on besides:
+# dyTrainScale, equilibrium, the gray class.
+PROPOSALS = {
+    "Table 1 (a) zoom-out, all anchors on F3": ([30], [1024], ""),
+    "Table 1 (b) zoom-out, split anchors": ([10, 10, 10], OUT, ""),
+    "Table 1 (c) zoom-out, all anchors everywhere": ([30, 30, 30], OUT, ""),
+    "Table 1 (d) ZIP": ([10, 10, 10], IN, ""),
+    "Table 1 (e) deeper zoom-out": ([10, 10, 10], OUT, ""),
+    "Table 2 baseline": ([10, 10, 10], IN, ""),
+    "Table 2 dyTrainScale": ([10, 10, 10], IN, "d"),
+    "Table 2 equilibrium": ([10, 10, 10], IN, "e"),
+    "Table 2 grayCls": ([10, 10, 10], IN, "g"),
+    "Table 2 ZIP + all": ([10, 10, 10], IN, "deg"),
+    "Table 2 ZIP + all + MAD": ([10, 10, 10], IN, "deg"),
+    "Table 2 spatial MAD": ([10, 10, 10], IN, "deg"),
+    "Table 2 ER vector": ([10, 10, 10], IN, "deg"),
+}
+# Channels of the pooled maps at full width.
+DETECTORS = {
+    "Table 6 Faster R-CNN": [256] * 4,
+    "Table 6 Zoom-out": OUT,
+    "Table 6 ZIP baseline": IN,
+    "Table 6 ZIP MAD": IN,
+    "Table 6 ZIP MAD B": IN,
+    "Table 6 ZIP MAD E": FOUR,
+    "Table 6 ZIP MAD EB": FOUR,
+}
+NUM_FEATURES = 6 * 32 + 3 * 64  # of the follow-up blocks in SMALL
+
+
+def make_input(size=(128, 160), boxes=((8, 8, 40, 72), (60, 10, 150, 120))):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, *size), generator=generator).float()
+    return {"image": image, "instances": make_instances(size, boxes),
+            "height": size[0], "width": size[1]}  # fmt: skip
+
+
+def train_a_step(model, *inputs):
+    """Losses; every parameter that is trained has a gradient afterwards."""
+    with EventStorage() as storage:
+        losses = model.train()(list(inputs))
+        counts = {name: value for name, (value, _) in storage.latest().items()}
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    return losses, counts
+
+
+def test_the_page_has_all_rows_and_voc_for_each():
+    assert set(ROWS) == {*PROPOSALS, *DETECTORS}
+    for name, row in ROWS.items():
+        cfg, _ = row.config()
+        check_config(cfg)
+        assert cfg.DATASETS.TRAIN == ("voc_2007_trainval", "voc_2012_trainval"), name
+        assert cfg.DATASETS.TEST == ("voc_2007_test",) and not cfg.TEST.AUG.ENABLED, name
+        assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST) == ((600,), 600), name
+        assert name in PROPOSALS or cfg.MODEL.ROI_HEADS.NUM_CLASSES == 20
+
+
+def test_rows_have_faster_rcnn_s_settings_but_for_their_strategy():
+    for name, (_, _, on) in PROPOSALS.items():
+        node = ROWS[name].config()[0].MODEL.ZIP
+        assert (node.BBOX_REG_LOSS_TYPE, node.SMOOTH_L1_BETA) == ("smooth_l1", 1.0)
+        assert node.LEVEL_NMS_THRESH == 0.7 and tuple(node.MULTI_NMS_THRESHOLDS) == (0.7,)
+        samples = (node.BATCH_SIZE_PER_IMAGE, node.BATCH_SIZE_PER_CLASS)
+        assert samples == ((300, 100) if on == "deg" else (256, 128))
+        thresholds = (node.POSITIVE_IOU, node.NEGATIVE_IOU)
+        assert thresholds == ((0.6, 0.25) if "g" in on else (0.7, 0.3))
+        assert node.LOW_QUALITY_MATCH == (on != "deg")
+
+
+@pytest.mark.parametrize("name", PROPOSALS)
+def test_row_of_proposals_builds_trains_a_step_and_proposes(name):
+    num_anchors, channels, on = PROPOSALS[name]
+    torch.manual_seed(0)
+    cfg, eval_only = ROWS[name].config(*SMALL)
+    assert not eval_only and cfg.INPUT.DY_TRAIN_SCALE.ENABLED == ("d" in on)
+    model = build_model(cfg)
+    generator = model.proposal_generator
+    assert generator.anchor_generator.num_anchors == num_anchors
+    assert generator.heads.heads[0].num_classes == (3 if "g" in on else 2)
+    assert generator.sampler.equilibrium == ("e" in on)
+    _, counts = train_a_step(model, make_input())
+    assert (counts["zip/num_gray_anchors"] > 0) == ("g" in on)
+    if "e" not in on:  # negatives fill the batch
+        assert counts["zip/num_neg_anchors"] > 2 * counts["zip/num_pos_anchors"]
+    with torch.no_grad():
+        (output,) = model.eval()([make_input()])
+    assert len(output["proposals"]) > 0
+    with torch.device("meta"):
+        model = build_model(ROWS[name].config("MODEL.DEVICE", "meta")[0])
+    shapes = model.backbone.output_shape()
+    assert [shapes[f].channels for f in model.proposal_generator.in_features] == channels
+
+
+def boosting_file(path, num_classes=20):
+    """A tree for each class and one that splits, in the format of tools/boost_detector.py."""
+    leaf = np.stack([np.arange(num_classes)] * 3, axis=1)
+    nodes = np.broadcast_to(np.arange(3), leaf.shape)
+    arrays = {
+        "feature": np.zeros_like(leaf), "threshold": np.zeros(leaf.shape, np.float32),
+        "left": nodes, "right": nodes, "leaf_class": leaf, "weights": np.ones(num_classes),
+        "num_features": np.array(NUM_FEATURES), "num_classes": np.array(num_classes),
+    }  # fmt: skip
+    save_boosted_trees(path, arrays)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_row_of_detectors_builds_trains_a_step_and_detects(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    boosting_file(tmp_path / "boosting.npz")
+    torch.manual_seed(0)
+    cfg, eval_only = ROWS[name].config(*SMALL)
+    is_boosted = cfg.MODEL.ZIP_DETECTOR.BOOSTING_FILE == "boosting.npz"
+    assert is_boosted == eval_only == name.endswith("B")
+    model = build_model(cfg)
+    losses, _ = train_a_step(model, make_input(), make_input((64, 96), []))
+    generator = "rpn" if "Faster" in name else "zip"
+    assert set(losses) == {
+        "loss_cls", "loss_box_reg", f"loss_{generator}_cls", f"loss_{generator}_loc"
+    }  # fmt: skip
+    with torch.no_grad():
+        first, second = (model.eval()([make_input()])[0]["instances"] for _ in range(2))
+    assert torch.equal(first.scores, second.scores)
+    assert torch.equal(first.pred_boxes.tensor, second.pred_boxes.tensor)
+    assert len(first) > 0
+    overrides = ["MODEL.DEVICE", "meta", "MODEL.ZIP_DETECTOR.BOOSTING_FILE", ""]
+    with torch.device("meta"):
+        model = build_model(ROWS[name].config(*overrides)[0])
+    shapes = model.backbone.output_shape()
+    in_features = model.roi_heads.box_in_features
+    assert [shapes[f].channels for f in in_features] == DETECTORS[name]
+    if generator == "zip":
+        assert [p.out_channels for p in model.roi_heads.box_pooler.projections] == [1024] * 3

@@ -83,7 +83,7 @@ def plot_comparison(
     _draw_by_size(panels[1, 0], runs, few)
     _draw_best_overlap(panels[1, 1], runs, many)
     _draw_histogram(panels[1, 2], runs)
-    _draw_aspect_ratios(panels[1, 3], runs, many)
+    _draw_aspect_ratios(panels[1, 3], runs)
     handles = [
         Line2D([], [], color=_colour(index), marker=_MARKERS[index % len(_MARKERS)], label=name)
         for index, name in enumerate(map(short_name, runs))
@@ -269,28 +269,27 @@ def _draw_histogram(axes: Axes, runs: Mapping[str, Measurement]) -> None:
     _finish(axes, "IoU of proposals with the nearest object", "IoU", "proposals (%)")
 
 
-def _draw_aspect_ratios(axes: Axes, runs: Mapping[str, Measurement], limit: int) -> None:
-    thresholds = []
+def _draw_aspect_ratios(axes: Axes, runs: Mapping[str, Measurement]) -> None:
+    """SC-RPN's Fig. 8: proposals above an IoU, by the aspect ratio of their object."""
+    limits, thresholds = [], []
     for index, run in enumerate(runs.values()):
         content = run.diagnostics["aspect_ratio"]
         edges = np.array(content["edges"])
         middle = np.concatenate([[edges[0] / 2**0.5], edges * 2**0.5])
-        total = np.array(content["num_ground_truth"], float)
-        thresholds = list(content["covered"][str(limit)])
+        limits = list(content["high_quality_proposals"])
+        counts = content["high_quality_proposals"][limits[-1]]
+        thresholds = list(counts)
         for name, line in zip(thresholds, LINE_STYLES, strict=False):
-            covered = np.array(content["covered"][str(limit)][name], float)
-            shown = total > 0
-            axes.plot(middle[shown], 100 * covered[shown] / total[shown], linestyle=line,
-                      **_style(index))  # fmt: skip
+            axes.plot(middle, counts[name], linestyle=line, **_style(index))
     axes.set_xscale("log", base=2)
     axes.set_xticks([1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylim(0, 102)
+    axes.set_ylim(bottom=0)
     handles = [
-        Line2D([], [], color="0.3", linestyle=line, label=f"IoU of at least .{name[-2:-1]}")
+        Line2D([], [], color="0.3", linestyle=line, label=f"IoU above .{name[-2:-1]}")
         for name, line in zip(thresholds, LINE_STYLES, strict=False)
     ]
     axes.legend(handles=handles, loc="best", fontsize=9)
-    _finish(axes, f"Objects covered by {limit} proposals, by aspect ratio", "width / height",
-            "objects (%)")  # fmt: skip
+    _finish(axes, f"Best {limits[-1]} of each image, by their object", "its width / height",
+            "proposals")  # fmt: skip

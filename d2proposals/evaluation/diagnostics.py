@@ -2,7 +2,8 @@
 
 * Histogram of the IoU of the best-scored proposals with their ground truth: Zou et al., "SC-RPN",
   TIP 2021, Fig. 6 and 7.
-* Objects covered above an IoU, by aspect ratio: the same, Fig. 8.
+* High-quality proposals, whose IoU is above a threshold, by the aspect ratio of their object: the
+  same, Fig. 8. Beside them, how many objects have such a proposal.
 * ABO, and objects detected, by the objects' size: Jie et al., "Scale-aware Pixel-wise Object
   Proposal Networks", TIP 2016, Fig. 13 and 9.
 
@@ -19,6 +20,7 @@ from .recall import Matches
 NUM_BINS = 20
 # Numbers of best-scored proposals whose IoU is counted.
 HISTOGRAM_LIMITS = (300, 1000)
+# From which IoU an object is covered, and above which a proposal is of high quality.
 COVERED_IOUS = (70, 80)  # percent
 # An object is detected if a proposal overlaps it by this IoU.
 DETECTED_IOU = 0.5
@@ -45,9 +47,46 @@ class OverlapHistogram:
             row += np.bincount(bins[:limit], minlength=NUM_BINS)
 
 
+class HighQualityCounts:
+    """Counts of the proposals above each of ``COVERED_IOUS``, by their object's aspect ratio.
+
+    A proposal's object is the one that it overlaps most, and its IoU is the one with it.
+    """
+
+    def __init__(self, limits: Sequence[int] = HISTOGRAM_LIMITS) -> None:
+        self.limits = tuple(limits)
+        # (limits, IoUs, bins of the aspect ratio)
+        self.counts = np.zeros(
+            (len(self.limits), len(COVERED_IOUS), len(ASPECT_EDGES) + 1), np.int64
+        )
+
+    def add(self, overlaps_i: np.ndarray, boxes_i: np.ndarray) -> None:
+        """Add an image by its (G, R) IoU and the (G, 4) XYXY boxes of its ground truth."""
+        if 0 in overlaps_i.shape:
+            return
+        best = overlaps_i.max(axis=0)
+        ratio_bin = _aspect_bins(boxes_i)[overlaps_i.argmax(axis=0)]  # (R,)
+        num_bins = self.counts.shape[2]
+        for counts, limit in zip(self.counts, self.limits, strict=True):
+            for row, percent in zip(counts, COVERED_IOUS, strict=True):
+                is_good = best[:limit] > np.float32(percent) / np.float32(100)
+                row += np.bincount(ratio_bin[:limit][is_good], minlength=num_bins)
+
+    def content(self) -> dict[str, dict[str, list[int]]]:
+        """Counts as JSON content: by limit as text, by IoU ("IoU70", ...), by bin."""
+        return {
+            str(limit): {
+                f"IoU{percent}": row.tolist()
+                for percent, row in zip(COVERED_IOUS, counts, strict=True)
+            }
+            for limit, counts in zip(self.limits, self.counts, strict=True)
+        }
+
+
 def diagnose(
     matches: Matches,
     histogram: OverlapHistogram,
+    high_quality: HighQualityCounts,
     boxes: np.ndarray,
     areas: np.ndarray,
     limits: Sequence[int],
@@ -57,22 +96,21 @@ def diagnose(
     Args:
         matches: of all ground truth.
         histogram: of all images.
+        high_quality: of all images.
         boxes: (M, 4) XYXY of the ground truth, for its aspect ratios.
         areas: (M,) in square pixels.
         limits: numbers of proposals k.
 
     Returns:
         ``proposal_iou``: "edges" and counts by limit as text; ``aspect_ratio``: "edges" (width /
-        height, ends open), "num_ground_truth", and by limit and IoU the number covered;
+        height, ends open), "num_ground_truth", by limit and IoU the number covered, and by limit
+        and IoU "high_quality_proposals";
         ``abo_by_side``: "edges" (square root of the area in pixels, ends open),
         "num_ground_truth", and by limit ABO in percent, None for a bin without objects;
         ``detected_by_side``: "edges" and "num_ground_truth" likewise, and by limit the number of
         objects that a proposal overlaps by an IoU of at least .5.
     """
-    width, height = (boxes[:, 2:] - boxes[:, :2]).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(height > 0, width / height, np.inf)
-    ratio_bin = np.searchsorted(ASPECT_EDGES, ratio, side="right")
+    ratio_bin = _aspect_bins(boxes)
     num_by_ratio = np.bincount(ratio_bin, minlength=len(ASPECT_EDGES) + 1)
     covered = {}
     for limit in limits:
@@ -96,9 +134,18 @@ def diagnose(
             "edges": ASPECT_EDGES.tolist(),
             "num_ground_truth": num_by_ratio.tolist(),
             "covered": covered,
+            "high_quality_proposals": high_quality.content(),
         },
         **_by_side(matches, areas, limits),
     }
+
+
+def _aspect_bins(boxes: np.ndarray) -> np.ndarray:
+    """Bins of ``ASPECT_EDGES`` of (M, 4) XYXY boxes: (M,) in [0, edges]; the last for no height."""
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(height > 0, width / height, np.inf)
+    return np.searchsorted(ASPECT_EDGES, ratio, side="right")
 
 
 def _by_side(matches: Matches, areas: np.ndarray, limits: Sequence[int]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .diagnostics import OverlapHistogram, diagnose
+from .diagnostics import HighQualityCounts, OverlapHistogram, diagnose
 from .ground_truth import GroundTruth
 from .mask_overlaps import mask_overlaps
 from .proposal_checks import ImageProposals
@@ -104,18 +104,21 @@ def measure(
     """
     num_proposals = sorted({*limits, *CURVE_NUM_PROPOSALS})
     everything = Matcher(ground_truth.areas, num_proposals)
-    histogram = OverlapHistogram()
+    histogram, high_quality = OverlapHistogram(), HighQualityCounts()
     subsets = _Subsets(ground_truth, num_proposals, unseen) if len(unseen) else None
-    for overlaps_i in overlaps:
+    for overlaps_i, boxes_i in zip(overlaps, ground_truth.boxes_by_image(), strict=True):
         everything.add(overlaps_i)
         histogram.add(overlaps_i)
+        high_quality.add(overlaps_i, boxes_i)
         if subsets:
             subsets.add(overlaps_i)
     matches = everything.finish()
     return Measurement(
         metrics=recall_metrics(matches, ground_truth.categories, limits),
         curves=recall_curves(matches, limits),
-        diagnostics=diagnose(matches, histogram, ground_truth.boxes, ground_truth.areas, limits),
+        diagnostics=diagnose(
+            matches, histogram, high_quality, ground_truth.boxes, ground_truth.areas, limits
+        ),
         num_ground_truth={
             AREA_NAMES[suffix]: int(in_range.sum())
             for suffix, in_range in zip(AREA_RANGES, matches.in_range, strict=True)

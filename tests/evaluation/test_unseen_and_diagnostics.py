@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from d2proposals.evaluation.diagnostics import OverlapHistogram, diagnose
+from d2proposals.evaluation.diagnostics import (
+    ASPECT_EDGES,
+    HighQualityCounts,
+    OverlapHistogram,
+    diagnose,
+)
 from d2proposals.evaluation.ground_truth import GroundTruth
 from d2proposals.evaluation.measurement import measure
 from d2proposals.evaluation.recall import match_proposals
@@ -107,7 +112,7 @@ def test_aspect_ratios_and_sizes_hand_worked():
     areas = np.array([256, 1024, 0], np.float32)
     overlaps = np.array([[0.8, 0], [0, 0.75], [0, 0]], np.float32)
     matches = match_proposals([overlaps], areas, (1, 2))
-    content = diagnose(matches, OverlapHistogram(), boxes, areas, (1, 2))
+    content = diagnose(matches, OverlapHistogram(), HighQualityCounts(), boxes, areas, (1, 2))
     ratios = content["aspect_ratio"]
     edges = ratios["edges"]
     assert edges[0] == 1 / 8 and edges[-1] == 8
@@ -124,13 +129,47 @@ def test_aspect_ratios_and_sizes_hand_worked():
     assert sides["2"][0] == 0 and sides["2"].count(None) == len(sides["2"]) - 3
 
 
+def test_high_quality_proposals_by_their_objects_aspect_ratio():
+    """A square with three good proposals, a 4:1 bar with one that overlaps the square too."""
+    boxes = np.array([[0, 0, 16, 16], [0, 0, 64, 16]], np.float32)
+    overlaps = np.array([[0.9, 0.75, 0.1, 0.72, 0.7], [0.1, 0.3, 0.85, 0.71, 0.2]], np.float32)
+    counts = HighQualityCounts((3, 5))
+    counts.add(overlaps, boxes)
+    counts.add(np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32))
+    counts.add(np.zeros((2, 0), np.float32), boxes)
+    content = counts.content()
+    square, bar = (np.searchsorted(ASPECT_EDGES, x, side="right") for x in (1, 4))
+    for limit, iou, of_square, of_bar in (
+        ("3", "IoU70", 2, 1),
+        ("3", "IoU80", 1, 1),
+        ("5", "IoU70", 3, 1),  # .7 is not above .7; the fourth counts for the square alone
+        ("5", "IoU80", 1, 1),
+    ):
+        row = content[limit][iou]
+        assert (row[square], row[bar], sum(row)) == (of_square, of_bar, of_square + of_bar)
+        assert len(row) == len(ASPECT_EDGES) + 1
+
+
+def test_diagnostics_of_a_measurement_count_high_quality_proposals():
+    ground_truth = make_ground_truth([[0, 0, 16, 16], [0, 0, 64, 16]], [0, 0], [1, 1])
+    overlaps = [np.array([[0.9, 0.75]], np.float32), np.array([[0.85]], np.float32)]
+    content = measure(overlaps, ground_truth, (1, 2)).diagnostics["aspect_ratio"]
+    counts = content["high_quality_proposals"]
+    assert list(counts) == ["300", "1000"]
+    square, bar = (np.searchsorted(content["edges"], x, side="right") for x in (1, 4))
+    assert counts["300"]["IoU70"][square] == 2 and counts["300"]["IoU70"][bar] == 1
+    assert counts["1000"]["IoU80"][square] == counts["1000"]["IoU80"][bar] == 1
+
+
 def test_detected_objects_by_size_hand_worked():
     """Sides 16 and 17 (one bin), 32, 64: best IoU .5, .49, .6 (second proposal), .9."""
     boxes = np.array([[0, 0, s, s] for s in (16, 17, 32, 64)], np.float32)
     overlaps = np.array([[0.5, 0], [0.49, 0.1], [0.2, 0.6], [0.9, 0]], np.float32)
     areas = boxes[:, 2] ** 2
     matches = match_proposals([overlaps], areas, (1, 2))
-    content = diagnose(matches, OverlapHistogram(), boxes, areas, (1, 2))["detected_by_side"]
+    content = diagnose(matches, OverlapHistogram(), HighQualityCounts(), boxes, areas, (1, 2))[
+        "detected_by_side"
+    ]
     index = np.searchsorted(content["edges"], [16, 32, 64], side="right")
     for key, expected in {"num_ground_truth": [2, 1, 1], "1": [1, 0, 1], "2": [1, 1, 1]}.items():
         assert [content[key][i] for i in index] == expected

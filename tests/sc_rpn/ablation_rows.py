@@ -1,4 +1,11 @@
-"""The rows of Tables III-VIII as overrides of configs/sc_rpn_only.yaml, see docs/sc_rpn.md."""
+"""The rows of Tables III-VIII and the commands of docs/sc_rpn.md, read from the page."""
+
+import re
+import shlex
+
+from tests.common import CONFIGS
+
+PAGE = CONFIGS.parent / "docs" / "sc_rpn.md"
 
 
 def node(text: str) -> list[str]:
@@ -10,53 +17,64 @@ def node(text: str) -> list[str]:
     return overrides
 
 
-BOX = "REPRESENTATION box; "
-SMOOTH_L1 = (
-    "BBOX_REG_LOSS_TYPE ('smooth_l1','smooth_l1'); CLS_LOSS_WEIGHT 1.0; INIT_LOSS_WEIGHT 1.0; "
-    "REFINED_LOSS_WEIGHT 1.0; INIT_NORMALIZER samples; REFINED_NORMALIZER samples; "
-)
-WITHOUT_SADS = "INIT_ASSIGNER max_iou; REFINED_ASSIGNER max_iou; "
-WITHOUT_MASK = "IOU_MASK.ENABLED False; "
+def _pairs(words: list[str]) -> str:
+    """``["KEY", "value", ...]`` -> ``"KEY value; ..."``."""
+    assert len(words) % 2 == 0, words
+    return "".join(f"{key} {value}; " for key, value in zip(words[::2], words[1::2], strict=True))
 
-ROWS = {
-    "III baseline": BOX
-    + SMOOTH_L1
-    + WITHOUT_SADS
-    + WITHOUT_MASK
-    + "NUM_STAGES 1; ALIGNMENT none; ANCHOR_ASPECT_RATIOS (0.5,1.0,2.0)",
-    "III one anchor": BOX
-    + SMOOTH_L1
-    + WITHOUT_SADS
-    + WITHOUT_MASK
-    + "NUM_STAGES 1; ALIGNMENT none",
-    "III two stages": BOX + SMOOTH_L1 + WITHOUT_SADS + WITHOUT_MASK + "ALIGNMENT none",
-    "III alignment": BOX + SMOOTH_L1 + WITHOUT_SADS + WITHOUT_MASK + "ALIGNMENT box",
-    "III IoU loss": BOX + WITHOUT_SADS + WITHOUT_MASK + "ALIGNMENT box",
-    "III points": WITHOUT_SADS + WITHOUT_MASK,
-    "III SADS": WITHOUT_MASK,
-    "III IoU mask": "",
-    "IV Max-IoU, Max-IoU": WITHOUT_SADS + WITHOUT_MASK,
-    "IV Max-IoU, SAT": "INIT_ASSIGNER max_iou; " + WITHOUT_MASK,
-    "IV PosR, SAT": WITHOUT_MASK,
-    **{f"V sigma {x}": WITHOUT_MASK + f"SIGMA {x}" for x in (0.1, 0.2, 0.3, 0.4, 0.5)},
-    **{f"V k {x}": WITHOUT_MASK + f"TOPK {x}" for x in (3, 6, 9, 12, 15, 18)},
-    **{f"V N {x}": WITHOUT_MASK + f"NUM_LEVELS {x}" for x in (1, 2, 3, 4, 5)},
-    **{
-        f"{table} {sads or 'SADS'}, {value}, test {at_test}": f"{sads}{key} {value}; "
-        f"IOU_MASK.USE_AT_TEST {at_test}"
-        for sads in (WITHOUT_SADS, "")
-        for table, key, values in (
-            (
-                "VI",
-                "IOU_MASK.SAMPLES",
-                ("regression", "regression_and_negatives", "classification"),
-            ),
-            ("VII", "IOU_MASK.FEATURE", ("fused", "cls", "reg")),
-        )
-        for value in values
-        for at_test in (False, True)
-    },
-    "VIII anchors": BOX + WITHOUT_SADS + WITHOUT_MASK + "ALIGNMENT box",
-    "VIII point description": WITHOUT_SADS + WITHOUT_MASK + "ALIGNMENT box",
-    "VIII point alignment": WITHOUT_SADS + WITHOUT_MASK,
-}
+
+def read_sets(page: str) -> dict[str, str]:
+    """The named sets of overrides: indented lines "W  (name)  KEY value ...", which may go on."""
+    block = page.split("The sets\n\n")[1].split("\n\n")[0]
+    words, name = {}, ""
+    for line in block.splitlines():
+        letter, text = re.fullmatch(r" {4}([A-Z ]) +(?:\(.*?\) +)?(\S.*)", line).groups()
+        name = letter.strip() or name
+        words.setdefault(name, []).extend(shlex.split(text))
+    return {name: _pairs(pairs) for name, pairs in words.items()}
+
+
+def read_rows(page: str, sets: dict[str, str]) -> dict[str, str]:
+    """Overrides by table and row: a cell has sets, then keys and values in a code span.
+
+    A set in parentheses gives two rows, without and with it. A span that ends in a key is followed
+    by the values that give a row each.
+    """
+    rows = {}
+    lines = page.split("| Table | Row | Overrides |\n")[1].split("\n\n")[0].splitlines()[1:]
+    for line in lines:
+        tables, row, cell = (x.strip() for x in line.strip("|").split("|"))
+        row = re.sub(r" \(.*\)", "", row)
+        letters, span, values = re.fullmatch(r"([^`]*)(?:`([^`]*)`(.*))?", cell).groups()
+        words = shlex.split(span or "")
+        cases = {"": words}
+        if len(words) % 2:
+            cases = {f" {x.strip()}": [*words, x.strip()] for x in values.split(",")}
+        chosen = "".join(sets[x] for x in letters.split() if x in sets)
+        optional = "".join(sets[x[1]] for x in letters.split() if x[0] == "(")
+        for table in tables.split(", "):
+            for case, words_of_case in cases.items():
+                text = chosen + _pairs(words_of_case)
+                rows[f"{table} {row}{case}"] = text
+                if optional:
+                    rows[f"{table} {row}{case}, without SADS"] = optional + text
+    return rows
+
+
+def read_commands(page: str) -> list[list[str]]:
+    """Arguments of each command that trains or tests: configuration file and overrides."""
+    commands = []
+    for line in page.replace("\\\n", " ").splitlines():
+        found = re.match(r" {4}python train_net.py --config-file (\S+)(.*)", line)
+        if found:
+            words = shlex.split(found[2], comments=True)
+            commands.append([found[1], *(x for x in words if x != "--eval-only")])
+    return commands
+
+
+_TEXT = PAGE.read_text()
+SETS = read_sets(_TEXT)
+WITHOUT_SADS, WITHOUT_MASK, SMOOTH_L1 = (SETS[name] for name in "WMS")
+BOX = "REPRESENTATION box; "
+ROWS = read_rows(_TEXT, SETS)
+COMMANDS = read_commands(_TEXT)

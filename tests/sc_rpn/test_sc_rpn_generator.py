@@ -1,12 +1,12 @@
 """SCRPN as a whole: its settings, its ablations and its hosts."""
 
-import re
-import shlex
+from collections import Counter
 
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_proposal_generator
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from d2proposals.sc_rpn import SCRPN, SCRPNHead
@@ -21,6 +21,13 @@ from tests.sc_rpn.builders import (
     build_generator,
     make_batch,
     train_step,
+)
+
+# For networks of any size.
+TINY = (
+    *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN"),
+    *("MODEL.FPN.OUT_CHANNELS", 8, "MODEL.SCRPN.HEAD_CHANNELS", 8, "MODEL.BACKBONE.FREEZE_AT", 0),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", 8, "MODEL.ROI_BOX_HEAD.CONV_DIM", 8),
 )
 
 
@@ -108,18 +115,37 @@ def test_settings_reach_the_sampler():
     assert sampler.refined_matcher(iou)[1].tolist() == [0, 0, -1, -1, 1]
 
 
-def test_sets_of_overrides_are_those_of_the_page():
-    page = (common.CONFIGS.parent / "docs" / "sc_rpn.md").read_text()
-    block = page.split("The sets\n\n")[1].split("\n\n")[0]
-    sets, name = {}, ""
-    for line in block.splitlines():
-        letter, text = re.fullmatch(r" {4}([WMS ]) +(?:\(.*?\) +)?(\S.*)", line).groups()
-        name = letter.strip() or name
-        sets.setdefault(name, []).extend(shlex.split(text))
-    expected = {"W": rows.WITHOUT_SADS, "M": rows.WITHOUT_MASK, "S": rows.SMOOTH_L1}
-    assert sets.keys() == expected.keys()
-    for name, text in expected.items():
-        assert [f"MODEL.SCRPN.{x}" if x.isupper() else x for x in sets[name]] == rows.node(text)
+def test_the_page_has_every_row_of_the_tables():
+    numbers = Counter(name.split()[0] for name in rows.ROWS)
+    # With and without SADS: no mask, three samples or maps, and the mask not used in the test.
+    with_sads = {"VI": 2 * (1 + 3 + 1), "VII": 2 * (1 + 3 + 1)}
+    assert numbers == {"III": 8, "IV": 3, "V": 5 + 6 + 5, **with_sads, "VIII": 3}
+    assert rows.node(rows.WITHOUT_SADS) == [
+        *("MODEL.SCRPN.INIT_ASSIGNER", "max_iou", "MODEL.SCRPN.REFINED_ASSIGNER", "max_iou")
+    ]
+    assert rows.ROWS["III IoU mask"] == ""
+    assert rows.ROWS["IV PosR / SAT"] == rows.ROWS["V N 2"].replace("NUM_LEVELS 2; ", "")
+    assert rows.ROWS["VII feature map cls, without SADS"] == (
+        rows.WITHOUT_SADS + "IOU_MASK.FEATURE cls; "
+    )
+
+
+@pytest.mark.parametrize("arguments", rows.COMMANDS, ids=" ".join)
+def test_each_command_of_the_page_trains_a_step(arguments):
+    cfg = common.make_cfg(arguments[0].removeprefix("configs/"), *arguments[1:], *TINY)
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    instances = common.make_instances((96, 128), BOXES[:2])
+    image = torch.randint(0, 256, (3, 96, 128), generator=torch.Generator().manual_seed(1))
+    inputs = {"image": image, "instances": instances}
+    if cfg.MODEL.LOAD_PROPOSALS:
+        proposals = Instances((96, 128), proposal_boxes=Boxes(torch.tensor(BOXES[:2]).float()))
+        proposals.objectness_logits = torch.zeros(2)
+        inputs["proposals"] = proposals
+    with EventStorage():
+        losses = model([inputs])
+    assert losses and all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
 
 
 def test_default_losses_and_empty_proposals():

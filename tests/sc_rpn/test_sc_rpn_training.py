@@ -158,7 +158,12 @@ def test_second_stage_does_not_train_the_first_through_the_box(text):
         ("III baseline", "init_offset"),  # has one stage
         *(
             (row, layer)
-            for row in ("III IoU mask", "III points", "III IoU loss", "III alignment")
+            for row in (
+                "III IoU mask",
+                "III point-based representation",
+                "III IoU loss",
+                "III alignment",
+            )
             for layer in ("init_offset", "secondary_offset")
         ),
     ],
@@ -193,7 +198,13 @@ def test_training_stops_where_a_prediction_is_not_a_number(row, layer):
     ids=["none", "half", "pixel", "bigger", "no area", "outside", "500"],
 )
 @pytest.mark.parametrize(
-    "row", ["III IoU mask", "III points", "III one anchor", "VI SADS, regression, test True"]
+    "row",
+    [
+        "III IoU mask",
+        "III point-based representation",
+        "III one anchor",
+        "VI training samples regression",
+    ],
 )
 def test_unusual_objects_give_finite_losses(boxes, row):
     generator = build_generator(rows.node(rows.ROWS[row]))

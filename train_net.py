@@ -47,6 +47,7 @@ from d2proposals.engine import (
     warn_of_frozen_random_norm,
     warn_of_random_weights,
 )
+from d2proposals.files.atomic_files import check_output_folder
 
 
 def setup(args: Namespace) -> CfgNode:
@@ -59,6 +60,7 @@ def setup(args: Namespace) -> CfgNode:
         a frozen configuration.
     """
     cfg = load_config(args)
+    check_output_folder(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2proposals")
     fit_to_device(cfg)
     check_config(cfg)

@@ -1,10 +1,12 @@
 """Bad input ends a job with one line that says what to mend, not with a screen of traceback.
 
-The rule: a ``ValueError`` or ``FileNotFoundError`` that a ``raise`` statement of this package
-raises is about bad input, and its message is that line. So is Detectron2's ``FloatingPointError``
-about a loss that became infinite. Whatever else is raised keeps its traceback.
+The rule: a ``ValueError`` or ``OSError`` that a ``raise`` statement of this package raises is about
+bad input, and its message is that line. So is Detectron2's ``FloatingPointError`` about a loss that
+became infinite, and whoever raises it, an error of a disk that is full. Whatever else is raised
+keeps its traceback.
 """
 
+import errno
 import logging
 import os
 import re
@@ -14,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Detectron2's training loop logs every exception with its traceback before passing it on.
 _TRAIN_LOOP_LOGGER = "detectron2.engine.train_loop"
 
@@ -29,7 +32,10 @@ def explain_bad_input(error: BaseException) -> str | None:
             f"{' '.join(str(error).split())} Lower SOLVER.BASE_LR, or set "
             "SOLVER.CLIP_GRADIENTS.ENABLED True; --resume goes on from the last checkpoint."
         )
-    if not isinstance(error, ValueError | FileNotFoundError):
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        where = error.filename or "the output"
+        return f"{where} cannot be written ({error.strerror}): make room, and start again."
+    if not isinstance(error, ValueError | OSError):
         return None
     message = str(error)
     frames = [(frame.filename, frame.line) for frame in traceback.extract_tb(error.__traceback__)]

@@ -1,9 +1,11 @@
-"""Checkpoints: Detectron2's, but interrupted saves leave no half file and pickles run no code."""
+"""Checkpoints: Detectron2's, but failed saves leave no half file and pickles run no code."""
 
 import codecs
 import collections
 import os
 import pickle
+import re
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 from urllib.parse import urlparse
 
@@ -30,6 +32,8 @@ class ProposalCheckpointer(DetectionCheckpointer):
         without_weights: what the model has when the key is "", for the same lines.
         missing_keys: names of the model's parameters and buffers that no checkpoint has set yet.
         loaded_path: the file of the last :meth:`load`, "" before it or when it had none.
+        other_shapes: of the last :meth:`load`, names of parameters that are of another shape in the
+            file, with both shapes, the file's first.
     """
 
     weights_key = "MODEL.WEIGHTS"
@@ -40,6 +44,7 @@ class ProposalCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **kwargs)
         self.missing_keys = set(self.model.state_dict())
         self.loaded_path = ""
+        self.other_shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save to ``<save_dir>/<name>.pth``, atomically, and make it the last checkpoint.
@@ -47,9 +52,29 @@ class ProposalCheckpointer(DetectionCheckpointer):
         Args:
             name: file name without suffix.
             kwargs: further data to save.
+
+        Raises:
+            OSError: in one line, if the disk is full or does not let it be written. The unfinished
+                file is removed.
         """
-        # Detectron2 writes the file, then calls ``tag_last_checkpoint``, which names it rightly.
-        super().save(name + _PARTIAL, **kwargs)
+        try:
+            # Detectron2 writes the file and calls ``tag_last_checkpoint``, which names it rightly.
+            super().save(name + _PARTIAL, **kwargs)
+        except BaseException as error:
+            for unfinished in (
+                f"{name}{_PARTIAL}.pth",
+                os.path.basename(self._tag_file) + _PARTIAL,
+            ):
+                with suppress(OSError):
+                    os.remove(os.path.join(self.save_dir, unfinished))
+            reason = _why_not_written(error)
+            if reason is None:
+                raise
+            last = "--resume goes on from the last one" if self.has_checkpoint() else "start again"
+            raise OSError(
+                f"Checkpoint {name}.pth cannot be written to {self.save_dir} ({reason}). Make "
+                f"room, then {last}."
+            ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write ``last_checkpoint``, atomically.
@@ -107,7 +132,8 @@ class ProposalCheckpointer(DetectionCheckpointer):
                     _NumpyUnpickler(f, encoding="latin1").load()
             elif filename.endswith(".pyth"):
                 self._torch_load(filename)
-            return super()._load_file(filename)
+            with _numpy_allowed():
+                return super()._load_file(filename)
         # Unpicklers raise all of these on damaged files; torch has RuntimeError for bad archives.
         except (
             pickle.UnpicklingError,
@@ -121,23 +147,49 @@ class ProposalCheckpointer(DetectionCheckpointer):
             AttributeError,
             UnicodeDecodeError,
         ) as error:
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            resumed = f" or, for --resume, in {self._tag_file}"
-            raise ValueError(
-                f"Checkpoint {filename} ({os.path.getsize(filename)} bytes) cannot be read: "
-                f"{first_line} It is cut off, or not a checkpoint of plain tensors or arrays. "
-                f"Remove it, and name a whole one in {self.weights_key}"
-                f"{resumed if self.save_dir else ''}."
-            ) from error
+            raise ValueError(self._why_not_read(filename, error)) from error
+
+    def _why_not_read(self, filename: str, error: Exception) -> str:
+        resumed = f" or, for --resume, in {self._tag_file}" if self.save_dir else ""
+        mend = f"name a whole one in {self.weights_key}{resumed}."
+        # torch's words for it, and those of the unpickler below.
+        refused = re.search(r"(?:GLOBAL|[Uu]nsupported class|asks for) ([\w.]+\w)", str(error))
+        if refused:
+            return (
+                f"Checkpoint {filename} is not read: it holds {refused[1]}, which may run code. If "
+                "you trust it, save its tensors alone (torch.load with weights_only=False, then "
+                f"torch.save of its 'model'), or {mend}"
+            )
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return (
+            f"Checkpoint {filename} ({os.path.getsize(filename)} bytes) cannot be read: "
+            f"{first_line} It is cut off, or not a checkpoint of plain tensors or arrays. Remove "
+            f"it, and {mend}"
+        )
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         incompatible = super()._load_model(checkpoint)
-        shapes_differ = {name for name, *_ in incompatible.incorrect_shapes}
-        self.missing_keys &= {*incompatible.missing_keys, *shapes_differ}
+        self.other_shapes = {
+            name: (tuple(of_file), tuple(of_model))
+            for name, of_file, of_model in incompatible.incorrect_shapes
+        }
+        self.missing_keys &= {*incompatible.missing_keys, *self.other_shapes}
         return incompatible
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        return torch.load(f, map_location=torch.device("cpu"), weights_only=True)
+        with _numpy_allowed():
+            return torch.load(f, map_location=torch.device("cpu"), weights_only=True)
+
+
+def _why_not_written(error: BaseException) -> str | None:
+    """The reason of an error about a disk; None for any other error."""
+    for cause in (error, error.__context__):
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+    # torch's own writer, when the end of its file cannot be written.
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):
+        return "the disk is full"
+    return None
 
 
 class _NumpyUnpickler(pickle.Unpickler):
@@ -170,3 +222,16 @@ def _safe_globals() -> dict[tuple[str, str], Any]:
 
 
 _SAFE_GLOBALS = _safe_globals()
+
+
+def _numpy_allowed() -> AbstractContextManager[None]:
+    """Let torch read NumPy's numbers and arrays beside tensors, within this context."""
+    names = [function for function in _SAFE_GLOBALS.values() if function is not codecs.encode]
+    # NumPy's types of numbers have classes of their own, to which an element type is restored.
+    names += {type(np.dtype(code)) for code in "?bBhHiIlLqQefdSU"}
+    if not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5
+        torch.serialization.add_safe_globals(names)
+        return nullcontext()
+    # The functions under the names of both versions of NumPy.
+    names += [(function, f"{module}.{name}") for (module, name), function in _SAFE_GLOBALS.items()]
+    return torch.serialization.safe_globals(names)

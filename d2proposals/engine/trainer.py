@@ -86,7 +86,8 @@ class Trainer(DefaultTrainer):
 
         Raises:
             ValueError: when the checkpoint's optimizer trains other parameters: of another model,
-                or because other parts were frozen.
+                or because other parts were frozen; or when it is another optimizer, or parameters
+                have other shapes.
         """
         try:
             super().resume_or_load(resume)
@@ -99,10 +100,38 @@ class Trainer(DefaultTrainer):
                 "also MODEL.BACKBONE.FREEZE and MODEL.PROPOSAL_GENERATOR.FREEZE, as they were, or "
                 "name it in MODEL.WEIGHTS and start without --resume in a new OUTPUT_DIR."
             ) from error
-        if not (resume and self.checkpointer.has_checkpoint()):
+        if resume and self.checkpointer.has_checkpoint():
+            self._check_resumed()
+        else:
             load_part_weights(self.cfg, self.checkpointer)
             warn_of_frozen_random_parts(self.cfg, self.checkpointer.missing_keys)
             warn_of_random_generator(self.cfg, self.checkpointer)
+
+    def _check_resumed(self) -> None:
+        """Check that what was resumed can be trained on.
+
+        Raises:
+            ValueError: when the checkpoint has parameters of other shapes, or another optimizer.
+        """
+        mend = (
+            "Set the keys as they were, or name the checkpoint in MODEL.WEIGHTS and start without "
+            "--resume in a new OUTPUT_DIR."
+        )
+        where = f"The last checkpoint in {self.cfg.OUTPUT_DIR}"
+        for name, (of_file, of_model) in self.checkpointer.other_shapes.items():
+            raise ValueError(
+                f"{where} is of another model: {name} has the shape {of_file}, here {of_model} (is "
+                f"MODEL.ROI_HEADS.NUM_CLASSES another one?). {mend}"
+            )
+        # An optimizer takes over the settings of the saved one, whatever that was.
+        optimizer = self._trainer.optimizer
+        for group in optimizer.param_groups:
+            missing = sorted(optimizer.defaults.keys() - group.keys())
+            if missing:
+                raise ValueError(
+                    f"{where} has the state of another optimizer than SOLVER.OPTIMIZER "
+                    f"'{self.cfg.SOLVER.OPTIMIZER}', without {', '.join(missing)}. {mend}"
+                )
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Return Detectron2's hooks, with safe checkpoints and the last, augmented evaluation."""

@@ -1,5 +1,6 @@
 """Files that are either complete or absent, whatever interrupts the program."""
 
+import errno
 import json
 import os
 import uuid
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -23,22 +26,57 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
 
     Yields:
         The open temporary file.
+
+    Raises:
+        OSError: in one line, if the file cannot be made, or the disk is full.
     """
     if mode not in ("w", "wb"):
         raise ValueError(f'atomic_write has the modes "w" and "wb", not {mode!r}')
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Opened as any other file, so that the permissions are those of the user's umask, which
     # tempfile would narrow to the owner.
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(temporary, mode, encoding=None if "b" in mode else "utf-8")
+    except OSError as error:
+        raise OSError(not_written(path, error)) from error
+    is_in_block = True
+    try:
+        with file:
             yield file
+            is_in_block = False
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        # Others are of other files, which the block may read.
+        if not is_in_block or error.errno in _NO_ROOM:
+            raise OSError(not_written(path, error)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def not_written(path: str | os.PathLike, error: OSError) -> str:
+    """The line about a file or folder that cannot be written."""
+    reason = error.strerror or str(error)
+    return f"{os.fspath(path)} cannot be written ({reason}); name another one, or make room"
+
+
+def check_output_folder(path: str | os.PathLike) -> None:
+    """Make a folder, and check that files can be written into it.
+
+    Raises:
+        OSError: in one line, if they cannot.
+    """
+    probe = Path(path) / f".{uuid.uuid4().hex}.tmp"
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(not_written(path, error)) from error
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

@@ -1,5 +1,6 @@
 """Tests of d2proposals.engine.bad_input."""
 
+import errno
 import logging
 
 import numpy as np
@@ -33,6 +34,15 @@ def test_other_errors_keep_their_traceback():
         raise ValueError("here")
     with pytest.raises(AssertionError), bad_input_in_one_line():
         raise AssertionError
+
+
+def test_a_full_disk_becomes_one_line_whoever_fills_it():
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        with pytest.raises(SystemExit, match="Error: log.txt cannot be written.*make room"):
+            with bad_input_in_one_line():
+                raise OSError(number, "No room", "log.txt")
+    with pytest.raises(PermissionError), bad_input_in_one_line():
+        raise PermissionError(errno.EACCES, "Permission denied", "log.txt")
 
 
 def test_errors_of_data_loader_workers_become_one_line():

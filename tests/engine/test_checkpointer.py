@@ -1,5 +1,7 @@
 """Tests of d2proposals.engine.checkpointer."""
 
+import argparse
+import errno
 import os
 import pickle
 
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 from d2proposals.engine import ProposalCheckpointer
+from d2proposals.engine.bad_input import explain_bad_input
 
 
 @pytest.fixture
@@ -84,9 +87,67 @@ def test_code_is_refused_and_not_run(model, tmp_path, suffix):
         file.write_bytes(pickle.dumps({"model": RunsCode(folder), "__author__": "me"}))
     else:
         torch.save({"model_state": RunsCode(folder)}, file)
-    with pytest.raises(ValueError, match="plain tensors or arrays"):
+    with pytest.raises(ValueError, match=r"it holds posix\.mkdir, which may run code") as error:
         ProposalCheckpointer(model, str(tmp_path)).load(str(file))
     assert not folder.exists()
+    assert "cut off" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pyth"])
+@pytest.mark.parametrize("value", [np.float64(0.3), np.int32(3), np.bool_(True), np.arange(3.0)])
+@pytest.mark.parametrize("other_numpy", [False, True])
+def test_numbers_of_numpy_beside_tensors(model, tmp_path, suffix, value, other_numpy):
+    """A good file, whichever version of NumPy wrote it."""
+    weights = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+    key = "model" if suffix == "pth" else "model_state"
+    file = tmp_path / f"weights.{suffix}"
+    torch.save({key: weights, "best": value}, file, _use_new_zipfile_serialization=False)
+    if other_numpy:
+        here, there = b"numpy._core.", b"numpy.core."
+        content = file.read_bytes()
+        here, there = (here, there) if here in content else (there, here)
+        file.write_bytes(content.replace(b"c" + here, b"c" + there))
+    ProposalCheckpointer(model, str(tmp_path)).load(str(file))
+    assert model.weight.tolist() == [[1, 1, 1], [1, 1, 1]]
+
+
+def test_a_training_tools_settings_are_named_not_called_damage(model, tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save({"model": model.state_dict(), "args": argparse.Namespace(lr=1)}, file)
+    with pytest.raises(ValueError, match=r"it holds argparse\.Namespace.*save its tensors alone"):
+        ProposalCheckpointer(model).load(str(file))
+
+
+@pytest.mark.parametrize("fails_in", ["torch.save", "tag"])
+def test_a_full_disk_leaves_no_unfinished_file(model, tmp_path, monkeypatch, fails_in):
+    checkpointer = ProposalCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_0000001")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def stops(data, f):
+        f.write(b"half")
+        try:
+            raise full
+        finally:
+            # What torch's archive says when it cannot write its end, either.
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2 vs 1")
+
+    def no_tag(*args):
+        (tmp_path / "last_checkpoint.partial").write_text("half")
+        raise full
+
+    if fails_in == "tag":
+        monkeypatch.setattr(checkpointer, "tag_last_checkpoint", no_tag)
+    else:
+        monkeypatch.setattr(torch, "save", stops)
+    with pytest.raises(
+        OSError, match="model_0000002.pth cannot be written.*No space left"
+    ) as error:
+        checkpointer.save("model_0000002")
+    assert "--resume goes on from the last one" in str(error.value)
+    assert explain_bad_input(error.value) == str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])

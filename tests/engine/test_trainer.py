@@ -180,3 +180,17 @@ def test_batch_must_split_over_the_processes(tmp_path, monkeypatch, batch, num_p
     cfg = tiny_cfg(tmp_path, "SOLVER.IMS_PER_BATCH", batch)
     with pytest.raises(ValueError, match=rf"\({batch}\).*number of processes \({num_processes}\)"):
         Trainer.build_train_loader(cfg)
+
+
+def test_a_resume_that_does_not_fit_is_named_before_it_starts(tiny_coco, tmp_path):
+    cfg = tiny_cfg(tmp_path, "SOLVER.MAX_ITER", 1)
+    trainer = Trainer(cfg)
+    before = trainer.checkpointer
+    before.save("model_0000000", iteration=0)
+    other = tiny_cfg(tmp_path, "SOLVER.OPTIMIZER", "AdaGrad")
+    with pytest.raises(ValueError, match="another optimizer than SOLVER.OPTIMIZER 'AdaGrad'"):
+        Trainer(other).resume_or_load(resume=True)
+    other = tiny_cfg(tmp_path, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[1.0]])
+    with pytest.raises(ValueError, match=r"objectness_logits.* has the shape \(3,.*here \(1,"):
+        Trainer(other).resume_or_load(resume=True)
+    Trainer(cfg).resume_or_load(resume=True)

@@ -1,0 +1,51 @@
+"""Tests of files that are complete or absent."""
+
+import errno
+import os
+
+import pytest
+
+from d2proposals.engine.bad_input import explain_bad_input
+from d2proposals.files.atomic_files import atomic_write, check_output_folder, write_json
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(KeyError), atomic_write(path) as file:
+        file.write("half")
+        raise KeyError
+    assert path.read_text() == '{\n  "a": 1\n}\n' and os.listdir(path.parent) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    "path", ["file/a.json", "folder", "/proc/nowhere/a.json", "a/" + "x" * 300]
+)
+def test_what_cannot_be_written_is_one_line(tmp_path, path):
+    (tmp_path / "file").write_text("here")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="cannot be written") as error:
+        write_json(tmp_path / path, {})
+    assert explain_bad_input(error.value) == str(error.value)
+    assert str(tmp_path / path) in str(error.value)
+    assert not list(tmp_path.glob("**/*.tmp"))
+
+
+def test_a_full_disk_is_named_with_the_file_and_others_errors_stay(tmp_path):
+    for number, expected in [
+        (errno.ENOSPC, "a.txt cannot be written (No space"),
+        (errno.ENOENT, "gone"),
+    ]:
+        with pytest.raises(OSError) as error, atomic_write(tmp_path / "a.txt"):
+            raise OSError(number, os.strerror(number), "gone")
+        assert expected in str(error.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_output_folders_are_made_and_tried(tmp_path):
+    check_output_folder(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path / "a" / "b") == []
+    (tmp_path / "file").write_text("here")
+    for folder in (tmp_path / "file", tmp_path / "file" / "out", "/proc/nowhere"):
+        with pytest.raises(OSError, match="cannot be written"):
+            check_output_folder(folder)

@@ -16,9 +16,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from d2proposals.deepmask.branch_weights import combine_branches, read_model
+from d2proposals.deepmask.branch_weights import combine_branches
 from d2proposals.engine import bad_input_in_one_line
 from d2proposals.files.atomic_files import atomic_write
+from d2proposals.files.checkpoint_file import read_model
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

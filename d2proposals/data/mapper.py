@@ -50,19 +50,29 @@ class CrowdRegions:
         boxes: ``Boxes`` of K regions, XYXY, pixels of the network input.
         masks: ``BitMasks`` (K, H, W) at the network input's size, or None without
             ``INPUT.USE_INSTANCE_MASK``.
+        classes: (K,) int64, contiguous ids of their categories, or None where nobody knows.
     """
 
-    def __init__(self, boxes: Boxes, masks: BitMasks | None, num_instances: int):
+    def __init__(
+        self,
+        boxes: Boxes,
+        masks: BitMasks | None,
+        num_instances: int,
+        classes: torch.Tensor | None = None,
+    ):
         """
         Args:
             boxes: of K regions, XYXY, pixels of the network input.
             masks: of the same K regions, or None.
             num_instances: number of objects in the ``Instances`` that this is a field of.
+            classes: of the same K regions, or None.
         """
         assert masks is None or len(masks) == len(boxes), f"{len(masks)} != {len(boxes)}"
+        assert classes is None or len(classes) == len(boxes), f"{len(classes)} != {len(boxes)}"
         self.boxes = boxes
         self.masks = masks
         self.num_instances = num_instances
+        self.classes = classes
 
     def __len__(self) -> int:
         return self.num_instances
@@ -70,18 +80,28 @@ class CrowdRegions:
     def __getitem__(self, item: int | slice | list | torch.Tensor) -> CrowdRegions:
         """Return the same regions, with the length that ``item`` picks out of the objects."""
         picked = torch.arange(self.num_instances)[item.cpu() if torch.is_tensor(item) else item]
-        return CrowdRegions(self.boxes, self.masks, picked.numel())
+        return CrowdRegions(self.boxes, self.masks, picked.numel(), self.classes)
+
+    def of_class(self, class_id: int) -> CrowdRegions:
+        """Return the regions of one class; where nobody knows their classes, all of them."""
+        if self.classes is None:
+            return self
+        picked = self.classes == class_id
+        masks = None if self.masks is None else self.masks[picked]
+        return CrowdRegions(self.boxes[picked], masks, self.num_instances, self.classes[picked])
 
     def to(self, device: torch.device | str) -> CrowdRegions:
         """Return a copy on ``device``."""
         masks = None if self.masks is None else self.masks.to(device)
-        return CrowdRegions(self.boxes.to(device), masks, self.num_instances)
+        classes = None if self.classes is None else self.classes.to(device)
+        return CrowdRegions(self.boxes.to(device), masks, self.num_instances, classes)
 
     @staticmethod
     def cat(regions: list[CrowdRegions]) -> CrowdRegions:
         """Join fields of one image (as in ``Instances.cat``): the regions are the first one's."""
         assert len(regions) > 0
-        return CrowdRegions(regions[0].boxes, regions[0].masks, sum(len(x) for x in regions))
+        first, num_instances = regions[0], sum(len(x) for x in regions)
+        return CrowdRegions(first.boxes, first.masks, num_instances, first.classes)
 
     def __repr__(self) -> str:
         return f"CrowdRegions(num_regions={len(self.boxes)}, masks={self.masks is not None})"
@@ -251,7 +271,7 @@ class ProposalDatasetMapper(DatasetMapper):
         if self.use_instance_mask:
             masks = BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
             masks = regions.gt_masks if regions.has("gt_masks") else masks
-        return CrowdRegions(regions.gt_boxes, masks, num_instances)
+        return CrowdRegions(regions.gt_boxes, masks, num_instances, regions.gt_classes)
 
     def _no_masks(self, image_shape: tuple[int, int]) -> PolygonMasks | BitMasks:
         """Masks of no objects, in the configured format; Detectron2 leaves the field out then."""

@@ -10,6 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
+from ..proposals.candidates import make_empty_proposals
+
 logger = logging.getLogger(__name__)
 
 # Node of the configuration, part of the model.
@@ -38,7 +40,8 @@ def freeze_generator(generator: nn.Module) -> None:
 
     In training it then yields what it does in evaluation: proposals and no losses. Labels are not
     sampled, no gradient reaches the features, and proposals have the fields ``proposal_boxes`` and
-    ``objectness_logits`` alone, since R-CNN heads take no others in training.
+    ``objectness_logits`` alone, since R-CNN heads take no others in training. A generator whose
+    proposals nobody wants in training (its ``proposals_in_training`` is False) computes nothing.
 
     Args:
         generator: changed in place, see :func:`freeze`.
@@ -161,8 +164,11 @@ class _ProposesOnly:
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Any]]:
         generator = self.generator
+        in_training = generator.train.asked_for_training
+        if in_training and not getattr(generator, "proposals_in_training", True):
+            return make_empty_proposals(images.image_sizes, images.tensor.device), {}
         proposals, _ = type(generator).forward(generator, images, features, None)
-        if generator.train.asked_for_training:
+        if in_training:
             proposals = [_with_two_fields(proposals_i) for proposals_i in proposals]
         return proposals, {}
 

@@ -181,6 +181,28 @@ def test_a_frozen_generator_samples_no_labels(monkeypatch):
         assert [name for name in storage.latest() if name.startswith("scrpn/")] == []
 
 
+def test_a_frozen_generator_that_nobody_asks_computes_nothing():
+    # DetectorNet's own heads train on crops of their own.
+    model = frozen_model(
+        "DetectorNet", "FasterRCNN", *FREEZE_GENERATOR, "MODEL.ROI_HEADS.NAME", "DetectorNetHeads"
+    )
+    generator, images = model.proposal_generator, inputs_of(model)
+    calls = []
+    generator.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    (first, second), losses = generator(*images, None)
+    assert losses == {} and calls == [] and len(first) == len(second) == 0
+    assert set(first.get_fields()) == {"proposal_boxes", "objectness_logits"}
+    # Hard negatives may be its proposals, and in evaluation it proposes as ever.
+    generator.proposals_in_training = True
+    generator(*images, None)
+    assert calls != []
+    calls.clear()
+    generator.proposals_in_training = False
+    model.eval()
+    generator(*images, None)
+    assert calls != []
+
+
 def test_numbers_of_proposals_are_those_of_the_test():
     keys = ("MODEL.RPN.POST_NMS_TOPK_TRAIN", 9, "MODEL.RPN.POST_NMS_TOPK_TEST", 5)
     for overrides, expected in ((FREEZE_GENERATOR, 5), ((), 9)):

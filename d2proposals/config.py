@@ -555,16 +555,19 @@ def add_detectornet_config(cfg: CN) -> None:
     cfg.MODEL.DETECTORNET.PIXEL_MEAN = [123.675, 116.28, 103.53]
     cfg.MODEL.DETECTORNET.PIXEL_STD = [58.395, 57.12, 57.375]
 
-    # Crops of each image and training step; "several thousand" in all (Sec. 6).
+    # Crops of each image and training step, on average over the batch: images without enough of
+    # a kind get theirs from the others. With "per_class_and_mask", of each class (Sec. 6).
     cfg.MODEL.DETECTORNET.NUM_CROPS = 32
     # The part of them that is positive, and the part of an object that a positive crop covers.
     cfg.MODEL.DETECTORNET.POSITIVE_FRACTION = 0.4
     cfg.MODEL.DETECTORNET.POSITIVE_COVERAGE = 0.8
-    # Of the positive crops, the part that is drawn around objects, as the crops of the refinement
-    # are, instead of anywhere; 0 in the paper. Makes the refinement work after short training.
-    cfg.MODEL.DETECTORNET.OBJECT_FRACTION = 0.0
-    # Least width of a crop, relative to the image's: that of the smallest windows.
-    cfg.MODEL.DETECTORNET.MIN_SCALE = 0.25
+    # The part of the crops, positive or negative, that is drawn as those of the refinement are:
+    # around objects, or of such a shape. 0 in the paper, which tells the refinement's network
+    # nothing of such crops: most are smaller or of another aspect ratio than all others.
+    cfg.MODEL.DETECTORNET.OBJECT_FRACTION = 0.5
+    # Least width of the other crops, relative to the image's, which the paper does not say: of the
+    # smallest crops of the refinement (MEAN_DIMENSIONS).
+    cfg.MODEL.DETECTORNET.MIN_SCALE = 0.1
     # Random crops that are tried for each one that is wanted.
     cfg.MODEL.DETECTORNET.NUM_TRIES = 50
     # lambda of the loss, which the paper calls small: weight of outputs that are to be 0, beside
@@ -603,6 +606,8 @@ def add_detectornet_config(cfg: CN) -> None:
     cfg.MODEL.DETECTORNET.REFINEMENT = CN()
     # The second regression (Sec. 5.3), in a crop around each detection.
     cfg.MODEL.DETECTORNET.REFINEMENT.ENABLED = True
+    # Detections of an image, the best ones, that are refined; the others stay. -1: all (Alg. 1).
+    cfg.MODEL.DETECTORNET.REFINEMENT.TOPK = -1
     # Sides of the crop, relative to the detection's.
     cfg.MODEL.DETECTORNET.REFINEMENT.ENLARGEMENT = 1.2
     # Boxes that are searched in the crop: mean dimensions relative to the crop's. The object
@@ -623,6 +628,20 @@ def add_detectornet_config(cfg: CN) -> None:
     # Crops that a network is run on at once in evaluation, which bounds the memory.
     cfg.MODEL.DETECTORNET.CROPS_AT_ONCE = 64
 
+    cfg.MODEL.DETECTORNET.SLIDING_WINDOWS = CN()
+    # The windows of the baseline (Sec. 7), generator SlidingWindows: ten mean dimensions relative
+    # to the image's, "the largest covers the whole image", ...
+    cfg.MODEL.DETECTORNET.SLIDING_WINDOWS.MEAN_DIMENSIONS = (
+        0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0,
+    )  # fmt: skip
+    # ... eight aspect ratios, width / height, which the paper does not say (k-means over
+    # 9,323 boxes of 3,000 images of VOC 2007), ...
+    cfg.MODEL.DETECTORNET.SLIDING_WINDOWS.ASPECT_RATIOS = (
+        0.26, 0.39, 0.56, 0.77, 1.05, 1.46, 2.14, 3.64,
+    )  # fmt: skip
+    # ... and the distance between positions, in pixels.
+    cfg.MODEL.DETECTORNET.SLIDING_WINDOWS.STRIDE = 5.0
+
     cfg.MODEL.DETECTORNET.CLASSIFIER = CN()
     # The classifier of DetectorNetHeads, which prunes detections (Sec. 5.2). Without it, detections
     # of each class are kept as they are.
@@ -639,3 +658,10 @@ def add_detectornet_config(cfg: CN) -> None:
     cfg.MODEL.DETECTORNET.CLASSIFIER.NUM_TRIES = 50
     # Factor on its loss.
     cfg.MODEL.DETECTORNET.CLASSIFIER.LOSS_WEIGHT = 1.0
+    # Boxes of each scale and class that the generator shows to a classifier of its own before
+    # their suppression, as in the paper, which has no such limit (Sec. 5.2); what is beyond the
+    # limit is dropped. 0: DetectorNetHeads prune the refined proposals instead.
+    cfg.MODEL.DETECTORNET.CLASSIFIER.PRUNING_BUDGET = 0
+    # Of the negative crops of DetectorNetHeads, the part that proposals make up in training, as
+    # far as they are negatives: hard negatives mined before (Sec. 7).
+    cfg.MODEL.DETECTORNET.CLASSIFIER.HARD_FRACTION = 0.0

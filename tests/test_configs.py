@@ -65,7 +65,8 @@ TINY = ["MODEL.BN_INCEPTION.WIDTH_FACTOR", 0.125, "MODEL.RESNETS.DEPTH", 18,
         "MODEL.SPOP.TRUNK.WIDTH_FACTOR", 0.125, "MODEL.SPOP.HEAD_CHANNELS", 16,
         "MODEL.VGG.WIDTH_FACTOR", 0.0625, "MODEL.DEEPMASK.MASK_CHANNELS", 16,
         "MODEL.DEEPMASK.CODE_DIM", 16, "MODEL.DETECTORNET.WIDTH_FACTOR", 0.0625,
-        "MODEL.ZIP_DETECTOR.CHANNELS", 32]  # fmt: skip
+        "MODEL.ZIP_DETECTOR.CHANNELS", 32,
+        "MODEL.DETECTORNET.SLIDING_WINDOWS.STRIDE", 90.0]  # fmt: skip
 
 
 def precomputed(cfg, height, width):
@@ -81,7 +82,7 @@ def precomputed(cfg, height, width):
 @pytest.mark.parametrize("name", LEAVES)
 def test_every_configuration_builds_and_runs(name):
     # Generators at full size; with a ResNet-50 and R-CNN heads, which are Detectron2's, small ones.
-    cfg = make_cfg(name, *(TINY if "_rcnn_" in name else []))
+    cfg = make_cfg(name, *(TINY if "_rcnn_" in name or "sliding" in name else []))
     check_config(cfg)
     model = build_model(cfg).eval()
     image = torch.randint(0, 256, (3, 96, 128)).float()

@@ -3,25 +3,33 @@
     python tools/compare_refinement.py --config-file configs/shapes/detectornet_rpn_only.yaml \\
         --output refinement.png MODEL.WEIGHTS output/shapes/detectornet_rpn_only/model_final.pth
 
-Prints average precision and greatest recall of class-agnostic boxes on the first dataset of
-DATASETS.TEST, at IoU thresholds .5 and .7, and draws the curves of the first.
+Prints average precision and greatest recall on the first dataset of DATASETS.TEST, at IoU
+thresholds .5 and .7, and draws the curves of the first. Both stages are detections, as those of
+DetectorNetHeads: duplicates of a class are suppressed (MODEL.ROI_HEADS.NMS_THRESH_TEST). With masks
+of each class (MODEL.DETECTORNET.CLASS_AGNOSTIC False) every class has its figures and its panel,
+and the mean stands last; class-agnostic boxes are compared with objects of all classes as one.
 """
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 # Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
 # beside them, and themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as np
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch import nn
 
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.detectornet import DetectorNet
 from d2proposals.detectornet.refinement_curves import (
+    PrecisionRecall,
     ScoredBoxes,
+    detections_of,
     plot_precision_recall,
     precision_recall,
 )
@@ -34,6 +42,9 @@ from d2proposals.engine.model_command import (
 )
 
 IOU_THRESHOLDS = (0.5, 0.7)
+ALL_CLASSES = "all classes as one"
+# Curves by stage, IoU threshold and class.
+Curves = dict[tuple[str, float], dict[int, PrecisionRecall]]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,36 +72,73 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"the refinement is DetectorNet's, not {type(generator).__name__}'s: set "
                 "MODEL.PROPOSAL_GENERATOR.NAME"
             )
-        grids = {"first stage": None, "after refinement": generator.refinement_grid}
-        boxes = {stage: [] for stage in grids}
-        mapper = ProposalDatasetMapper(cfg, False)
-        for record in records:
-            mapped = mapper(record)
-            for stage, generator.refinement_grid in grids.items():
-                with torch.no_grad():
-                    found = model([mapped])[0]["proposals"]
-                boxes[stage].append(
-                    ScoredBoxes(
-                        found.proposal_boxes.tensor.cpu().numpy(),
-                        found.objectness_logits.cpu().numpy(),
-                    )
-                )
+        boxes = detect_both(model, ProposalDatasetMapper(cfg, False), records,
+                            cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST)  # fmt: skip
+        agnostic = not generator.predicts_classes
         curves = {
-            (stage, threshold): precision_recall(records, boxes[stage], threshold)
-            for stage in grids
+            (stage, threshold): precision_recall(records, found, threshold, class_agnostic=agnostic)
+            for stage, found in boxes.items()
             for threshold in IOU_THRESHOLDS
+        }
+        names = MetadataCatalog.get(name).get("thing_classes", [])
+        titles = {
+            class_id: ALL_CLASSES if agnostic else names[class_id]
+            for class_id in curves[next(iter(boxes)), IOU_THRESHOLDS[0]]
         }
         plot_precision_recall(
             args.output,
-            {stage: curves[stage, IOU_THRESHOLDS[0]] for stage in grids},
-            f"{name}, IoU {IOU_THRESHOLDS[0]}",
+            {
+                f"{title}, IoU {IOU_THRESHOLDS[0]}": {
+                    stage: curves[stage, IOU_THRESHOLDS[0]][class_id] for stage in boxes
+                }
+                for class_id, title in titles.items()
+            },
         )
-    for (stage, threshold), curve in curves.items():
-        print(
-            f"{stage}, IoU {threshold}: AP {100 * curve.average_precision:.1f}, "
-            f"recall {100 * curve.greatest_recall:.1f}"
-        )
+    print("\n".join(report(curves, titles)))
     print(f"{args.output}: {len(records)} images of {name}")
+
+
+def detect_both(
+    model: nn.Module,
+    mapper: ProposalDatasetMapper,
+    records: Sequence[Mapping[str, Any]],
+    nms_thresh: float,
+) -> dict[str, list[ScoredBoxes]]:
+    """Detections of each image after each stage.
+
+    Args:
+        model: with the generator DetectorNet, which refines.
+        mapper: of the test.
+        records: dictionaries of Detectron2's dataset format.
+        nms_thresh: of the heads' suppression.
+    """
+    generator = model.proposal_generator
+    grids = {"first stage": None, "after refinement": generator.refinement_grid}
+    boxes = {stage: [] for stage in grids}
+    for record in records:
+        mapped = mapper(record)
+        for stage, generator.refinement_grid in grids.items():
+            with torch.no_grad():
+                found = model([mapped])[0]["proposals"]
+            boxes[stage].append(detections_of(found, nms_thresh))
+    return boxes
+
+
+def report(curves: Curves, titles: Mapping[int, str]) -> list[str]:
+    """A line for each class, stage and threshold; with several classes, their means last."""
+    lines = []
+    for (stage, threshold), of_classes in curves.items():
+        figures = [
+            (titles[class_id], x.average_precision, x.greatest_recall)
+            for class_id, x in of_classes.items()
+        ]
+        if len(figures) > 1:
+            figures.append(("mean", *np.mean([x[1:] for x in figures], axis=0)))
+        lines += [
+            f"{stage}, IoU {threshold}, {title}: AP {100 * average:.1f}, recall {100 * recall:.1f}"
+            for title, average, recall in figures
+        ]
+    return lines
 
 
 if __name__ == "__main__":

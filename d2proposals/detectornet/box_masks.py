@@ -104,22 +104,33 @@ def box_mask_targets(
 
 
 def unknown_cells(
-    gt_masks: torch.Tensor, crowd_boxes: torch.Tensor, crops: torch.Tensor
+    gt_masks: torch.Tensor,
+    crowd_boxes: torch.Tensor,
+    crops: torch.Tensor,
+    crowd_classes: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cells of which nothing is known: in a crowd region, and in no object of the class.
+    """Cells of which nothing is known: in a crowd region of the class, and in no object of it.
 
     Args:
         gt_masks: (P, K, 5, d, d), see :func:`box_mask_targets`.
         crowd_boxes: (G, 4) XYXY regions that hold objects not in the masks, pixels of the image.
         crops: (P, 4) XYXY, pixels of the image, not empty.
+        crowd_classes: (G,) int64 in [0, K), whose objects they hold; None for any class's.
 
     Returns:
         Tensor: (P, K, 1, d, d) bool; a cell that is partly in a region counts as in it.
     """
-    rows, columns = box_mask_coverage(crowd_boxes, crops, gt_masks.shape[-1])["full"]  # (P, G, d)
-    is_crowd = rows.transpose(1, 2) @ columns > 0  # (P, d, d)
+    num_classes, mask_size = gt_masks.shape[1], gt_masks.shape[-1]
+    rows, columns = box_mask_coverage(crowd_boxes, crops, mask_size)["full"]  # (P, G, d) each
+    is_of_class = rows.new_ones(num_classes, len(crowd_boxes))
+    if crowd_classes is not None:
+        class_ids = torch.arange(num_classes, device=crowd_classes.device)
+        is_of_class = (class_ids[:, None] == crowd_classes).to(rows)
+    # (P, K, d, G) @ (P, 1, G, d) -> (P, K, d, d)
+    rows = (is_of_class[None, :, :, None] * rows[:, None]).transpose(2, 3)
+    is_crowd = rows @ columns[:, None] > 0
     has_no_object = gt_masks[:, :, MASK_TYPES.index("full"), None] == 0
-    return is_crowd[:, None, None] & has_no_object
+    return is_crowd[:, :, None] & has_no_object
 
 
 def box_mask_loss(

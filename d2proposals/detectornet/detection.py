@@ -13,6 +13,7 @@ Shape shorthand in this module:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -98,11 +99,10 @@ def detect_boxes(
     nms_thresh: float,
     topk: int,
     nms_type: str = "own_area",
+    accepts: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    budget: int = 0,
 ) -> Detections:
-    """Bounding boxes of one scale (Sec. 5.2): search, filter by Eq. 2, non-maximum suppression.
-
-    Unlike the paper, whose classifier prunes boxes between filter and suppression: it would have
-    to be run on each of thousands of boxes. The heads run it on the proposals (roi_heads.py).
+    """Bounding boxes of one scale (Sec. 5.2): search, filter by Eq. 2, pruning, suppression.
 
     Args:
         masks: of the scale, K classes.
@@ -113,6 +113,9 @@ def detect_boxes(
         nms_thresh: overlap above which the box of lower score goes.
         topk: detections of each class.
         nms_type: the overlap, one of :data:`NMS_TYPES`.
+        accepts: the classifier's verdict on boxes (R, 4) of classes (R,), (R,) bool; None prunes
+            none.
+        budget: boxes of each class that it is asked about at most.
 
     Returns:
         Detections: of each class in turn, best first.
@@ -127,7 +130,7 @@ def detect_boxes(
         topk_per_shape=topk_per_shape,
         min_coverage=min_coverage,
     )
-    classes, index = best_boxes_of_classes(*found, nms_thresh, topk, nms_type)
+    classes, index = best_boxes_of_classes(*found, nms_thresh, topk, nms_type, accepts, budget)
     return Detections(found.boxes[classes, index], found.scores[classes, index], classes)
 
 

@@ -74,7 +74,8 @@ class BoxMaskNetwork(nn.Module):
         Args:
             crops: (P, 3, S, S), normalised for the trunk.
             classes: (P,) int64, the one class of each crop whose masks are wanted; None for all.
-                Networks of other classes are not run.
+                Networks of other classes are not run, in training on no crops: distributed
+                training needs a gradient for each of their parameters.
 
         Returns:
             Tensor: (P, K, 5, d, d), mask types in the order of :data:`MASK_TYPES`;
@@ -91,7 +92,7 @@ class BoxMaskNetwork(nn.Module):
         masks = [
             self._run_group(i, crops_i)
             for i, crops_i in enumerate(crops[order].split(sizes))
-            if len(crops_i) or len(crops) == 0
+            if len(crops_i) or len(crops) == 0 or self.training
         ]
         return torch.cat(masks)[order.argsort()]
 

@@ -12,17 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from detectron2.structures import BoxMode
+import torch
+from detectron2.layers import batched_nms
+from detectron2.structures import BoxMode, Instances
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ..files.figure_file import write_figure
+
+_MAX_COLUMNS = 4
 
 
 class ScoredBoxes(NamedTuple):
@@ -31,14 +36,16 @@ class ScoredBoxes(NamedTuple):
     Attributes:
         boxes: (R, 4) XYXY, pixels of the original image.
         scores: (R,).
+        classes: (R,) int; 0 for class-agnostic boxes.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
+    classes: np.ndarray
 
 
 class PrecisionRecall(NamedTuple):
-    """A curve, of class-agnostic boxes at one IoU threshold.
+    """A curve, of the boxes of one class at one IoU threshold.
 
     Attributes:
         recall: (101,) from 0 to 1.
@@ -53,87 +60,119 @@ class PrecisionRecall(NamedTuple):
     greatest_recall: float
 
 
+def detections_of(proposals: Instances, nms_thresh: float) -> ScoredBoxes:
+    """What the detector makes of proposals: those that its suppression leaves of each class.
+
+    Args:
+        proposals: of an image, in pixels of the original image; ``proposal_classes`` where masks
+            are of each class.
+        nms_thresh: IoU threshold of the heads (``MODEL.ROI_HEADS.NMS_THRESH_TEST``).
+    """
+    boxes, scores = proposals.proposal_boxes.tensor, proposals.objectness_logits
+    classes = torch.zeros_like(scores, dtype=torch.int64)
+    if proposals.has("proposal_classes"):
+        classes = proposals.proposal_classes
+    keep = batched_nms(boxes, scores, classes, nms_thresh)
+    return ScoredBoxes(*(x[keep].cpu().numpy() for x in (boxes, scores, classes)))
+
+
 def precision_recall(
-    records: Sequence[Mapping[str, Any]], boxes: Sequence[ScoredBoxes], iou_threshold: float = 0.5
-) -> PrecisionRecall:
-    """Match boxes with objects by COCO's evaluation, all categories as one.
+    records: Sequence[Mapping[str, Any]],
+    boxes: Sequence[ScoredBoxes],
+    iou_threshold: float = 0.5,
+    *,
+    class_agnostic: bool = True,
+) -> dict[int, PrecisionRecall]:
+    """Match boxes with objects by COCO's evaluation.
 
     Args:
         records: dictionaries of Detectron2's dataset format.
         boxes: of each image, in the same order.
         iou_threshold: of a match.
+        class_agnostic: whether all categories are one, class 0; else boxes are matched with objects
+            of their own class.
+
+    Returns:
+        a curve for each class that has objects.
 
     Raises:
         ValueError: there are no objects.
     """
     annotations = [
-        _annotation(x, image_id)
+        _annotation(x, image_id, class_agnostic)
         for image_id, record in enumerate(records)
         for x in record.get("annotations", [])
     ]
-    if not any(not x["iscrowd"] for x in annotations):
+    classes = sorted({x["category_id"] for x in annotations if not x["iscrowd"]})
+    if not classes:
         raise ValueError("precision and recall need a dataset with objects")
     results = [
-        {"image_id": image_id, "category_id": 1, "bbox": box, "score": score}
+        {"image_id": image_id, "category_id": class_id, "bbox": box, "score": score}
         for image_id, found in enumerate(boxes)
-        for box, score in zip(_to_xywh(found.boxes).tolist(), found.scores.tolist(), strict=True)
-    ]
+        for box, score, class_id in zip(
+            _to_xywh(found.boxes).tolist(), found.scores.tolist(), found.classes.tolist(),
+            strict=True,
+        )
+    ]  # fmt: skip
     truth = COCO()
     truth.dataset = {
         "images": [{"id": image_id} for image_id in range(len(records))],
         "annotations": [{"id": i + 1, **x} for i, x in enumerate(annotations)],
-        "categories": [{"id": 1}],
+        "categories": [{"id": class_id} for class_id in classes],
     }
     # It reports its progress on the standard output.
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
         found = truth.loadRes(results) if results else COCO()
         evaluation = COCOeval(truth, found, "bbox")
-        if not results:
-            evaluation.params.imgIds, evaluation.params.catIds = list(range(len(records))), [1]
+        evaluation.params.imgIds, evaluation.params.catIds = list(range(len(records))), classes
         evaluation.params.iouThrs = np.array([iou_threshold])
         evaluation.params.maxDets = [max([len(x.boxes) for x in boxes], default=1) or 1]
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][0, :, 0, 0, 0].clip(min=0)
-    return PrecisionRecall(
-        evaluation.params.recThrs,
-        precision,
-        float(precision.mean()),
-        float(max(evaluation.eval["recall"][0, 0, 0, 0], 0)),
-    )
+    precisions = evaluation.eval["precision"][0, :, :, 0, 0].clip(min=0).T  # (classes, 101)
+    recalls = evaluation.eval["recall"][0, :, 0, 0].clip(min=0)
+    return {
+        class_id: PrecisionRecall(
+            evaluation.params.recThrs, precision, float(precision.mean()), float(recall)
+        )
+        for class_id, precision, recall in zip(classes, precisions, recalls, strict=True)
+    }
 
 
 def plot_precision_recall(
-    path: str | os.PathLike, curves: Mapping[str, PrecisionRecall], title: str
+    path: str | os.PathLike, panels: Mapping[str, Mapping[str, PrecisionRecall]]
 ) -> None:
-    """Draw curves into one PNG, atomically.
+    """Draw curves into one PNG, atomically: a panel for each class, as in Fig. 4.
 
     Args:
         path: of the PNG file.
-        curves: by what the legend calls them.
-        title: of the picture.
+        panels: by title, the curves by what the legend calls them; at least one.
     """
-    figure = Figure(figsize=(5, 4), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    for name, curve in curves.items():
-        axes.plot(
-            curve.recall, curve.precision, label=f"{name}, AP {100 * curve.average_precision:.1f}"
-        )
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
-    axes.set_title(title, parse_math=False)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    columns = min(len(panels), _MAX_COLUMNS)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(5 * columns, 4 * rows), dpi=120, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (title, curves) in zip(grid, panels.items(), strict=False):
+        for name, curve in curves.items():
+            average = 100 * curve.average_precision
+            axes.plot(curve.recall, curve.precision, label=f"{name}, AP {average:.1f}")
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
+        axes.set_title(title, parse_math=False)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    for axes in list(grid)[len(panels) :]:
+        axes.set_axis_off()
     write_figure(path, figure)
 
 
-def _annotation(x: Mapping[str, Any], image_id: int) -> dict[str, Any]:
-    """An object in COCO's format; DetectorNet's boxes are class-agnostic: one category."""
+def _annotation(x: Mapping[str, Any], image_id: int, class_agnostic: bool) -> dict[str, Any]:
+    """An object in COCO's format."""
     x1, y1, w, h = BoxMode.convert(list(x["bbox"]), x["bbox_mode"], BoxMode.XYWH_ABS)
     return {
         "image_id": image_id,
-        "category_id": 1,
+        "category_id": 0 if class_agnostic else x["category_id"],
         "bbox": [x1, y1, w, h],
         "area": w * h,
         "iscrowd": int(x.get("iscrowd", 0)),

@@ -13,19 +13,17 @@ Shape shorthand in this module:
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, batched_nms
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ..proposals.patches import crop_patches
-from .crop_sampling import CropSampler, sample_classifier_crops
-from .generator import crowd_boxes, image_index
+from .classifier_training import ClassifierTraining
+from .crop_sampling import CropSampler
 from .network import CropClassifier
-from .settings import make_normalization, trunk_maker
+from .settings import make_normalization, prunes_before_suppression, trunk_maker
 
 # |S| of Eq. 3 is at most this: a difference of two means for each of five masks.
 _MAX_SCORE = 5
@@ -38,10 +36,12 @@ class DetectorNetHeads(nn.Module):
     Unlike the paper, whose classifier prunes boxes between the filter by Eq. 2 and non-maximum
     suppression (Sec. 5.2), before the best five of a scale are taken and refined: here it sees the
     refined proposals alone. The filter leaves thousands of boxes, each a run of the classifier, and
-    proposals for other detectors have to come about without one.
+    proposals for other detectors have to come about without one. The paper's order is that of
+    ``MODEL.DETECTORNET.CLASSIFIER.PRUNING_BUDGET``: the generator then has the classifier.
 
     With masks of each class, a proposal has a class, and stays a detection where the classifier
-    agrees with it. Class-agnostic proposals get their class from the classifier.
+    agrees with it. Class-agnostic proposals get their class from the classifier: of sliding
+    windows, that is the paper's baseline (Sec. 7).
     """
 
     @configurable
@@ -54,6 +54,7 @@ class DetectorNetHeads(nn.Module):
         normalization: nn.Module,
         sampler: CropSampler,
         iou_thresholds: tuple[float, float] = (0.2, 0.6),
+        hard_fraction: float = 0.0,
         loss_weight: float = 1.0,
         score_thresh: float = 0.05,
         nms_thresh: float = 0.5,
@@ -69,6 +70,8 @@ class DetectorNetHeads(nn.Module):
             normalization: from pixels of the network input to those of ``classifier``.
             sampler: of crops that train the classifier.
             iou_thresholds: of negative and positive crops (Sec. 6).
+            hard_fraction: of the negative crops, the part that proposals in training make up, as
+                far as they are negatives (Sec. 7).
             loss_weight: of the loss.
             score_thresh: detections of at most this score are dropped.
             nms_thresh: IoU threshold of the non-maximum suppression of each class.
@@ -84,18 +87,13 @@ class DetectorNetHeads(nn.Module):
                 "DetectorNetHeads needs MODEL.DETECTORNET.CLASSIFIER.ENABLED True or "
                 "MODEL.DETECTORNET.CLASS_AGNOSTIC False: nothing else tells an object's class."
             )
-        if len(iou_thresholds) != 2 or not 0 <= iou_thresholds[0] <= iou_thresholds[1] <= 1:
-            raise ValueError(
-                "MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS needs two numbers in [0, 1], the "
-                f"negatives' first and not above the positives', got {tuple(iou_thresholds)}."
-            )
         self.num_classes = num_classes
         self.class_agnostic = class_agnostic
         self.classifier = classifier
         self.normalization = normalization
-        self.sampler = sampler
-        self.iou_thresholds = tuple(iou_thresholds)
-        self.loss_weight = loss_weight
+        self.classifier_training = ClassifierTraining(
+            num_classes, sampler, tuple(iou_thresholds), hard_fraction, loss_weight
+        )
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.max_detections = max_detections
@@ -105,23 +103,20 @@ class DetectorNetHeads(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec] | None = None) -> dict:
         node = cfg.MODEL.DETECTORNET
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        classifier = None
-        if node.CLASSIFIER.ENABLED:
+        classifier, training = None, ClassifierTraining.from_config(cfg)
+        # What a classifier has pruned before needs none but to get a class.
+        has_classes = not node.CLASS_AGNOSTIC and prunes_before_suppression(cfg)
+        if node.CLASSIFIER.ENABLED and not has_classes:
             classifier = CropClassifier(trunk_maker(cfg)(), num_classes)
         return {
             "num_classes": num_classes,
             "class_agnostic": node.CLASS_AGNOSTIC,
             "classifier": classifier,
             "normalization": make_normalization(cfg),
-            "sampler": CropSampler(
-                num_crops=node.CLASSIFIER.NUM_CROPS,
-                positive_fraction=node.CLASSIFIER.POSITIVE_FRACTION,
-                min_scale=node.CLASSIFIER.MIN_SCALE,
-                num_tries=node.CLASSIFIER.NUM_TRIES,
-                key="MODEL.DETECTORNET.CLASSIFIER",
-            ),
-            "iou_thresholds": tuple(node.CLASSIFIER.IOU_THRESHOLDS),
-            "loss_weight": node.CLASSIFIER.LOSS_WEIGHT,
+            "sampler": training.sampler,
+            "iou_thresholds": training.iou_thresholds,
+            "hard_fraction": training.hard_fraction,
+            "loss_weight": training.loss_weight,
             "score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -139,8 +134,8 @@ class DetectorNetHeads(nn.Module):
         Args:
             images: N images, normalised and padded.
             features: not used.
-            proposals: of each image, from :class:`DetectorNet`; used in evaluation, and with masks
-                of each class they have ``proposal_classes`` then.
+            proposals: of each image, from :class:`DetectorNet`; with masks of each class they have
+                ``proposal_classes`` in evaluation. In training they may be hard negatives.
             targets: of each image, with ``gt_boxes`` and ``gt_classes``; needed in training.
 
         Returns:
@@ -159,36 +154,33 @@ class DetectorNetHeads(nn.Module):
             ]
             return detections, {}
         assert targets is not None, "DetectorNetHeads needs targets in training"
-        return proposals, {} if self.classifier is None else self.losses(images, targets)
+        if self.classifier is None:
+            return proposals, {}
+        hard_negatives = None
+        if self.classifier_training.hard_fraction > 0:
+            hard_negatives = [x.proposal_boxes.tensor for x in proposals]
+        return proposals, self.losses(images, targets, hard_negatives)
 
-    def losses(self, images: ImageList, targets: list[Instances]) -> dict[str, torch.Tensor]:
-        """Cross-entropy over random crops (Sec. 6), their mean.
+    def losses(
+        self,
+        images: ImageList,
+        targets: list[Instances],
+        hard_negatives: list[torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Cross-entropy over crops (Sec. 6), see :class:`ClassifierTraining`.
 
         Args:
             images: N images, normalised and padded.
             targets: of each image, with ``gt_boxes`` and ``gt_classes``.
+            hard_negatives: of each image (Q, 4) boxes that a classifier took for objects.
         """
-        crops, classes = [], []
-        for size, targets_i in zip(images.image_sizes, targets, strict=True):
-            crops_i, classes_i = sample_classifier_crops(
-                self.sampler,
-                targets_i.gt_boxes.tensor,
-                targets_i.gt_classes,
-                crowd_boxes(targets_i),
-                size,
-                self.num_classes,
-                self.iou_thresholds,
-            )
-            crops.append(crops_i)
-            classes.append(classes_i)
-        gt_classes = torch.cat(classes)
-        logits = self._classify(images, torch.cat(crops), image_index(crops))
-        loss = F.cross_entropy(logits, gt_classes, reduction="sum") / max(len(gt_classes), 1)
-        num_positives = (gt_classes < self.num_classes).sum()
-        storage = get_event_storage()
-        storage.put_scalar("detectornet/num_pos_classifier_crops", num_positives)
-        storage.put_scalar("detectornet/num_neg_classifier_crops", len(gt_classes) - num_positives)
-        return {"loss_detectornet_classifier": loss * self.loss_weight}
+        loss = self.classifier_training.loss(
+            lambda crops, index: self._classify(images, crops, index),
+            images.image_sizes,
+            targets,
+            hard_negatives,
+        )
+        return {"loss_detectornet_classifier": loss}
 
     @torch.no_grad()
     def _detect_image(self, images: ImageList, image: int, proposals: Instances) -> Instances:

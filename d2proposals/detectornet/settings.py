@@ -26,6 +26,12 @@ def search_grid(node: CfgNode, stage: CfgNode, key: str) -> SearchGrid:
     )
 
 
+def prunes_before_suppression(cfg: CfgNode) -> bool:
+    """Whether the generator has a classifier of its own, which prunes boxes (Sec. 5.2)."""
+    node = cfg.MODEL.DETECTORNET.CLASSIFIER
+    return node.ENABLED and node.PRUNING_BUDGET > 0
+
+
 def trunk_maker(cfg: CfgNode) -> Callable[[], AlexNet]:
     """What builds the trunk that the configuration describes."""
     node = cfg.MODEL.DETECTORNET

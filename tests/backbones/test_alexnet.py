@@ -98,3 +98,21 @@ def test_copies_for_every_network_are_loaded(tmp_path, public):
     for trunk in trunks:
         for name, value in trunk.state_dict().items():
             assert torch.equal(value, public.state_dict()[name])
+
+
+def test_convolutions_keep_their_order_of_memory():
+    network = AlexNet(width_factor=0.05).eval()
+    network.load_state_dict({k: v.contiguous() for k, v in network.state_dict().items()})
+    weights = [x.weight for x in network.features if hasattr(x, "weight")]
+    assert len(weights) == 5
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in weights)
+    seen = []
+    network.features[0].register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    images = torch.randn(2, 3, 225, 225)
+    with torch.no_grad():
+        found = network(images)
+        # In the other order, up to rounding the same.
+        network.features.to(memory_format=torch.contiguous_format)
+        expected = network.classifier(network.features(images).flatten(1))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6)

@@ -6,6 +6,7 @@ from detectron2.structures import Boxes, pairwise_iou
 
 from d2proposals.detectornet.crop_sampling import (
     CropSampler,
+    RefinementCrops,
     sample_classifier_crops,
     sample_mask_crops,
 )
@@ -18,17 +19,23 @@ def tensor(boxes):
     return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
 
 
-def mask_crops(boxes, crowd=(), size=SIZE, **settings):
+def mask_crops(boxes, crowd=(), size=SIZE, fraction=0.0, **settings):
+    """Crops of a single image, and whether each is positive."""
     torch.manual_seed(0)
-    sampler = CropSampler(**{"num_crops": 100, **settings})
-    return sample_mask_crops(sampler, tensor(boxes), tensor(crowd), size)
+    sampler = CropSampler(**{"num_crops": 100, "min_scale": 0.25, **settings})
+    refinement = RefinementCrops(fraction, 1.2)
+    crops = sample_mask_crops(sampler, [tensor(boxes)], [tensor(crowd)], [size], 0.8, refinement)
+    assert (crops.image_index == 0).all() and set(crops.labels.tolist()) <= {0, 1}
+    return crops.boxes, crops.labels > 0
 
 
 def classifier_crops(boxes, classes=None, crowd=(), size=SIZE, **settings):
     torch.manual_seed(0)
     sampler = CropSampler(**{"num_crops": 100, "min_scale": 0.1, **settings})
     classes = torch.zeros(len(boxes), dtype=torch.int64) if classes is None else classes
-    return sample_classifier_crops(sampler, tensor(boxes), classes, tensor(crowd), size, 3)
+    crops = sample_classifier_crops(sampler, [tensor(boxes)], [classes], [tensor(crowd)], [size], 3)
+    assert (crops.image_index == 0).all()
+    return crops.boxes, crops.labels
 
 
 def covered_part(crop, box):
@@ -107,24 +114,119 @@ def test_crops_near_objects_are_displaced_and_of_other_sizes():
         assert (values.mean(dim=0).abs() < 0.15 * most).all()
 
 
-def test_crops_around_objects_are_like_those_of_the_refinement():
-    torch.manual_seed(0)
-    sampler, crowd = CropSampler(num_crops=100), tensor([])
-    settings = {"positive_coverage": 0.8, "object_fraction": 0.5, "enlargement": 1.2}
-    crops, is_positive = sample_mask_crops(sampler, tensor(OBJECTS), crowd, SIZE, **settings)
+def shape_of(crops):
+    sides = crops[:, 2:] - crops[:, :2]
+    return sides[:, 0] / sides[:, 1], sides.prod(dim=1)
+
+
+def test_crops_like_those_of_the_refinement():
+    crops, is_positive = mask_crops(OBJECTS, fraction=0.5)
     assert is_positive.sum() == 40 and (~is_positive).sum() == 60
-    for crop in crops[is_positive].tolist():
-        assert max(covered_part(crop, box) for box in OBJECTS) >= 0.8 - 1e-6
-    # Random crops have the image's aspect ratio; about half of the positives do not.
-    ratio = (crops[:, 2] - crops[:, 0]) / (crops[:, 3] - crops[:, 1])
-    around = (ratio / (320 / 240)).log().abs() > 1e-3
-    assert 5 <= around.sum() <= 20 and not around[~is_positive].any()
-    # They are filled by their object more than random crops are.
-    best = pairwise_iou(Boxes(crops), Boxes(tensor(OBJECTS))).amax(dim=1)
-    assert best[around].mean() > best[is_positive & ~around].mean() + 0.1
+    for crop, positive in zip(crops.tolist(), is_positive.tolist(), strict=True):
+        covered = [covered_part(crop, box) for box in OBJECTS]
+        assert max(covered) >= 0.8 - 1e-6 if positive else max(covered) == 0
+    # Random crops have the image's aspect ratio; half of the positives and negatives do not.
+    ratio, area = shape_of(crops)
+    is_like = (ratio / (320 / 240)).log().abs() > 1e-3
+    assert is_like[is_positive].sum() == 20 and is_like[~is_positive].sum() == 30
+    # Displaced by at most .2 of the sides, of .7 to 1.4 times the sides, times 1.2.
+    around = crops[is_positive & is_like]
+    best, matched = pairwise_iou(Boxes(around), Boxes(tensor(OBJECTS))).max(dim=1)
+    objects = tensor(OBJECTS)[matched]
+    factor = (around[:, 2:] - around[:, :2]) / (objects[:, 2:] - objects[:, :2])
+    assert (factor > 1.2 * 2**-0.5 - 1e-3).all() and (factor < 1.2 * 2**0.5 + 1e-3).all()
+    assert best.mean() > 0.45 and len(set(matched.tolist())) == 2
     # As in the refinement, they may reach beyond the image.
-    edge = sample_mask_crops(sampler, tensor([[0, 0, 320, 240]]), crowd, SIZE, **settings)[0]
-    assert (edge[:, 0] < 0).any()
+    crops, is_positive = mask_crops([[0, 0, 320, 240]], fraction=0.5)
+    assert (crops[is_positive, 0] < 0).any()
+
+
+def test_neither_size_nor_aspect_ratio_tells_what_is_in_a_crop_like_the_refinement_s():
+    # A small wide object: nothing else makes small wide crops.
+    crops, is_positive = mask_crops([[100, 100, 140, 110]], fraction=1.0, num_crops=1000)
+    (ratio, area), number = shape_of(crops), 400
+    assert is_positive.sum() == number and len(crops) == 1000
+    for values in (ratio.log(), area.log()):
+        positive, negative = values[is_positive], values[~is_positive]
+        # All shapes occur with both labels, and with about the same mean.
+        assert (positive.mean() - negative.mean()).abs() < 0.3 * values.std()
+        assert negative.amin() < positive.quantile(0.1) and negative.amax() > positive.quantile(0.9)
+    # They lie everywhere, not beside the object.
+    center = (crops[~is_positive, :2] + crops[~is_positive, 2:]) / 2 / torch.tensor([320.0, 240.0])
+    assert (center.mean(dim=0) - 0.5).abs().max() < 0.05 and (center.std(dim=0) > 0.2).all()
+
+
+def crops_of_batch(*boxes, crowd=None, fraction=0.0, sizes=None, **settings):
+    torch.manual_seed(0)
+    crowd, sizes = crowd or [[]] * len(boxes), sizes or [SIZE] * len(boxes)
+    sampler = CropSampler(**{"num_crops": 20, "min_scale": 0.25, **settings})
+    return sample_mask_crops(
+        sampler, [tensor(x) for x in boxes], [tensor(x) for x in crowd], sizes, 0.8,
+        RefinementCrops(fraction, 1.2),
+    )  # fmt: skip
+
+
+def numbers_of(crops, num_images):
+    return [
+        [int(((crops.image_index == i) & (crops.labels == label)).sum()) for label in (1, 0)]
+        for i in range(num_images)
+    ]
+
+
+CROWDED = [[x, y, x + 30, y + 30] for x in range(0, 320, 40) for y in range(0, 240, 40)]
+
+
+def test_other_images_make_up_for_what_an_image_lacks():
+    # 8 positives and 12 negatives of each; the crowded image has no negative, the empty one no
+    # positive, and the last one has both.
+    crops = crops_of_batch(CROWDED, [], OBJECTS)
+    assert numbers_of(crops, 3) == [[12, 0], [0, 18], [12, 18]]
+    # Image by image, positives first; each by the rule of its own image.
+    assert (crops.image_index.diff() >= 0).all()
+    for image, boxes in enumerate((CROWDED, [], OBJECTS)):
+        labels = crops.labels[crops.image_index == image]
+        assert (labels.diff() <= 0).all()
+        for crop, label in zip(crops.boxes[crops.image_index == image].tolist(), labels.tolist(),
+                               strict=True):  # fmt: skip
+            covered = [covered_part(crop, box) for box in boxes]
+            assert max(covered) >= 0.8 - 1e-6 if label else max(covered, default=0) == 0
+    # A crowd is no place for negatives either; an image alone gives what it has.
+    everywhere = [[0, 0, 320, 240]]
+    crops = crops_of_batch([], [], crowd=[everywhere, []])
+    assert numbers_of(crops, 2) == [[0, 0], [0, 24]]
+    assert numbers_of(crops_of_batch(CROWDED), 1) == [[8, 0]]
+
+
+def test_images_without_objects_have_negatives_of_the_batch_s_shapes():
+    crops = crops_of_batch([], [[0, 0, 160, 12]], sizes=[(240, 320), (120, 160)], fraction=1.0,
+                           positive_fraction=0.0)  # fmt: skip
+    ratio, _ = shape_of(crops.boxes)
+    # As wide as that image, and a tenth of its height: 320 x 24 in an image of twice the size.
+    assert (ratio[crops.image_index == 0] > 6).all() and (crops.image_index == 0).sum() == 20
+
+
+def test_hard_negatives_are_drawn_first():
+    torch.manual_seed(0)
+    sampler = CropSampler(num_crops=20)
+    hard = [[100, 10, 130, 40], [10, 150, 60, 200], [21, 31, 60, 50], [100, 0, 400, 60]]
+
+    def negatives(fraction, crowd=()):
+        crops = sample_classifier_crops(
+            sampler, [tensor(OBJECTS)], [torch.zeros(2).long()], [tensor(crowd)], [SIZE], 3,
+            (0.2, 0.6), [tensor(hard)], fraction,
+        )  # fmt: skip
+        assert (crops.labels < 3).sum() == 8
+        return crops.boxes[crops.labels == 3].tolist()
+
+    # The third one is an object; the last one is clipped to the image.
+    expected = [hard[0], hard[1], [100, 0, 320, 60]]
+    found = negatives(0.5)
+    assert len(found) == 12 and [x in found for x in expected] == [True] * 3
+    assert sorted(negatives(1.0)[:3]) == sorted(expected)
+    assert not any(x in negatives(0.0) for x in expected)
+    # Half of them at most: with 1/6, two of twelve.
+    assert sum(x in expected for x in negatives(1 / 6)) == 2
+    assert hard[0] not in negatives(1.0, crowd=[[90, 0, 140, 50]])
 
 
 def test_no_objects_no_positives():
@@ -188,8 +290,8 @@ def test_negatives_come_from_everywhere():
     # Also where many of those beside objects are negatives, too.
     torch.manual_seed(0)
     sampler = CropSampler(num_crops=100, min_scale=0.1)
-    crops, labels = sample_classifier_crops(
-        sampler, tensor(OBJECTS), torch.zeros(2).long(), tensor([]), SIZE, 3, (0.6, 0.7)
+    crops, _, labels = sample_classifier_crops(
+        sampler, [tensor(OBJECTS)], [torch.zeros(2).long()], [tensor([])], [SIZE], 3, (0.6, 0.7)
     )
     best = pairwise_iou(Boxes(crops[labels == 3]), Boxes(tensor(OBJECTS))).amax(dim=1)
     assert len(best) == 60 and (best > 0.45).any()

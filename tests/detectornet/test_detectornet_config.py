@@ -7,8 +7,10 @@ from detectron2.modeling import (
 from torch import nn
 
 from d2proposals.detectornet import roi_heads
+from d2proposals.detectornet.classifier_training import ClassifierTraining
 from d2proposals.detectornet.crop_sampling import CropSampler
 from d2proposals.detectornet.detection import SearchGrid
+from d2proposals.detectornet.sliding_windows import SlidingGrid
 from tests.common import make_cfg, set_all
 
 DETECTORNET_SETTINGS = {
@@ -25,7 +27,7 @@ DETECTORNET_SETTINGS = {
     "NUM_CROPS": 11,
     "POSITIVE_FRACTION": 0.25,
     "POSITIVE_COVERAGE": 0.75,
-    "OBJECT_FRACTION": 0.5,
+    "OBJECT_FRACTION": 0.25,
     "MIN_SCALE": 0.125,
     "NUM_TRIES": 7,
     "ZERO_WEIGHT": 0.5,
@@ -44,12 +46,16 @@ DETECTORNET_SETTINGS = {
     "TOPK_PER_SCALE": 31,
     "REFINEMENT.ENABLED": False,
     "REFINEMENT.ENLARGEMENT": 1.75,
+    "REFINEMENT.TOPK": 17,
     "REFINEMENT.MEAN_DIMENSIONS": (0.75,),
     "REFINEMENT.ASPECT_RATIOS": (1.25,),
     "REFINEMENT.STRIDE": 4.0,
     "FINAL_NMS_THRESH": 0.875,
     "MIN_BOX_SIZE": 7.0,
     "CROPS_AT_ONCE": 9,
+    "SLIDING_WINDOWS.MEAN_DIMENSIONS": (0.5, 1.0),
+    "SLIDING_WINDOWS.ASPECT_RATIOS": (1.0, 2.0, 0.5),
+    "SLIDING_WINDOWS.STRIDE": 8.0,
     "CLASSIFIER.ENABLED": False,
     "CLASSIFIER.NUM_CROPS": 12,
     "CLASSIFIER.POSITIVE_FRACTION": 0.125,
@@ -57,7 +63,18 @@ DETECTORNET_SETTINGS = {
     "CLASSIFIER.MIN_SCALE": 0.5,
     "CLASSIFIER.NUM_TRIES": 8,
     "CLASSIFIER.LOSS_WEIGHT": 5.0,
+    "CLASSIFIER.PRUNING_BUDGET": 13,
+    "CLASSIFIER.HARD_FRACTION": 0.375,
 }
+
+
+CLASSIFIER_TRAINING = ClassifierTraining(
+    num_classes=2,
+    sampler=CropSampler(num_crops=12, positive_fraction=0.125, min_scale=0.5, num_tries=8),
+    iou_thresholds=(0.25, 0.75),
+    hard_fraction=0.375,
+    loss_weight=5.0,
+)
 
 
 def detectornet_cfg(*overrides):
@@ -74,7 +91,10 @@ def test_every_key_of_detectornet_reaches_the_generator():
     held = {
         "sampler": CropSampler(num_crops=11, positive_fraction=0.25, min_scale=0.125, num_tries=7),
         "positive_coverage": 0.75,
-        "object_fraction": 0.5,
+        "object_fraction": 0.25,
+        "samples_each_class": True,
+        "classifier": None,
+        "classifier_training": None,
         "zero_weight": 0.5,
         "loss_weight": 3.0,
         "num_scales": 2,
@@ -86,12 +106,14 @@ def test_every_key_of_detectornet_reaches_the_generator():
         "nms_type": "iou",
         "topk_per_scale": 31,
         "refinement_grid": None,
+        "refinement_topk": 17,
+        "pruning_budget": 13,
         "enlargement": 1.75,
         "final_nms_thresh": 0.875,
         "min_box_size": 7.0,
         "crops_at_once": 9,
         "predicts_classes": True,
-        "proposals_in_training": False,  # DetectorNetHeads do not need them
+        "proposals_in_training": True,  # the heads' hard negatives
     }
     assert {name: getattr(generator, name) for name in held} == held
     network = generator.network
@@ -114,14 +136,33 @@ def test_keys_of_the_classifier_reach_detectornet_s_heads():
         "num_classes": 2,
         "class_agnostic": False,
         "classifier": None,
-        "iou_thresholds": (0.25, 0.75),
-        "loss_weight": 5.0,
+        "classifier_training": CLASSIFIER_TRAINING,
         "crops_at_once": 9,
-        "sampler": CropSampler(num_crops=12, positive_fraction=0.125, min_scale=0.5, num_tries=8),
     }
     assert {name: getattr(heads, name) for name in held} == held
-    heads = build_roi_heads(detectornet_cfg("MODEL.DETECTORNET.CLASSIFIER.ENABLED", True), {})
+    enabled = ("MODEL.DETECTORNET.CLASSIFIER.ENABLED", True)
+    after = detectornet_cfg(*enabled, "MODEL.DETECTORNET.CLASSIFIER.PRUNING_BUDGET", 0)
+    heads = build_roi_heads(after, {})
     assert heads.classifier.network.output.out_features == 3
+    assert build_proposal_generator(after, {}).classifier is None
+
+
+def test_the_classifier_is_the_generator_s_where_it_prunes_before_the_suppression():
+    enabled = ("MODEL.DETECTORNET.CLASSIFIER.ENABLED", True)
+    cfg = detectornet_cfg(*enabled)
+    generator = build_proposal_generator(cfg, {})
+    assert generator.classifier.network.output.out_features == 3
+    assert generator.classifier_training == CLASSIFIER_TRAINING
+    assert build_roi_heads(cfg, {}).classifier is None
+    # Class-agnostic proposals still need a class.
+    agnostic = detectornet_cfg(*enabled, "MODEL.DETECTORNET.CLASS_AGNOSTIC", True)
+    assert build_roi_heads(agnostic, {}).classifier is not None
+
+
+def test_keys_of_the_sliding_windows():
+    cfg = detectornet_cfg("MODEL.PROPOSAL_GENERATOR.NAME", "SlidingWindows")
+    grid = build_proposal_generator(cfg, {}).grid
+    assert grid == SlidingGrid((0.5, 1.0), (1.0, 2.0, 0.5), stride=8.0)
 
 
 def test_a_classifier_that_is_not_wanted_is_not_built(monkeypatch):
@@ -129,7 +170,8 @@ def test_a_classifier_that_is_not_wanted_is_not_built(monkeypatch):
     monkeypatch.setattr(roi_heads, "CropClassifier", lambda *args: built.append(args))
     build_roi_heads(detectornet_cfg(), {})
     assert built == []
-    build_roi_heads(detectornet_cfg("MODEL.DETECTORNET.CLASSIFIER.ENABLED", True), {})
+    enabled = ("MODEL.DETECTORNET.CLASSIFIER.ENABLED", True)
+    build_roi_heads(detectornet_cfg(*enabled, "MODEL.DETECTORNET.CLASSIFIER.PRUNING_BUDGET", 0), {})
     assert len(built) == 1
 
 
@@ -145,4 +187,19 @@ def test_detectornet_s_configuration_is_the_paper_s():
     assert (node.NUM_SCALES, node.WINDOW_OVERLAP, node.TOPK_PER_SCALE) == (3, 0.2, 5)  # Sec. 5.3
     assert node.REFINEMENT.ENABLED and node.REFINEMENT.ENLARGEMENT == 1.2
     assert node.CLASSIFIER.IOU_THRESHOLDS == (0.2, 0.6) and node.RING_WEIGHT == 1.0
+    sliding = node.SLIDING_WINDOWS  # Sec. 7
+    assert (len(sliding.MEAN_DIMENSIONS), len(sliding.ASPECT_RATIOS), sliding.STRIDE) == (10, 8, 5)
+    assert (min(sliding.MEAN_DIMENSIONS), max(sliding.MEAN_DIMENSIONS)) == (0.1, 1)
     assert cfg.INPUT.MIN_SIZE_TEST == 0 and tuple(cfg.INPUT.MIN_SIZE_TRAIN) == (0,)
+
+
+def test_ten_million_crops_for_each_class():
+    for name, num_classes in (
+        ("detectornet_rpn_only.yaml", 1),
+        ("detectornet_voc.yaml", 20),
+        ("detectornet_sliding_windows_voc.yaml", 20),
+    ):
+        cfg = make_cfg(name)
+        per_step = cfg.SOLVER.IMS_PER_BATCH * cfg.MODEL.DETECTORNET.NUM_CROPS
+        assert cfg.MODEL.DETECTORNET.CLASSIFIER.NUM_CROPS == cfg.MODEL.DETECTORNET.NUM_CROPS
+        assert 0 <= cfg.SOLVER.MAX_ITER * per_step - num_classes * 10**7 < per_step

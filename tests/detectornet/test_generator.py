@@ -5,11 +5,12 @@ import torch
 from detectron2.modeling import build_proposal_generator
 from detectron2.structures import Boxes, ImageList, pairwise_iou
 from detectron2.structures.boxes import pairwise_intersection
+from detectron2.utils.events import EventStorage
 
 from d2proposals.detectornet.box_masks import MASK_TYPES, box_mask_targets
 from d2proposals.detectornet.crop_sampling import enlarge_boxes
 from d2proposals.detectornet.detection import SearchGrid, best_boxes
-from tests.common import make_cfg, make_images
+from tests.common import make_cfg, make_images, make_instances
 from tests.detectornet.test_box_search import twin_score
 
 SMALL = ["MODEL.DETECTORNET.WIDTH_FACTOR", 0.03, "MODEL.DETECTORNET.NETWORKS", "shared"]
@@ -58,8 +59,11 @@ OBJECTS = [[40, 60, 150, 190], [300, 80, 560, 330], [180, 330, 260, 460]]
 def test_windows_scales_and_refinement_of_algorithm_1():
     generator = build()
     proposals = propose(generator, OBJECTS)
-    windows, refinement = generator._regress.crops[:3], generator._regress.crops[3:]
-    assert [len(x) for x in windows] == [1, 9, 25]
+    (windows, *refinement) = generator._regress.crops
+    # One, nine and twenty-five of the image's size, half of it and a quarter, in one run.
+    assert [round(640 / x) for x in (windows[:, 2] - windows[:, 0]).tolist()] == (
+        [1] + 9 * [2] + 25 * [4]
+    )
     # The best five of each scale, each enlarged by 1.2.
     assert sum(len(x) for x in refinement) == 15 and len(proposals) == 15
     first_stage = build("MODEL.DETECTORNET.REFINEMENT.ENABLED", False)
@@ -72,7 +76,80 @@ def test_windows_scales_and_refinement_of_algorithm_1():
     torch.testing.assert_close(
         unenlarged[order].sort(dim=0).values, detections[expected].sort(dim=0).values
     )
-    assert first_stage._regress.crops[-1].shape == (25, 4)
+    assert [len(x) for x in first_stage._regress.crops] == [35]
+
+
+def test_only_the_best_detections_are_refined():
+    first = propose(build("MODEL.DETECTORNET.REFINEMENT.ENABLED", False), OBJECTS)
+    for number in (0, 4, 100):
+        generator = build("MODEL.DETECTORNET.REFINEMENT.TOPK", number)
+        proposals = propose(generator, OBJECTS)
+        crops = generator._regress.crops[1:]
+        assert sum(len(x) for x in crops) == min(number, 15) and len(proposals) == 15
+        boxes, before = proposals.proposal_boxes.tensor, first.proposal_boxes.tensor
+        stayed = (boxes[:, None] == before).all(dim=2).any(dim=0)
+        if number == 4:
+            # Those of the best scores, enlarged, are the crops; the others are proposals.
+            best = enlarge_boxes(before[:4], 1.2)
+            found = (crops[0][:, None] - best).abs().amax(dim=2).amin(dim=1)
+            assert found.max() < 1e-3 and not stayed[:4].any() and stayed[4:].all()
+        assert number != 0 or stayed.all()
+
+
+PRUNING = ["MODEL.DETECTORNET.CLASSIFIER.PRUNING_BUDGET", 50,
+           "MODEL.DETECTORNET.REFINEMENT.ENABLED", False]  # fmt: skip
+
+
+def verdicts(generator, decide):
+    """Have the classifier give each crop the class that a function of its box says."""
+    asked = []
+
+    def classify(images, crops, index):
+        asked.append(len(crops))
+        classes = torch.tensor([decide(x) for x in crops.tolist()])
+        logits = generator.classifier.network.output.out_features
+        return torch.nn.functional.one_hot(classes, logits).float()
+
+    generator._classify = classify
+    return asked
+
+
+def test_the_classifier_prunes_before_the_suppression():
+    images = ImageList(torch.zeros(1, 3, 480, 640), [(480, 640)])
+    pruned = build(*PRUNING, "MODEL.ROI_HEADS.NUM_CLASSES", 3)
+    pruned._regress = PerfectNetwork(OBJECTS)
+    left = [x for x in OBJECTS if x[0] < 270]
+    # The background for whatever begins right of 270 pixels: the middle one of three objects.
+    asked = verdicts(pruned, lambda box: 1 if box[0] < 270 else 3)
+    found = pruned.detect(images, 0)
+    everything = build("MODEL.DETECTORNET.REFINEMENT.ENABLED", False)
+    everything._regress = PerfectNetwork(OBJECTS)
+    unpruned = everything.detect(images, 0)
+    assert (found.boxes[:, 0] < 270).all() and (unpruned.boxes[:, 0] >= 270).any()
+    iou = pairwise_iou(Boxes(torch.tensor(left).float()), Boxes(found.boxes)).amax(dim=1)
+    assert (iou > 0.6).all() and 0 < sum(asked) <= 3 * 50
+    verdicts(pruned, lambda box: 3)
+    assert len(pruned.detect(images, 0).boxes) == 0
+
+
+def test_with_classes_a_box_stays_where_the_classifier_says_its_own():
+    generator = build_with_classes(*PRUNING)
+    generator._regress = PerfectNetwork(OBJECTS, classes=[2, 0, 2], num_classes=3)
+    verdicts(generator, lambda box: 2)
+    found = generator.detect(ImageList(torch.zeros(1, 3, 480, 640), [(480, 640)]), 0)
+    assert set(found.classes.tolist()) == {2} and len(found.boxes) > 3
+
+
+def test_the_generator_trains_its_classifier():
+    generator = build_with_classes(*PRUNING).train()
+    instances = make_instances((120, 160), [[10, 10, 60, 60]])
+    with EventStorage():
+        _, losses = generator(make_images((120, 160)), {}, [instances])
+    assert set(losses) == {"loss_detectornet_mask", "loss_detectornet_pruning"}
+    # Four classes at random.
+    assert losses["loss_detectornet_pruning"].item() == pytest.approx(1.386, abs=0.2)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in generator.parameters())
 
 
 def test_every_object_is_found_and_refined():
@@ -377,6 +454,9 @@ def test_half_precision():
         ("STRIDE", 0.0),
         ("MEAN_DIMENSIONS", ()),
         ("NUM_SCALES", 0),
+        ("REFINEMENT.TOPK", -2),
+        ("CLASSIFIER.PRUNING_BUDGET", -1),
+        ("OBJECT_FRACTION", 1.5),
         ("WIDTH_FACTOR", 0.0),
     ],
 )

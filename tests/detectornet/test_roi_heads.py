@@ -98,8 +98,8 @@ def test_the_loss_is_the_cross_entropy_of_the_crops():
         proposals, losses = heads(make_images((100, 100), (100, 100)), {}, ["unused"], targets)
         counts = {k: v[0] for k, v in storage.latest().items()}
     assert proposals == ["unused"]
-    # 40 % of 20 positives of the first image; all the negatives of both.
-    assert counts["detectornet/num_pos_classifier_crops"] == 8
+    # 40 % of 20 for each image, all of the first one; all the negatives of both.
+    assert counts["detectornet/num_pos_classifier_crops"] == 16
     assert counts["detectornet/num_neg_classifier_crops"] == 24
     # Untrained: about the same probability for all 21 classes.
     (loss,) = losses.values()
@@ -111,6 +111,18 @@ def test_the_loss_is_the_cross_entropy_of_the_crops():
 def test_similarities_that_make_no_sense(thresholds):
     with pytest.raises(ValueError, match="MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS"):
         build_heads("MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS", thresholds)
+
+
+def test_a_part_that_makes_no_sense():
+    with pytest.raises(ValueError, match="CLASSIFIER.HARD_FRACTION makes no sense: 1.5"):
+        build_heads("MODEL.DETECTORNET.CLASSIFIER.HARD_FRACTION", 1.5)
+
+
+def test_a_class_beyond_the_number_of_classes_is_named():
+    heads, target = build_heads().train(), make_instances((100, 100), [[10, 10, 60, 60]])
+    target.gt_classes[:] = 20
+    with EventStorage(), pytest.raises(ValueError, match="has class 20.*leaves 0 to 19"):
+        heads(make_images((100, 100)), {}, [], [target])
 
 
 def test_crops_that_make_no_sense():

@@ -110,3 +110,52 @@ def test_memory_is_linear_in_the_number_of_boxes(nms_type):
         best_boxes_of_classes(boxes, scores, 0.9, 20, nms_type)
     largest = max(x.cpu_memory_usage for x in profile.events() if x.cpu_memory_usage > 0)
     assert largest < 10 * 50_000 * 8
+
+
+@pytest.mark.parametrize("nms_type", NMS_TYPES)
+@pytest.mark.parametrize("number", [1, 4, 1000])
+def test_pruning_before_the_suppression_equals_leaving_boxes_out(nms_type, number):
+    boxes, scores = random_boxes(3, 60)
+    torch.manual_seed(1)
+    is_accepted = torch.rand(3, 60) < 0.5
+    is_accepted[2] = False  # a class that the classifier never sees
+    asked = []
+
+    def accepts(asked_boxes, classes):
+        # Which box of its class is it? Equal ones have equal verdicts below.
+        same = (boxes[classes] == asked_boxes[:, None]).all(dim=2)
+        asked.extend(zip(classes.tolist(), same.int().argmax(dim=1).tolist(), strict=True))
+        return is_accepted[classes, same.int().argmax(dim=1)]
+
+    for k in range(3):
+        first = (boxes[k][:, None] == boxes[k]).all(dim=2).int().argmax(dim=1)
+        is_accepted[k] = is_accepted[k, first]
+    found = best_boxes_of_classes(boxes, scores, 0.5, number, nms_type, accepts, 60)
+    pruned = scores.masked_fill(~is_accepted, -torch.inf)
+    expected = [
+        greedy(b, s, 0.5, number, nms_type)
+        for b, s in zip(boxes.tolist(), pruned.tolist(), strict=True)
+    ]
+    assert by_class(found, 3) == expected and len(expected[0]) > 0 and expected[2] == []
+    # Nobody asks about a box that a kept one suppresses, or once there are enough.
+    assert len(asked) < (scores > -torch.inf).sum()
+    if number == 1:
+        assert [k for k, _ in asked].count(0) == 1 + (~is_accepted[0, : expected[0][0]]).sum()
+
+
+def test_the_classifier_is_asked_about_no_more_boxes_than_its_budget_allows():
+    corner = torch.arange(0.0, 100, 10)[None, :, None].expand(2, -1, 2)
+    boxes, scores = torch.cat([corner, corner + 10], dim=2), torch.arange(10.0, 0, -1).expand(2, -1)
+    asked = []
+
+    def accepts(asked_boxes, classes):
+        asked.append(asked_boxes[:, 0].tolist())
+        return asked_boxes[:, 0] >= torch.tensor([20.0, 0])[classes]
+
+    # Ten boxes apart. Of the first class the third is the first that is right.
+    found = best_boxes_of_classes(boxes, scores, 0.5, 3, "iou", accepts, 4)
+    assert by_class(found, 2) == [[2, 3], [0, 1, 2]]
+    # The second class has its three boxes then, and is asked about no more.
+    assert asked == [[0, 0], [10, 10], [20, 20], [30]]
+    found = best_boxes_of_classes(boxes, scores, 0.5, 3, "iou", accepts, 2)
+    assert by_class(found, 2) == [[], [0, 1]]

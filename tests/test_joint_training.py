@@ -8,8 +8,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from d2proposals.deepmask import dense_inference
 from d2proposals.deepmask import generator as deepmask_generator
+from d2proposals.deepmask import image_canvas
 from d2proposals.proposals.native_size_hosts import hand_over_native_sizes
 from d2proposals.spop import pixel_networks
 from tests.common import add_rectangle_masks, make_instances
@@ -202,7 +202,7 @@ def resized_batch():
 @pytest.mark.parametrize(
     ("generator", "module", "function", "scales"),
     [
-        ("DeepMask", dense_inference, "scale_image", (0.5, 1.0)),
+        ("DeepMask", image_canvas, "scale_image", (0.5, 1.0)),
         ("SPOP", pixel_networks, "resize_image", (1.0, 2.0)),
     ],
 )

@@ -13,6 +13,8 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from unittest.mock import patch
 
 # Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
 # beside them, and themselves.
@@ -21,48 +23,56 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from detectron2.modeling import build_proposal_generator
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from d2proposals.deepmask.dense_inference import predict_windows, tiled_map
+from d2proposals.deepmask.dense_inference import predict_windows
 from d2proposals.deepmask.network import DeepMaskNetwork
+from d2proposals.deepmask.trunk_maps import TrunkMaps
 from d2proposals.engine import bad_input_in_one_line, check_config, fit_to_device, load_config
 
 
 class Meter:
-    """Seconds and multiply-accumulates of the parts of a network."""
+    """Seconds and multiply-accumulates of the parts of a network, within ``with meter:``."""
 
     def __init__(self, network: DeepMaskNetwork):
-        """Wrap the parts of ``network``, which measure themselves from then on."""
+        """
+        Args:
+            network: the one that is measured.
+        """
         self.seconds: dict[str, float] = {}
         self.work: dict[str, float] = {}
-        self._counted = 0.0
-        for module in network.trunk.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(self._count)
-        self._wrap(network.trunk, "forward", "trunk", lambda y: self._take())
         mask, score = network.mask_head, network.score_head
-        per_mask = sum(m.weight.numel() for m in mask.modules() if isinstance(m, nn.Linear))
-        self._wrap(mask, "_classify", "mask layers", lambda y: per_mask * len(y))
-        per_score = sum(m.weight.numel() for m in score.modules() if isinstance(m, nn.Linear))
-        self._wrap(score, "at_every_window", "score layers", lambda y: per_score * y.numel())
+        self._patches = [
+            self._patch(owner, name, part)
+            for owner, name, part in (
+                (TrunkMaps, "_map_around_image", "trunk"),
+                (TrunkMaps, "_map_in_tiles", "trunk"),
+                (mask, "_classify", "mask layers"),
+                (score, "at_every_window", "score layers"),
+            )
+        ]
 
-    def _count(self, module: nn.Conv2d, inputs: tuple, output: torch.Tensor) -> None:
-        self._counted += module.weight.numel() * output[0, 0].numel() * len(output)
-
-    def _take(self) -> float:
-        counted, self._counted = self._counted, 0.0
-        return counted
-
-    def _wrap(self, module: nn.Module, name: str, part: str, work: Callable) -> None:
-        function = getattr(module, name)
+    def _patch(self, owner: object, name: str, part: str) -> AbstractContextManager:
+        function = getattr(owner, name)
         self.seconds[part] = self.work[part] = 0.0
 
         def measured(*args):
-            seconds, result = timed(lambda: function(*args))
+            with FlopCounterMode(display=False) as counter:
+                seconds, result = timed(lambda: function(*args))
             self.seconds[part] += seconds
-            self.work[part] += work(result)
+            # It counts a multiplication and an addition as two operations.
+            self.work[part] += counter.get_total_flops() / 2
             return result
 
-        setattr(module, name, measured)
+        return patch.object(owner, name, measured)
+
+    def __enter__(self) -> None:
+        self._stack = ExitStack()
+        for item in self._patches:
+            self._stack.enter_context(item)
+
+    def __exit__(self, *error) -> None:
+        self._stack.close()
 
 
 def timed(function: Callable) -> tuple[float, object]:
@@ -96,12 +106,12 @@ def measure_dense(network: DeepMaskNetwork, side: int, num_patches: int) -> None
     predict_windows(network, nn.Identity(), image[:, :1, :1], [1.0], 1)
     dense, windows = timed(lambda: predict_windows(network, nn.Identity(), image, [1.0], number))
     assert len(windows.frames) == number
-    patch = network.patch_size + 2 * network.context
-    patches = torch.randn(num_patches, 3, patch, patch, device=device)
+    side = network.patch_size + 2 * network.context
+    patches = torch.randn(num_patches, 3, side, side, device=device)
 
     def one_by_one():
-        for patch in patches.split(1):
-            network.mask_and_score_logits(patch, 1)
+        for one in patches.split(1):
+            network.mask_and_score_logits(one, 1)
 
     alone = timed(one_by_one)[0] * number / num_patches
     print(f"{number} windows: dense {dense:.2f} s, one by one {alone:.1f} s ({alone / dense:.0f}x)")
@@ -135,13 +145,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     network = generator.network
     measure_dense(network, args.windows, args.num_patches)
     image = torch.randn(3, *args.image_size, device=cfg.MODEL.DEVICE)
-    tiled_map(network.trunk, image[:, : network.stride, : network.stride])
     meter = Meter(network)
     rate = matrix_rate(image.device)
     topk = generator.pre_nms_topk[False]
-    seconds, _ = timed(
-        lambda: predict_windows(network, nn.Identity(), image, generator.scales, topk)
-    )
+    with meter:
+        seconds, _ = timed(
+            lambda: predict_windows(network, nn.Identity(), image, generator.scales, topk)
+        )
     rate = max(rate, matrix_rate(image.device))
     height, width = args.image_size
     print(f"{height} x {width}, {len(generator.scales)} scales: {seconds:.2f} s")

@@ -1,4 +1,6 @@
 from .generator import DeepMask
-from .network import DeepMaskNetwork, MaskHead, ScoreHead
+from .mask_head import MaskHead
+from .network import DeepMaskNetwork
+from .score_head import ScoreHead
 
 __all__ = ["DeepMask", "DeepMaskNetwork", "MaskHead", "ScoreHead"]

@@ -1,37 +1,34 @@
 """Full-scene inference: DeepMask's network at every window of an image, at several scales.
 
-Source: DeepMask, Sec. 3.3. Around a scaled image there is a border of the mean colour, so that
-windows are centred on every ``stride``-th pixel of it, from its first corner on.
+Source: DeepMask, Sec. 3.3.
 
 Shape shorthand in this module:
 
     h, w: height and width of the image
-    Hs, Ws: height and width of the scaled image
     K: number of chosen windows, of all scales
+    C: channels of the mask branch's map
+    m: side of a window, in cells
     s: side of a predicted mask, in cells
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from detectron2.modeling import Backbone
-from detectron2.structures import ImageList
 from torch import nn
 
-from ..proposals.patches import crop_patches
+from .image_canvas import ImageCanvas
 from .network import DeepMaskNetwork
+from .trunk_maps import TrunkMaps
 
-# Pixels that go through the trunk at a time. Its first layer alone takes 64 float32 numbers for
-# each pixel, twice, at full width: 1 GiB in all.
-TILE_PIXELS = 2**21
+# Windows that are scored at a time: 48 MiB of hidden units at full width.
+_SCORED_WINDOWS = 2**13
 
-# Samples of an image that are averaged at a time when it is scaled: 32 MiB on the CPU.
-_CHUNK_SAMPLES = 2**20
+# Numbers of the mask branch's maps that wait for the choice of windows: 128 MiB as float32, more
+# than the pyramid of an image of 1333 x 800 pixels has.
+_WAITING_NUMBERS = 2**25
 
 
 @dataclass
@@ -51,18 +48,20 @@ class WindowPredictions:
 
 
 @dataclass
-class _Scale:
-    """One scale of the pyramid: what is kept of it until windows are chosen.
+class _Band:
+    """Rows of windows of one scale: what is kept of them until windows are chosen.
 
     Attributes:
-        embedded: (C, Hf, Wf) the mask branch's map.
+        embedded: (C, rows + m - 1, columns + m - 1) the mask branch's map.
         score_logits: (rows, columns) float32 of the windows.
-        size: (Hs, Ws).
+        first_row: how many rows of windows are above.
+        image_size: height and width of the scaled image, in pixels.
     """
 
     embedded: torch.Tensor
     score_logits: torch.Tensor
-    size: tuple[int, int]
+    first_row: int
+    image_size: tuple[int, int]
 
 
 @torch.no_grad()
@@ -75,6 +74,9 @@ def predict_windows(
 ) -> WindowPredictions:
     """Score every window of a pyramid and predict the masks of the best ones.
 
+    Windows are chosen once, at the end; of a very large image, whenever the maps that wait for it
+    take too much memory, which has the same result.
+
     Args:
         network: in evaluation mode.
         pixel_normalization: from the image's pixels to the trunk's.
@@ -85,156 +87,132 @@ def predict_windows(
     Returns:
         WindowPredictions: windows with equal scores are in the order of scales, rows, columns.
     """
-    pyramid = [_scale(network, pixel_normalization, image, scale) for scale in scales]
-    scores = torch.cat([level.score_logits.flatten() for level in pyramid])
+    side = network.mask_head.mask_size
+    nothing = torch.zeros(0, device=image.device)
+    best = WindowPredictions(nothing, nothing.view(0, side, side), nothing.view(0, 4))
+    trunks = _trunks(network)
+    waiting: list[_Band] = []
+    for scale in scales:
+        canvas = _canvas(network, pixel_normalization, image, scale)
+        for band in _bands(network, trunks, canvas):
+            waiting.append(band)
+            if sum(x.embedded.numel() for x in waiting) > _WAITING_NUMBERS:
+                best, waiting = _choose(network, best, waiting, topk), []
+    return _choose(network, best, waiting, topk)
+
+
+@torch.no_grad()
+def predict_row_of_windows(
+    network: DeepMaskNetwork,
+    pixel_normalization: nn.Module,
+    image: torch.Tensor,
+    scale: float,
+    row: int,
+) -> WindowPredictions:
+    """Scores and masks of all windows of one row, for pictures.
+
+    Args:
+        network, pixel_normalization, image: as in :func:`predict_windows`.
+        scale: factor on the image's sides.
+        row: of windows; they are centred on row ``row * stride`` of the scaled image.
+
+    Returns:
+        WindowPredictions: from left to right.
+    """
+    canvas = _canvas(network, pixel_normalization, image, scale)
+    for band in _bands(network, _trunks(network), canvas):
+        if row - band.first_row < len(band.score_logits):
+            scores = band.score_logits[row - band.first_row]
+            columns = torch.arange(len(scores), device=scores.device)
+            rows = torch.full_like(columns, row)
+            masks = network.mask_head.at_windows(band.embedded, rows - band.first_row, columns)
+            frames = _frames(network, rows, columns, canvas.image_size)
+            return WindowPredictions(scores, masks.to(scores), frames)
+    raise IndexError(f"the image has no row {row} of windows at scale {scale}")
+
+
+def _trunks(network: DeepMaskNetwork) -> list[TrunkMaps]:
+    """The mask branch's trunk and, if it has one of its own, the scoring branch's."""
+    return [TrunkMaps(x) for x in (network.trunk, network.score_trunk) if x is not None]
+
+
+def _canvas(
+    network: DeepMaskNetwork, pixel_normalization: nn.Module, image: torch.Tensor, scale: float
+) -> ImageCanvas:
+    return ImageCanvas(
+        image,
+        scale,
+        patch_size=network.patch_size,
+        context=network.context,
+        stride=network.stride,
+        normalize=pixel_normalization,
+    )
+
+
+def _bands(
+    network: DeepMaskNetwork, trunks: Sequence[TrunkMaps], canvas: ImageCanvas
+) -> Iterator[_Band]:
+    """All windows of a scale, in as few bands as the trunk gives its map in."""
+    border, size = network.context // network.stride, network.mask_head.map_size
+    num_rows = canvas.size[0] // network.stride - 2 * border
+    # Rows of each trunk's map that windows of the next band look at as well.
+    rests: list[torch.Tensor | None] = [None] * len(trunks)
+    first_row, begin = 0, -border
+    for maps_of_trunks in zip(*(trunk.bands(canvas) for trunk in trunks), strict=True):
+        end = begin + maps_of_trunks[0].shape[1]
+        rows = slice(max(-begin, 0), max(min(end, num_rows) - begin, 0))
+        for number, maps in enumerate(maps_of_trunks):
+            cropped = maps[:, rows, border : maps.shape[2] - border]
+            rest = rests[number]
+            rests[number] = cropped if rest is None else torch.cat([rest, cropped], dim=1)
+        begin = end
+        num_windows = rests[0].shape[1] - size + 1
+        if num_windows < 1:
+            continue
+        scores = _score(network, rests[-1])
+        # Half precision cannot hold the coordinates that are made like the scores.
+        embedded = network.mask_head.embed(rests[0][None])[0]
+        yield _Band(embedded, scores.float(), first_row, canvas.image_size)
+        first_row += num_windows
+        rests = [rest[:, num_windows:] for rest in rests]
+
+
+def _score(network: DeepMaskNetwork, maps: torch.Tensor) -> torch.Tensor:
+    """(rows, columns) logits of the windows of a map, a few rows of them at a time."""
+    size = network.score_head.map_size
+    num_rows, num_columns = (side - size + 1 for side in maps.shape[1:])
+    step = max(_SCORED_WINDOWS // num_columns, 1)
+    pieces = [
+        network.score_head.at_every_window(maps[None, :, row : row + step + size - 1])[0]
+        for row in range(0, num_rows, step)
+    ]
+    return torch.cat(pieces)
+
+
+def _choose(
+    network: DeepMaskNetwork, best: WindowPredictions, bands: Sequence[_Band], topk: int
+) -> WindowPredictions:
+    """The best windows of those found before and of more bands, whose masks are predicted."""
+    scores = torch.cat([best.score_logits, *(band.score_logits.flatten() for band in bands)])
     # Sorted whole: topk would not say which of equal scores it takes.
     scores, chosen = scores.sort(descending=True, stable=True)
     scores, chosen = scores[:topk], chosen[:topk]
-    masks = scores.new_zeros(len(chosen), network.mask_head.mask_size, network.mask_head.mask_size)
+    masks = scores.new_zeros(len(chosen), *best.mask_logits.shape[1:])
     frames = scores.new_zeros(len(chosen), 4)
-    begin = 0
-    for level in pyramid:
-        num_columns = level.score_logits.shape[1]
-        end = begin + level.score_logits.numel()
+    begin = len(best.score_logits)
+    known = (chosen < begin).nonzero()[:, 0]
+    masks[known], frames[known] = (x[chosen[known]] for x in (best.mask_logits, best.frames))
+    for band in bands:
+        num_columns = band.score_logits.shape[1]
+        end = begin + band.score_logits.numel()
         here = ((chosen >= begin) & (chosen < end)).nonzero()[:, 0]
         rows = torch.div(chosen[here] - begin, num_columns, rounding_mode="floor")
         columns = (chosen[here] - begin) % num_columns
         # Under autocast the network's outputs are of half precision.
-        masks[here] = network.mask_head.at_windows(level.embedded, rows, columns).to(masks)
-        frames[here] = _frames(network, rows, columns, level.size)
+        masks[here] = network.mask_head.at_windows(band.embedded, rows, columns).to(masks)
+        frames[here] = _frames(network, rows + band.first_row, columns, band.image_size)
         begin = end
     return WindowPredictions(scores, masks, frames)
-
-
-def _scale(
-    network: DeepMaskNetwork, pixel_normalization: nn.Module, image: torch.Tensor, scale: float
-) -> _Scale:
-    """Both branches' maps of one scale."""
-    scaled = scale_image(image, scale)
-    canvas = pixel_normalization(make_canvas(scaled, network))
-    maps = tiled_map(network.trunk, canvas)
-    border = network.context // network.stride
-    embedded = network.mask_head.embed(_crop(maps, border)[None])[0]
-    if network.score_trunk is not None:
-        maps = tiled_map(network.score_trunk, canvas)
-    scores = network.score_head.at_every_window(_crop(maps, border)[None])[0]
-    # Half precision cannot hold the coordinates that are made like the scores.
-    return _Scale(embedded, scores.float(), tuple(scaled.shape[-2:]))
-
-
-def scale_image(image: torch.Tensor, scale: float) -> torch.Tensor:
-    """Resize an image with the filter by which training patches are cut out.
-
-    A window of the scaled image holds the pixels of the training patch cut at that place and scale:
-    averages over what a pixel covers where the image gets smaller, bilinear samples where it gets
-    larger. (An anti-aliased resize blurs twice as wide.) A pixel's width of zeros around the image
-    blends into its border, as it does in patches that reach beyond the image.
-
-    Args:
-        image: (C, h, w) without padding, normalised, so that zero is the mean colour.
-        scale: factor on both sides; results are rounded to whole pixels and at least 1.
-
-    Returns:
-        Tensor: (C, Hs, Ws); the image itself if that is its size.
-    """
-    height, width = image.shape[-2:]
-    rows, columns = max(round(height * scale), 1), max(round(width * scale), 1)
-    if (rows, columns) == (height, width):
-        return image
-    # The patch's number of samples per pixel, whatever rounding does to the sides.
-    ratio = math.ceil(1 / scale)
-    # Bands of rows, the last of which may reach beyond the image: RoIAlign lists the samples of one
-    # box at a time.
-    band = min(max(_CHUNK_SAMPLES // (columns * ratio**2), 1), rows)
-    top = torch.arange(0, rows, band, device=image.device, dtype=image.dtype)
-    zeros = torch.zeros_like(top)
-    step = height / rows
-    boxes = torch.stack([zeros, top * step, zeros + width, (top + band) * step], dim=1)
-    bands = crop_patches(
-        ImageList(image[None], [(height, width)]),
-        boxes,
-        zeros.long(),
-        (band, columns),
-        sampling_ratio=ratio,
-    )
-    return bands.transpose(0, 1).flatten(1, 2)[:, :rows]
-
-
-def make_canvas(scaled: torch.Tensor, network: DeepMaskNetwork) -> torch.Tensor:
-    """An image with zeros around it, so that windows are centred on every ``stride``-th pixel.
-
-    Unlike the paper, which says nothing of the image's border: zeros are the mean colour, and
-    beyond the outermost windows there are as many of them as a training patch had context.
-
-    Args:
-        scaled: (3, Hs, Ws).
-        network: gives the sizes.
-
-    Returns:
-        Tensor: (3, H, W), both multiples of the stride, with Hs // stride + 1 rows of windows
-        and Ws // stride + 1 columns.
-    """
-    before = network.patch_size // 2 + network.context
-    after_height, after_width = (before - size % network.stride for size in scaled.shape[-2:])
-    return F.pad(scaled, (before, after_width, before, after_height))
-
-
-def tiled_map(trunk: Backbone, canvas: torch.Tensor) -> torch.Tensor:
-    """The trunk's map of an image whatever its size, at bounded memory.
-
-    The image goes through the trunk in tiles that overlap by what a cell sees beyond its own
-    pixels, so the map is that of the whole image.
-
-    Args:
-        trunk: as in :class:`DeepMaskNetwork`.
-        canvas: (3, H, W), both multiples of the trunk's stride.
-
-    Returns:
-        Tensor: (C, H / stride, W / stride).
-    """
-    sides = [side // trunk.stride for side in canvas.shape[-2:]]
-    tile_sides = _tile_sides(sides, TILE_PIXELS, trunk)
-    if tile_sides == sides:
-        (maps,) = trunk(canvas[None]).values()
-        return maps[0]
-    (shape,) = trunk.output_shape().values()
-    maps = canvas.new_empty(shape.channels, *sides)
-    halo = trunk.context // trunk.stride
-    for top in range(0, sides[0], tile_sides[0]):
-        for left in range(0, sides[1], tile_sides[1]):
-            (y1, y2, row), (x1, x2, column) = (
-                (begin, min(begin + tile, side), max(begin - halo, 0))
-                for begin, tile, side in zip((top, left), tile_sides, sides, strict=True)
-            )
-            tile = canvas[
-                :,
-                row * trunk.stride : (y2 + halo) * trunk.stride,
-                column * trunk.stride : (x2 + halo) * trunk.stride,
-            ]
-            (tile_map,) = trunk(tile[None]).values()
-            maps[:, y1:y2, x1:x2] = tile_map[0, :, y1 - row : y2 - row, x1 - column : x2 - column]
-    return maps
-
-
-def _tile_sides(sides: list[int], num_pixels: int, trunk: Backbone) -> list[int]:
-    """Sides of tiles without their overlap, in cells, both sides at most those of the map.
-
-    A tile is as wide as the map's shorter side if it can be, because overlaps cost work.
-    """
-    halo = trunk.context // trunk.stride
-    num_cells = num_pixels // trunk.stride**2
-    if sides[0] * sides[1] <= num_cells:
-        return sides
-    short = min(min(sides), max(int(num_cells**0.5) - 2 * halo, 1))
-    overlap = 0 if short == min(sides) else 2 * halo
-    long = min(max(num_cells // (short + overlap) - 2 * halo, 1), max(sides))
-    return [short, long] if sides[0] <= sides[1] else [long, short]
-
-
-def _crop(maps: torch.Tensor, border: int) -> torch.Tensor:
-    """(C, Hf, Wf) without ``border`` cells on each side."""
-    height, width = maps.shape[-2:]
-    return maps[:, border : height - border, border : width - border]
 
 
 def _frames(

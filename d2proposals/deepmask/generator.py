@@ -20,9 +20,8 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, Backbone
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -36,11 +35,12 @@ from ..proposals.patches import crop_patches
 from ..proposals.pixel_normalization import PixelNormalization
 from ..proposals.ranking import first_of_nms
 from .dense_inference import WindowPredictions, predict_windows
-from .losses import mask_loss, score_loss
+from .losses import idle_branch_loss, mask_loss, score_loss
 from .mask_boxes import boxes_of_masks
-from .network import DeepMaskNetwork, MaskHead, ScoreHead
+from .network import DeepMaskNetwork, build_network
 from .patch_masks import cut_masks
-from .patch_sampling import PatchSampler, PatchSamples
+from .patch_samples import PatchSamples
+from .patch_sampling import PatchSampler, check_categories
 
 BRANCHES = ("alternating", "joint")
 
@@ -158,9 +158,9 @@ class DeepMask(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.DEEPMASK
-        _check_categories(node.CATEGORIES, cfg.DATASETS.TRAIN)
+        check_categories(node.CATEGORIES, cfg.DATASETS.TRAIN)
         return {
-            "network": _build_network(cfg),
+            "network": build_network(cfg),
             "pixel_normalization": PixelNormalization(
                 model_format=cfg.INPUT.FORMAT,
                 model_mean=cfg.MODEL.PIXEL_MEAN,
@@ -284,14 +284,13 @@ class DeepMask(nn.Module):
         else:
             score_logits = self.network.score_logits(patches.pixels)
         if mask_logits is None:
-            segmentation = _zero_loss(self.network, self.network.mask_head, self.network.trunk)
+            segmentation = idle_branch_loss(self.network.branch_parts("mask"))
         else:
             if self.network.mask_head.target_size != self.network.mask_head.mask_size:
                 mask_logits = self.network.mask_head.enlarge(mask_logits)
             segmentation = mask_loss(mask_logits, patches.masks, samples.is_valid[:num_masks])
         if score_logits is None:
-            trunk = self.network.score_trunk
-            objectness = _zero_loss(self.network, self.network.score_head, trunk)
+            objectness = idle_branch_loss(self.network.branch_parts("score"))
         else:
             objectness = score_loss(score_logits, samples.labels, samples.is_valid)
         losses = {"loss_deepmask_mask": segmentation, "loss_deepmask_score": objectness}
@@ -392,79 +391,3 @@ class DeepMask(nn.Module):
                 patches[index], windows.frames[index], threshold=self.mask_thresh
             )
         return proposals
-
-
-def _build_network(cfg: CfgNode) -> DeepMaskNetwork:
-    """The network of MODEL.DEEPMASK."""
-    node = cfg.MODEL.DEEPMASK
-
-    def build_trunk() -> Backbone:
-        return BACKBONE_REGISTRY.get(node.TRUNK)(cfg, ShapeSpec(channels=3))
-
-    trunk = build_trunk()
-    if not hasattr(trunk, "stride") or not hasattr(trunk, "context"):
-        raise ValueError(
-            f"MODEL.DEEPMASK.TRUNK {node.TRUNK} does not say what a cell of its map sees "
-            "(attributes stride and context): use build_vgg_backbone, or a backbone that has both."
-        )
-    shapes = trunk.output_shape()
-    if len(shapes) != 1:
-        raise ValueError(
-            f"DeepMask reads one map of its trunk {node.TRUNK}, which returns {sorted(shapes)}: "
-            "set MODEL.VGG.OUT_FEATURES to the last stage's name alone."
-        )
-    (shape,) = shapes.values()
-    if shape.stride != trunk.stride:
-        raise ValueError(
-            f"DeepMask reads the last map of its trunk, at stride {trunk.stride}, but "
-            f"{node.TRUNK} returns {next(iter(shapes))} at stride {shape.stride}: set "
-            "MODEL.VGG.OUT_FEATURES to the last stage, or drop later ones from MODEL.VGG.STAGES."
-        )
-    map_size = node.PATCH_SIZE // shape.stride
-    return DeepMaskNetwork(
-        trunk=trunk,
-        score_trunk=None if node.SHARED_TRUNK else build_trunk(),
-        mask_head=MaskHead(
-            in_channels=shape.channels,
-            map_size=map_size,
-            patch_size=node.PATCH_SIZE,
-            channels=node.MASK_CHANNELS,
-            code_dim=node.CODE_DIM,
-            mask_size=node.MASK_SIZE,
-            upsampling=node.UPSAMPLING,
-        ),
-        score_head=ScoreHead(
-            in_channels=shape.channels,
-            map_size=map_size,
-            hidden_dims=node.SCORE_DIMS,
-            dropout=node.DROPOUT,
-        ),
-        patch_size=node.PATCH_SIZE,
-        context=node.CONTEXT,
-    )
-
-
-def _check_categories(categories: Sequence[int], datasets: Sequence[str]) -> None:
-    """Raise ValueError for classes that a training set does not have, if it says which it has."""
-    for name in datasets:
-        if name not in DatasetCatalog:
-            continue
-        classes = MetadataCatalog.get(name).get("thing_classes")
-        unknown = [x for x in categories if classes and not 0 <= x < len(classes)]
-        if unknown:
-            raise ValueError(
-                f"MODEL.DEEPMASK.CATEGORIES names {unknown}, but {name} has the classes 0 to "
-                f"{len(classes) - 1}."
-            )
-
-
-def _zero_loss(network: DeepMaskNetwork, head: nn.Module, trunk: nn.Module | None) -> torch.Tensor:
-    """Zero that depends on a branch's parameters; on a trunk's too if the branch has its own.
-
-    Unlike the paper, which leaves the idle branch alone: one optimizer serves both, so the branch's
-    momentum and weight decay go on.
-    """
-    parameters = list(head.parameters())
-    if network.score_trunk is not None:
-        parameters += list(trunk.parameters())
-    return sum(parameter.sum() * 0.0 for parameter in parameters)

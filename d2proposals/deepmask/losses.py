@@ -9,8 +9,11 @@ Shape shorthand in this module:
     S: side of a mask, in pixels
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 def mask_loss(logits: torch.Tensor, targets: torch.Tensor, is_sample: torch.Tensor) -> torch.Tensor:
@@ -40,6 +43,18 @@ def score_loss(logits: torch.Tensor, labels: torch.Tensor, is_sample: torch.Tens
         Tensor: a number.
     """
     return (_logistic_loss(logits, labels) * is_sample).sum()
+
+
+def idle_branch_loss(parts: Sequence[nn.Module]) -> torch.Tensor:
+    """Zero that depends on all parameters of a branch that an iteration does not train.
+
+    Unlike the paper, which leaves the idle branch alone: one optimizer serves both, so the branch's
+    momentum and weight decay go on.
+
+    Args:
+        parts: of the branch; at least one.
+    """
+    return sum(parameter.sum() * 0.0 for part in parts for parameter in part.parameters())
 
 
 def _logistic_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

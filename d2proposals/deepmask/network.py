@@ -8,245 +8,23 @@ every window of the map what the patch form gives the window cut out.
 
 Shape shorthand in this module:
 
-    P: number of patches or windows
+    P: number of patches
     C: channels of the trunk's map
     m: side of a patch's map, in cells (14)
     s: side of a predicted mask, in cells (56)
     S: side of a patch, in pixels (224)
-    Hf, Wf: height and width of a map, in cells
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
-from detectron2.modeling import Backbone
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
-UPSAMPLING = ("bilinear", "trainable", "none")
-
-# Windows whose m x m cells are copied side by side at a time, as float32 numbers: 128 MiB.
-_CHUNK_NUMBERS = 2**25
-
-
-class MaskHead(nn.Module):
-    """Segmentation branch: 1x1 convolution, then every pixel classifier sees the whole map.
-
-    The classifiers are two linear layers without a non-linearity in between, a low-rank variant
-    of one fully connected layer (Sec. 3.1).
-    """
-
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        map_size: int,
-        patch_size: int,
-        channels: int = 512,
-        code_dim: int = 512,
-        mask_size: int = 56,
-        upsampling: str = "bilinear",
-    ) -> None:
-        """
-        Args:
-            in_channels: C.
-            map_size: m, in cells.
-            patch_size: S, in pixels; a multiple of ``mask_size`` for trainable up-sampling.
-            channels: of the 1x1 convolution.
-            code_dim: numbers between the two linear layers; 0 for one layer instead of two, the
-                full-rank variant ("deepmaskfull").
-            mask_size: s, in cells.
-            upsampling: from s to S. "bilinear" (the paper's), "trainable" (a transposed
-                convolution that begins as bilinear but for the outermost S / 2s pixels, where it
-                sees zeros beyond the border and logits begin closer to 0) or "none": masks are
-                learnt at s x s, and enlarged bilinearly where they are used.
-
-        Raises:
-            ValueError: an unknown up-sampling, or one that does not divide; a size that makes no
-                sense.
-        """
-        super().__init__()
-        if upsampling not in UPSAMPLING:
-            raise ValueError(
-                f"MODEL.DEEPMASK.UPSAMPLING must be one of {UPSAMPLING}, got '{upsampling}'."
-            )
-        for key, size, least in (
-            ("MASK_SIZE", mask_size, 1),
-            ("MASK_CHANNELS", channels, 1),
-            ("CODE_DIM", code_dim, 0),
-        ):
-            if size < least:
-                raise ValueError(f"MODEL.DEEPMASK.{key} must be at least {least}, got {size}.")
-        self.map_size, self.mask_size, self.patch_size = map_size, mask_size, patch_size
-        self.upsampling = upsampling
-        self.conv = nn.Conv2d(in_channels, channels, 1)
-        num_inputs = channels * map_size**2
-        self.encode = nn.Linear(num_inputs, code_dim) if code_dim else nn.Identity()
-        self.classify = nn.Linear(code_dim or num_inputs, mask_size**2)
-        if upsampling == "trainable":
-            self.upsample = _bilinear_deconvolution(patch_size, mask_size)
-
-    @property
-    def target_size(self) -> int:
-        """Side of the masks that the branch is trained on: S, or s without up-sampling."""
-        return self.mask_size if self.upsampling == "none" else self.patch_size
-
-    def embed(self, maps: torch.Tensor) -> torch.Tensor:
-        """1x1 convolution and ReLU, of patches or of a whole map alike.
-
-        Args:
-            maps: (N, C, Hf, Wf).
-
-        Returns:
-            Tensor: (N, channels, Hf, Wf).
-        """
-        return F.relu(self.conv(maps))
-
-    def forward(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Logits of masks.
-
-        Args:
-            embedded: (P, channels, m, m) from :meth:`embed`.
-
-        Returns:
-            Tensor: (P, s, s).
-        """
-        return self._classify(embedded.permute(0, 2, 3, 1).flatten(1))
-
-    def _classify(self, cells: torch.Tensor) -> torch.Tensor:
-        """(P, m * m * channels), cell by cell, -> (P, s, s)."""
-        return self.classify(self.encode(cells)).view(-1, self.mask_size, self.mask_size)
-
-    def at_windows(
-        self, embedded: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
-    ) -> torch.Tensor:
-        """Logits of masks at chosen windows of a whole map.
-
-        Unlike the paper, which computes all windows' masks by convolution, windows are chosen by
-        score first: the linear layers at all windows would cost as much as the trunk (the low-rank
-        variant) or more (the full-rank one). Windows are copied out in chunks of bounded size.
-
-        Args:
-            embedded: (channels, Hf, Wf) from :meth:`embed`.
-            rows, columns: (P,) int64, each window's first cell.
-
-        Returns:
-            Tensor: (P, s, s).
-        """
-        channels, _, width = embedded.shape
-        table = embedded.permute(1, 2, 0).reshape(-1, channels)  # (Hf * Wf, channels)
-        step = torch.arange(self.map_size, device=embedded.device)
-        cells = (rows * width + columns)[:, None] + (step[:, None] * width + step).flatten()
-        chunk = max(_CHUNK_NUMBERS // (channels * self.map_size**2), 1)
-        pieces = [self._classify(table[cells_i].flatten(1)) for cells_i in cells.split(chunk)]
-        return torch.cat(pieces)
-
-    def enlarge(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits at the patch's own pixels (Sec. 3.4).
-
-        Args:
-            logits: (P, s, s).
-
-        Returns:
-            Tensor: (P, S, S).
-        """
-        if self.upsampling == "trainable":
-            return self.upsample(logits[:, None])[:, 0]
-        size = (self.patch_size, self.patch_size)
-        return F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-
-
-def _bilinear_deconvolution(patch_size: int, mask_size: int) -> nn.ConvTranspose2d:
-    """A transposed convolution whose weights are those of bilinear interpolation.
-
-    Zeros, not the outermost logits, stand beyond the border.
-    """
-    factor, rest = divmod(patch_size, mask_size)
-    if rest or factor % 2:
-        raise ValueError(
-            "MODEL.DEEPMASK.UPSAMPLING 'trainable' needs a MODEL.DEEPMASK.PATCH_SIZE that is an "
-            f"even multiple of MASK_SIZE, got {patch_size} and {mask_size}."
-        )
-    layer = nn.ConvTranspose2d(1, 1, 2 * factor, stride=factor, padding=factor // 2)
-    position = torch.arange(2 * factor, dtype=torch.float32)
-    weight = 1 - (position + 0.5 - factor).abs() / factor
-    with torch.no_grad():
-        layer.weight.copy_(weight[:, None] * weight)
-        layer.bias.zero_()
-    return layer
-
-
-class ScoreHead(nn.Module):
-    """Scoring branch: 2x2 max pooling, then three fully connected layers (Sec. 3.1, 3.4)."""
-
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        map_size: int,
-        hidden_dims: Sequence[int] = (512, 1024),
-        dropout: float = 0.5,
-    ) -> None:
-        """
-        Args:
-            in_channels: C.
-            map_size: m, in cells; even.
-            hidden_dims: units of the two hidden layers.
-            dropout: rate after each of them.
-
-        Raises:
-            ValueError: not two hidden layers, or an odd map.
-        """
-        super().__init__()
-        if len(hidden_dims) != 2:
-            raise ValueError(f"MODEL.DEEPMASK.SCORE_DIMS needs two numbers, got {hidden_dims}.")
-        if map_size % 2:
-            raise ValueError(
-                "MODEL.DEEPMASK.PATCH_SIZE must be an even multiple of the trunk's stride, got a "
-                f"map of {map_size} x {map_size} cells."
-            )
-        self.map_size = map_size
-        self.fc1 = nn.Linear(in_channels * (map_size // 2) ** 2, hidden_dims[0])
-        self.fc2 = nn.Linear(hidden_dims[0], hidden_dims[1])
-        self.fc3 = nn.Linear(hidden_dims[1], 1)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Logits of scores.
-
-        Args:
-            maps: (P, C, m, m) of the trunk.
-
-        Returns:
-            Tensor: (P,).
-        """
-        x = F.max_pool2d(maps, 2).flatten(1)
-        x = self.dropout(F.relu(self.fc1(x)))
-        x = self.dropout(F.relu(self.fc2(x)))
-        return self.fc3(x)[:, 0]
-
-    def at_every_window(self, maps: torch.Tensor) -> torch.Tensor:
-        """Logits of scores at every window of a whole map (Sec. 3.3).
-
-        A window's pooling starts at its own first cell. The interleaving trick computes that on
-        shifted copies of the map; pooling with stride 1 and reading every second cell is the same.
-
-        Args:
-            maps: (N, C, Hf, Wf) of the trunk, both sides at least m.
-
-        Returns:
-            Tensor: (N, Hf - m + 1, Wf - m + 1).
-        """
-        side = self.map_size // 2
-        x = F.max_pool2d(maps, 2, stride=1)
-        weight = self.fc1.weight.view(len(self.fc1.weight), maps.shape[1], side, side)
-        x = self.dropout(F.relu(F.conv2d(x, weight, self.fc1.bias, dilation=2)))
-        x = x.flatten(2).transpose(1, 2)  # (N, windows, hidden)
-        x = self.dropout(F.relu(self.fc2(x)))
-        windows = [side - self.map_size + 1 for side in maps.shape[-2:]]
-        return self.fc3(x).view(-1, *windows)
+from .mask_head import MaskHead
+from .score_head import ScoreHead
 
 
 class DeepMaskNetwork(nn.Module):
@@ -295,6 +73,12 @@ class DeepMaskNetwork(nn.Module):
         """Pixels between two windows of a map."""
         return self.trunk.stride
 
+    def branch_parts(self, branch: str) -> list[nn.Module]:
+        """What "mask" or "score" has alone: its head, and its trunk unless they share one."""
+        head = self.mask_head if branch == "mask" else self.score_head
+        trunk = self.trunk if branch == "mask" else self.score_trunk
+        return [head] if self.score_trunk is None else [head, trunk]
+
     def mask_logits(self, patches: torch.Tensor) -> torch.Tensor:
         """Mask logits of patches.
 
@@ -330,7 +114,59 @@ class DeepMaskNetwork(nn.Module):
 
     def _patch_maps(self, trunk: Backbone, patches: torch.Tensor) -> torch.Tensor:
         """(P, C, m, m) maps of patches, without the cells of the context."""
+        # Convolutions are faster with the channels of a pixel side by side.
+        patches = patches.contiguous(memory_format=torch.channels_last)
         (maps,) = trunk(patches).values()
         border = self.context // self.stride
         side = maps.shape[-1] - 2 * border
         return maps[..., border : border + side, border : border + side]
+
+
+def build_network(cfg: CfgNode) -> DeepMaskNetwork:
+    """The network of MODEL.DEEPMASK."""
+    node = cfg.MODEL.DEEPMASK
+
+    def build_trunk() -> Backbone:
+        return BACKBONE_REGISTRY.get(node.TRUNK)(cfg, ShapeSpec(channels=3))
+
+    trunk = build_trunk()
+    if not hasattr(trunk, "stride") or not hasattr(trunk, "context"):
+        raise ValueError(
+            f"MODEL.DEEPMASK.TRUNK {node.TRUNK} does not say what a cell of its map sees "
+            "(attributes stride and context): use build_vgg_backbone, or a backbone that has both."
+        )
+    shapes = trunk.output_shape()
+    if len(shapes) != 1:
+        raise ValueError(
+            f"DeepMask reads one map of its trunk {node.TRUNK}, which returns {sorted(shapes)}: "
+            "set MODEL.VGG.OUT_FEATURES to the last stage's name alone."
+        )
+    (shape,) = shapes.values()
+    if shape.stride != trunk.stride:
+        raise ValueError(
+            f"DeepMask reads the last map of its trunk, at stride {trunk.stride}, but "
+            f"{node.TRUNK} returns {next(iter(shapes))} at stride {shape.stride}: set "
+            "MODEL.VGG.OUT_FEATURES to the last stage, or drop later ones from MODEL.VGG.STAGES."
+        )
+    map_size = node.PATCH_SIZE // shape.stride
+    return DeepMaskNetwork(
+        trunk=trunk,
+        score_trunk=None if node.SHARED_TRUNK else build_trunk(),
+        mask_head=MaskHead(
+            in_channels=shape.channels,
+            map_size=map_size,
+            patch_size=node.PATCH_SIZE,
+            channels=node.MASK_CHANNELS,
+            code_dim=node.CODE_DIM,
+            mask_size=node.MASK_SIZE,
+            upsampling=node.UPSAMPLING,
+        ),
+        score_head=ScoreHead(
+            in_channels=shape.channels,
+            map_size=map_size,
+            hidden_dims=node.SCORE_DIMS,
+            dropout=node.DROPOUT,
+        ),
+        patch_size=node.PATCH_SIZE,
+        context=node.CONTEXT,
+    )

@@ -15,7 +15,8 @@ import torch
 from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
 
 from ..proposals.patches import crop_patches
-from .patch_sampling import GroundTruth, PatchSamples
+from .ground_truth import GroundTruth
+from .patch_samples import PatchSamples
 
 # Pixels of bitmaps that are resampled at a time: 64 MiB as float32.
 _CHUNK_PIXELS = 2**24

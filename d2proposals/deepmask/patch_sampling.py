@@ -1,11 +1,10 @@
-"""Training patches: where they are cut, and their labels.
+"""Drawing training patches: positives around objects, negatives away from them.
 
 Source: DeepMask, Sec. 3 (constraints i and ii) and 3.4. A patch is a canonical positive if an
 object is precisely centred in it and the object's longer side has 128 of the patch's 224 pixels.
 
 Shape shorthand in this module:
 
-    N: number of images in the batch
     M: number of objects in the batch
     P: number of patches
     T: number of tries per negative patch
@@ -20,44 +19,15 @@ Naming convention:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances
 
 from .ground_truth import GroundTruth
+from .patch_samples import PatchSamples
 
 OTHER_CATEGORIES = ("background", "ignored")
-
-
-@dataclass
-class PatchSamples:
-    """Where patches are cut; positives first.
-
-    Attributes:
-        centers: (P, 2) x, y in pixels of the network input.
-        object_sizes: (P,) of the patches.
-        image_index: (P,) int64.
-        object_index: (P,) int64 the centred object of a positive patch; -1 of a negative one.
-        flipped: (P,) bool, mirrored left to right.
-        is_valid: (P,) bool; the others are placeholders, where a batch has no objects or no room
-            for a negative.
-        num_positive: how many of the P are positive.
-    """
-
-    centers: torch.Tensor
-    object_sizes: torch.Tensor
-    image_index: torch.Tensor
-    object_index: torch.Tensor
-    flipped: torch.Tensor
-    is_valid: torch.Tensor
-    num_positive: int
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """(P,) float32, 1 for positives and 0 for negatives (the paper's y is 1 and -1)."""
-        position = torch.arange(len(self.centers), device=self.centers.device)
-        return (position < self.num_positive).float()
 
 
 class PatchSampler:
@@ -381,3 +351,17 @@ class PatchSampler:
         half = samples.object_sizes * ((self.patch_size / 2 + context) / self.object_size)
         half = half[:, None]
         return torch.cat([samples.centers - half, samples.centers + half], dim=1)
+
+
+def check_categories(categories: Sequence[int], datasets: Sequence[str]) -> None:
+    """Raise ValueError for classes that a training set does not have, if it says which it has."""
+    for name in datasets:
+        if name not in DatasetCatalog:
+            continue
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        unknown = [x for x in categories if classes and not 0 <= x < len(classes)]
+        if unknown:
+            raise ValueError(
+                f"MODEL.DEEPMASK.CATEGORIES names {unknown}, but {name} has the classes 0 to "
+                f"{len(classes) - 1}."
+            )

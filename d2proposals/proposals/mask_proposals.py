@@ -126,8 +126,13 @@ class ProposalMasks:
             len(self), image_height, image_width, dtype=torch.bool, device=self.device
         )
         for piece in self._pieces(image_height, image_width, threshold):
-            mask, row, column = piece.bitmaps.nonzero(as_tuple=True)
-            bitmaps[piece.masks[mask], piece.top[mask] + row, piece.left[mask] + column] = True
+            # Slice by slice: indices of all set pixels would take 24 times the memory of the piece,
+            # and seconds.
+            rows, columns = piece.bitmaps.shape[1:]
+            places = torch.stack([piece.masks, piece.top, piece.left], dim=1).tolist()
+            for bitmap, (mask, top, left) in zip(piece.bitmaps, places, strict=True):
+                target = bitmaps[mask, top : top + rows, left : left + columns]
+                target.copy_(bitmap[: target.shape[0], : target.shape[1]])
         return bitmaps
 
     def to_rle(

@@ -15,6 +15,7 @@ from d2proposals.deepmask import DeepMask
 from d2proposals.deepmask import generator as generator_module
 from d2proposals.deepmask.mask_boxes import boxes_of_masks
 from d2proposals.deepmask.patch_sampling import PatchSampler
+from d2proposals.deepmask.trunk_maps import TrunkMaps
 from d2proposals.proposals.mask_proposals import ProposalMasks
 from d2proposals.proposals.native_size import NativeSizes
 from tests.common import CONFIGS, make_cfg, make_images, make_instances
@@ -358,7 +359,9 @@ def test_scales_refer_to_the_native_size(monkeypatch):
         assert seen.pop() == ((160, 120), pytest.approx(expected))
 
 
-def test_pixels_are_converted_for_the_trunk_in_training_and_inference():
+def test_pixels_are_converted_for_the_trunk_in_training_and_inference(monkeypatch):
+    # All of a canvas goes through the trunk.
+    monkeypatch.setattr(TrunkMaps, "_knows_border", lambda self, canvas: False)
     seen = []
     cfg = make_cfg("shapes/deepmask_rpn_only.yaml", "INPUT.FORMAT", "BGR",
                    "MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675],

@@ -181,6 +181,8 @@ def test_a_resized_image_has_the_patches_of_the_native_one():
         assert ground_truth.is_positive.tolist() == [
             False, True, False, False, True, True, False, True, False
         ]  # fmt: skip
+        areas = boxes[:, 2:].prod(dim=1) - boxes[:, 0] * boxes[:, 3]
+        torch.testing.assert_close(ground_truth.areas, areas)
         torch.testing.assert_close(samples.centers / factor, results[0][1].centers)
         torch.testing.assert_close(samples.object_sizes / factor, results[0][1].object_sizes)
 

@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from d2proposals.deepmask.trunk_maps import TrunkMaps
 from d2proposals.files.conversion import read_proposals, write_proposals
 from d2proposals.files.proposal_set import ProposalSet
 from tests.common import CONFIGS, ROOT, make_cfg, run_tool
@@ -113,15 +114,21 @@ def test_the_benchmark_counts_the_work():
     namespace = runpy.run_path(str(ROOT / "tools" / "benchmark_deepmask.py"))
     network = build_network(patch_size=64)
     meter = namespace["Meter"](network)
-    with torch.no_grad():
-        network.trunk(torch.zeros(1, 3, 64, 96))
-    pixels = 64 * 96
-    expected = 9 * pixels * (3 * 4 + 4 * 8 / 4 + 2 * 8 * 8 / 16 + (8 + 12) * 12 / 64)
-    expected += 9 * pixels * 2 * 12 * 12 / 256
-    assert meter.work["trunk"] == expected
-    network.score_head.at_every_window(torch.zeros(1, 12, 5, 6))
-    assert meter.work["score layers"] == 2 * 3 * (12 * 4 * 7 + 7 * 9 + 9)
-    network.mask_head.at_windows(
-        torch.zeros(6, 5, 6), torch.tensor([0, 1, 1]), torch.zeros(3).long()
-    )
-    assert meter.work["mask layers"] == 3 * (6 * 16 * 5 + 5 * 256)
+    trunk = TrunkMaps(network.trunk)
+    with torch.no_grad(), meter:
+        trunk._map_in_tiles(torch.zeros(3, 64, 96), 6)
+        pixels = 64 * 96
+        expected = 9 * pixels * (3 * 4 + 4 * 8 / 4 + 2 * 8 * 8 / 16 + (8 + 12) * 12 / 64)
+        expected += 9 * pixels * 2 * 12 * 12 / 256
+        assert meter.work["trunk"] == expected
+        network.score_head.at_every_window(torch.zeros(1, 12, 5, 6))
+        assert meter.work["score layers"] == 2 * 3 * (12 * 4 * 7 + 7 * 9 + 9)
+        network.mask_head.at_windows(
+            torch.zeros(6, 5, 6), torch.tensor([0, 1, 1]), torch.zeros(3).long()
+        )
+        assert meter.work["mask layers"] == 3 * (6 * 16 * 5 + 5 * 256)
+        trunk._map_in_tiles(torch.zeros(3, 64, 96), 6)
+        assert meter.work["trunk"] == 2 * expected
+    # Outside, nothing is measured.
+    trunk._map_in_tiles(torch.zeros(3, 64, 96), 6)
+    assert meter.work["trunk"] == 2 * expected

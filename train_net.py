@@ -39,6 +39,7 @@ from d2proposals.engine import (
     bad_input_in_one_line,
     check_config,
     check_datasets,
+    check_evaluations,
     check_proposal_files,
     fit_to_device,
     load_config,
@@ -86,6 +87,7 @@ def main(args: Namespace) -> dict[str, Any] | None:
         if args.eval_only:
             return evaluate(cfg, resume=args.resume)
         check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        check_evaluations(cfg)
         check_proposal_files(cfg)
         warn_of_frozen_random_norm(cfg)
         trainer = Trainer(cfg)
@@ -101,6 +103,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         resume: take the last checkpoint in ``OUTPUT_DIR`` instead.
     """
     check_datasets(cfg.DATASETS.TEST)
+    check_evaluations(cfg)
     check_proposal_files(cfg, train=False)
     model = Trainer.build_model(cfg)
     checkpointer = ProposalCheckpointer(model, save_dir=cfg.OUTPUT_DIR)

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode as CN
 def add_d2proposals_config(cfg: CN) -> None:
     """Add all keys of d2proposals to ``cfg`` (a Detectron2 configuration), in place."""
     add_common_config(cfg)
+    add_datasets_config(cfg)
     add_input_config(cfg)
     add_solver_config(cfg)
     add_test_config(cfg)
@@ -43,6 +44,13 @@ def add_common_config(cfg: CN) -> None:
     # a detector is evaluated as it was saved.
     cfg.MODEL.BACKBONE.WEIGHTS = ""
     cfg.MODEL.PROPOSAL_GENERATOR.WEIGHTS = ""
+
+
+def add_datasets_config(cfg: CN) -> None:
+    """Keys of the datasets."""
+    # COCO-style files of one's own, registered under a name that the other keys and --dataset may
+    # then have: [[name, JSON file, folder of the images], ...] (data/coco_files.py).
+    cfg.DATASETS.COCO_FILES = []
 
 
 def add_input_config(cfg: CN) -> None:

@@ -17,6 +17,7 @@ from .proposal_files import check_proposal_files
 from .test_time_augmentation import DetectorWithTTA, ProposalNetworkWithTTA, without_test_resize
 from .trained_model import load_trained_model, network_input_of
 from .trainer import Trainer
+from .training_records import check_evaluations
 
 __all__ = [
     "DetectorWithTTA",
@@ -26,6 +27,7 @@ __all__ = [
     "bad_input_in_one_line",
     "check_config",
     "check_datasets",
+    "check_evaluations",
     "check_proposal_files",
     "check_trainable",
     "fit_to_device",

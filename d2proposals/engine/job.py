@@ -17,12 +17,15 @@ from detectron2.modeling import (
 )
 
 from ..config import add_d2proposals_config
+from ..data.coco_files import register_coco_files
 
 logger = logging.getLogger(__name__)
 
 
 def load_config(args: Namespace) -> CfgNode:
     """Make the configuration of a job: defaults, then the file, then the overrides.
+
+    The datasets of ``DATASETS.COCO_FILES`` are registered with it, in every process of a job.
 
     Args:
         args: of Detectron2's ``default_argument_parser``: ``config_file`` and ``opts`` are read.
@@ -31,7 +34,8 @@ def load_config(args: Namespace) -> CfgNode:
         a configuration, not frozen.
 
     Raises:
-        FileNotFoundError: when there is no such configuration file.
+        FileNotFoundError: when there is no such configuration file, or a file of
+            ``DATASETS.COCO_FILES`` is missing.
         ValueError: when the file or an override has an unknown key or a value of another type.
     """
     cfg = get_cfg()
@@ -52,6 +56,7 @@ def load_config(args: Namespace) -> CfgNode:
         cfg.merge_from_list(args.opts or [])
     except (AssertionError, KeyError, ValueError) as error:
         raise ValueError(f"Overrides KEY VALUE: {_first_line(error)}{_hint(cfg, error)}") from error
+    register_coco_files(cfg.DATASETS.COCO_FILES)
     return cfg
 
 
@@ -164,8 +169,9 @@ def check_datasets(names: list[str] | tuple[str, ...]) -> None:
             close = close or ["d2p_shapes_train", "d2p_shapes_val", "coco_2017_train"]
             raise ValueError(
                 f"Unknown dataset '{name}' in DATASETS.TRAIN or DATASETS.TEST. Did you mean "
-                f"{' or '.join(close)}? Own datasets are registered with "
-                "detectron2.data.datasets.register_coco_instances."
+                f"{' or '.join(close)}? COCO-style files of your own are named in "
+                "DATASETS.COCO_FILES, other datasets registered with "
+                "detectron2.data.DatasetCatalog.register."
             )
         if _missing_path(name) is None:
             continue

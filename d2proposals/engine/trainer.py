@@ -40,6 +40,7 @@ from .job import is_two_stage
 from .optimizer import build_optimizer
 from .part_weights import load_part_weights, warn_of_random_generator
 from .test_time_augmentation import DetectorWithTTA, ProposalNetworkWithTTA, without_test_resize
+from .training_records import training_records
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,8 @@ class Trainer(DefaultTrainer):
         """Build Detectron2's training loader with :class:`ProposalDatasetMapper`.
 
         Raises:
-            ValueError: when the batch does not split evenly over the processes.
+            ValueError: when the batch does not split evenly over the processes, or the datasets do
+                not fit the model (engine/training_records.py).
         """
         num_processes = comm.get_world_size()
         if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % num_processes != 0:
@@ -177,7 +179,9 @@ class Trainer(DefaultTrainer):
                 f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a positive multiple "
                 f"of the number of processes ({num_processes})."
             )
-        return build_detection_train_loader(cfg, mapper=ProposalDatasetMapper(cfg, True))
+        return build_detection_train_loader(
+            cfg, mapper=ProposalDatasetMapper(cfg, True), dataset=training_records(cfg)
+        )
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:

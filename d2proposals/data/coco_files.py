@@ -1,0 +1,55 @@
+"""COCO-style files of one's own as datasets, by configuration alone (``DATASETS.COCO_FILES``)."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+_FORM = "a list of [name, JSON file, folder of the images]"
+
+
+def register_coco_files(entries: Sequence[Any]) -> None:
+    """Register COCO-style files as datasets; those that are registered so already stay.
+
+    Args:
+        entries: of ``DATASETS.COCO_FILES``: (name, path of the JSON file, folder of the images).
+
+    Raises:
+        FileNotFoundError: when a file or a folder is missing.
+        ValueError: when an entry is of another form, or its name is another dataset's.
+    """
+    if isinstance(entries, str) or not all(map(_is_entry, entries)):
+        raise ValueError(
+            f"DATASETS.COCO_FILES is {_FORM}, for example [['mine_train', 'train.json', "
+            f"'images/']], not {entries!r:.200}"
+        )
+    for name, json_file, image_root in entries:
+        _register(name, os.path.abspath(json_file), os.path.abspath(image_root))
+
+
+def _is_entry(entry: Any) -> bool:
+    is_sequence = isinstance(entry, (list, tuple)) and len(entry) == 3
+    return is_sequence and all(isinstance(text, str) and text for text in entry)
+
+
+def _register(name: str, json_file: str, image_root: str) -> None:
+    if name in DatasetCatalog.list():
+        metadata = MetadataCatalog.get(name)
+        known = (metadata.get("json_file"), metadata.get("image_root"))
+        if known != (json_file, image_root):
+            raise ValueError(
+                f"DATASETS.COCO_FILES: there is another dataset of the name {name!r} "
+                f"({known[0] or 'without a JSON file'}); take another name"
+            )
+        return
+    if not os.path.isfile(json_file):
+        raise FileNotFoundError(
+            f"DATASETS.COCO_FILES: {name!r} needs the file {json_file}, which is missing"
+        )
+    if not os.path.isdir(image_root):
+        raise FileNotFoundError(
+            f"DATASETS.COCO_FILES: {name!r} needs the folder {image_root}, which is missing"
+        )
+    register_coco_instances(name, {}, json_file, image_root)

@@ -1,0 +1,172 @@
+"""What a job does with its datasets, tried before it starts: classes, masks, ids and evaluators.
+
+Detectron2 finds out that a dataset has more classes than its heads, has no masks, or cannot be
+evaluated where it meets the first such image or, after the training, begins to evaluate.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+
+from .job import is_two_stage
+
+logger = logging.getLogger(__name__)
+
+# "evaluator_type" of datasets on which detectors are evaluated.
+EVALUATOR_TYPES = ("coco", "lvis", "pascal_voc")
+
+
+def training_records(cfg: CfgNode) -> Any:
+    """Read the datasets of ``DATASETS.TRAIN`` as Detectron2's training loader does.
+
+    Args:
+        cfg: of the job.
+
+    Returns:
+        a list of dataset dictionaries, those without objects left out if the configuration says
+        so; a ``torch.utils.data.Dataset`` where that is what a dataset's function returns.
+
+    Raises:
+        ValueError: in one line, when nothing is left, when objects have classes that the heads
+            lack, or when masks are asked for that are not there.
+    """
+    names = ", ".join(cfg.DATASETS.TRAIN)
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty: name a dataset to train on.")
+    try:
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=(
+                cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+            ),
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+    except AssertionError as error:
+        if "No valid data found" not in str(error) and "is empty!" not in str(error):
+            raise
+        raise ValueError(
+            f"{names}: no image has an object to train on (crowd regions are none). Check the "
+            "annotations; images without objects are trained on with "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False."
+        ) from error
+    if isinstance(records, list):
+        _check_classes(cfg, records, names)
+        _check_masks(cfg, records, names)
+    return records
+
+
+def check_evaluations(cfg: CfgNode) -> None:
+    """Check that ``DATASETS.TEST`` can be evaluated.
+
+    Args:
+        cfg: of the job, its datasets checked (:func:`~d2proposals.engine.job.check_datasets`).
+
+    Raises:
+        ValueError: in one line, when images have no "image_id", when a detector's dataset has no
+            evaluator, or when it has fewer classes than the detector.
+    """
+    for name in cfg.DATASETS.TEST:
+        metadata = MetadataCatalog.get(name)
+        # Detectron2's readers of files give each image its id.
+        if not metadata.get("json_file") and not metadata.get("dirname"):
+            records = DatasetCatalog.get(name)
+            unnamed = sum("image_id" not in record for record in records)
+            if unnamed:
+                raise ValueError(
+                    f"{unnamed} of {len(records)} images of DATASETS.TEST '{name}' have no "
+                    "'image_id', which evaluation needs: its function gives each image an own one."
+                )
+        if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+            continue
+        evaluator_type = metadata.get("evaluator_type", None)
+        if evaluator_type not in EVALUATOR_TYPES:
+            raise ValueError(
+                f"Dataset '{name}' has evaluator_type '{evaluator_type}'; detectors are evaluated "
+                "on 'coco', 'lvis' and 'pascal_voc': set it with MetadataCatalog.get("
+                f"'{name}').evaluator_type = 'coco', or name a dataset of files in "
+                "DATASETS.COCO_FILES."
+            )
+        # Those of VOC, which have a year, have an evaluator that takes any class.
+        if evaluator_type == "coco" and not metadata.get("year"):
+            _check_number_of_classes(cfg, name)
+
+
+def _check_number_of_classes(cfg: CfgNode, name: str) -> None:
+    """COCO's evaluation stops at a prediction of a class that the dataset lacks."""
+    key, number = _classes_of(cfg)
+    if number is None:
+        return
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        DatasetCatalog.get(name)  # which reads them
+    classes = metadata.get("thing_classes")
+    if classes and len(classes) < number:
+        raise ValueError(
+            f"{key} is {number}, but DATASETS.TEST '{name}' has {len(classes)} classes "
+            f"({_name_some(classes)}): set it to {len(classes)}."
+        )
+
+
+def _classes_of(cfg: CfgNode) -> tuple[str, int | None]:
+    """The key of the number of classes that a model tells apart, and its value."""
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+        return "MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES
+    if is_two_stage(cfg):
+        return "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    if generator == "DetectorNet" and not cfg.MODEL.DETECTORNET.CLASS_AGNOSTIC:
+        return "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    return "", None
+
+
+def _check_classes(cfg: CfgNode, records: list[dict], names: str) -> None:
+    key, number = _classes_of(cfg)
+    if number is None:
+        return
+    highest = max((item.get("category_id", 0) for _, item in _annotations(records)), default=-1)
+    if highest >= number:
+        classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") or []
+        what = f"{len(classes)} classes ({_name_some(classes)})" if classes else "more classes"
+        raise ValueError(
+            f"{key} is {number}, but {names} has {what}, and objects up to class {highest}, "
+            f"counted from 0: set it to {max(len(classes), highest + 1)}."
+        )
+
+
+def _check_masks(cfg: CfgNode, records: list[dict], names: str) -> None:
+    if not (cfg.MODEL.MASK_ON or cfg.INPUT.USE_INSTANCE_MASK):
+        return
+    total, without, encoded = 0, [], []
+    for record, item in _annotations(records):
+        total += 1
+        mask = item.get("segmentation")
+        # Not by truth alone: a bitmap is an array.
+        if mask is None or len(mask) == 0:
+            without.append(record)
+        elif not isinstance(mask, list) and not item.get("iscrowd"):
+            encoded.append(record)
+    if without:
+        raise ValueError(
+            f"{len(without)} of {total} annotations of {names} have no mask ('segmentation'), "
+            "which INPUT.USE_INSTANCE_MASK (or MODEL.MASK_ON) asks for, the first in image "
+            f"{without[0].get('file_name')}. Take a dataset with masks, or set the key to False."
+        )
+    if encoded and cfg.INPUT.MASK_FORMAT == "polygon":
+        raise ValueError(
+            f"{len(encoded)} masks of {names} are run-length encoded, but INPUT.MASK_FORMAT is "
+            f"'polygon', the first in image {encoded[0].get('file_name')}. Set INPUT.MASK_FORMAT "
+            "to 'bitmask'."
+        )
+
+
+def _annotations(records: list[dict]) -> Iterable[tuple[dict, dict]]:
+    """Each annotation with its image's dictionary."""
+    return ((record, item) for record in records for item in record.get("annotations", ()))
+
+
+def _name_some(classes: list[str]) -> str:
+    return ", ".join(classes[:4]) + (", ..." if len(classes) > 4 else "")

@@ -1,0 +1,102 @@
+"""Tests of what is found out about datasets before a job starts."""
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from d2proposals.engine import check_evaluations
+from d2proposals.engine.training_records import training_records
+from tests.common import make_cfg
+
+SQUARE = [[0, 0, 9, 0, 9, 9, 0, 9]]
+
+
+@pytest.fixture
+def register():
+    """Registers datasets of one image, by name, and forgets them."""
+    names = []
+
+    def _register(name, annotations, classes=(), with_id=True, **metadata):
+        record = {"file_name": f"{name}.png", "height": 50, "width": 50}
+        record.update({"image_id": 1} if with_id else {}, annotations=annotations)
+        DatasetCatalog.register(name, lambda: [record])
+        if classes:
+            metadata["thing_classes"] = list(classes)
+        MetadataCatalog.get(name).set(**metadata)
+        names.append(name)
+        return name
+
+    yield _register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def item(category=0, **more):
+    return {
+        "bbox": [0, 0, 9, 9], "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, **more
+    }  # fmt: skip
+
+
+def train_cfg(name, *overrides, config="shapes/rpn_only.yaml"):
+    return make_cfg(config, "DATASETS.TRAIN", (name,), *overrides)
+
+
+def test_more_classes_than_the_heads_have(register):
+    name = register("records_classes", [item(0), item(3)], "abcd")
+    assert len(training_records(train_cfg(name))) == 1  # boxes alone
+    overrides = ("MODEL.ROI_HEADS.NUM_CLASSES", 3)
+    cfg = train_cfg(name, *overrides, config="shapes/faster_rcnn_rpn.yaml")
+    with pytest.raises(ValueError, match=r"NUM_CLASSES is 3.*has 4 classes \(a, b, c, d\).*to 4"):
+        training_records(cfg)
+    cfg.defrost()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
+    assert len(training_records(cfg)) == 1
+    cfg = train_cfg(name, *overrides, "MODEL.DETECTORNET.CLASS_AGNOSTIC", False,
+                    config="shapes/detectornet_rpn_only.yaml")  # fmt: skip
+    with pytest.raises(ValueError, match="NUM_CLASSES is 3"):
+        training_records(cfg)
+
+
+@pytest.mark.parametrize("annotations", [[], [item(iscrowd=1)]])
+def test_nothing_to_train_on(register, annotations):
+    name = register("records_nothing", annotations)
+    with pytest.raises(ValueError, match="records_nothing: no image has an object to train on"):
+        training_records(train_cfg(name))
+    cfg = train_cfg(name, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False)
+    assert len(training_records(cfg)) == 1
+    with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
+        training_records(make_cfg("shapes/rpn_only.yaml", "DATASETS.TRAIN", ()))
+
+
+def test_masks_that_are_asked_for_and_not_there(register):
+    masked = item(segmentation=SQUARE)
+    some = register("records_some", [masked, item(), item(segmentation=[])])
+    encoded = register("records_encoded", [masked, item(segmentation={"size": [50, 50]})])
+    masks = ("INPUT.USE_INSTANCE_MASK", True)
+    assert training_records(train_cfg(some))
+    with pytest.raises(ValueError, match="2 of 3 annotations of records_some have no mask.*png"):
+        training_records(train_cfg(some, *masks))
+    with pytest.raises(ValueError, match="1 masks of records_encoded are run-length encoded"):
+        training_records(train_cfg(encoded, *masks, "INPUT.MASK_FORMAT", "polygon"))
+    assert training_records(train_cfg(encoded, *masks, "INPUT.MASK_FORMAT", "bitmask"))
+
+
+def test_evaluations_that_would_fail_after_the_training(register):
+    unnamed = register("records_unnamed", [item()], with_id=False)
+    typeless = register("records_typeless", [item()])
+    coco = register("records_coco", [item()], "ab", evaluator_type="coco")
+
+    def cfg_of(name, config, *overrides):
+        return make_cfg(config, "DATASETS.TEST", (name,), *overrides)
+
+    detector, proposals = "shapes/faster_rcnn_rpn.yaml", "shapes/rpn_only.yaml"
+    with pytest.raises(ValueError, match="1 of 1 images of DATASETS.TEST 'records_unnamed' have"):
+        check_evaluations(cfg_of(unnamed, proposals))
+    check_evaluations(cfg_of(typeless, proposals))
+    with pytest.raises(ValueError, match="'records_typeless' has evaluator_type 'None'"):
+        check_evaluations(cfg_of(typeless, detector))
+    check_evaluations(cfg_of(coco, proposals))
+    with pytest.raises(ValueError, match=r"NUM_CLASSES is 16.*has 2 classes \(a, b\): set it to 2"):
+        check_evaluations(cfg_of(coco, detector))
+    check_evaluations(cfg_of(coco, detector, "MODEL.ROI_HEADS.NUM_CLASSES", 2))

@@ -117,6 +117,9 @@ def add_zoom_network_config(cfg: CN) -> None:
     cfg.MODEL.ZOOM_NETWORK.MIRROR_DEPTHS = (2, 4, 2)
     # Normalisation of the zoom-in path; "" for none. As BN_INCEPTION.NORM in the paper.
     cfg.MODEL.ZOOM_NETWORK.NORM = "FrozenBN"
+    # Channels of every level after a 1x1 convolution of its own, for heads that the levels share
+    # (RetinaNet's, Sec. 5.6). 0: none, the merged maps as they are, for heads of each level.
+    cfg.MODEL.ZOOM_NETWORK.OUT_CHANNELS = 0
 
     # The map attention decision (MAD) unit, Sec. 3.2.
     cfg.MODEL.ZOOM_NETWORK.MAD = CN()

@@ -14,6 +14,12 @@ MODEL.ZIP_DETECTOR.STRIDE_IN_1X1 True if it is MSRA's:
     python tools/convert_weights.py --architecture bn_inception --zoom-network \\
         --follow-up resnet101.pth IN.pth OUT.pkl
 
+The zoom network over VGG-16 (configs/zip_vgg16_detector.yaml) reads torchvision's vgg16, or its
+convolutional part alone (features.0.weight ...), of any precision:
+
+    python tools/convert_weights.py --architecture vgg16 --zoom-network \\
+        --follow-up resnet101.pth IN.pth OUT.pkl
+
 bn_inception reads the file of `bninception` of pretrained-models.pytorch. The model needs
 INPUT.FORMAT "BGR", MODEL.PIXEL_MEAN [104, 117, 128] and the MODEL.PIXEL_STD given by --pixel-std,
 whose default is that of configs/zip_rpn_only.yaml.
@@ -30,8 +36,8 @@ alexnet reads torchvision's file of that name, and makes a copy for each network
     python tools/convert_weights.py --architecture alexnet \\
         --config-file configs/detectornet_rpn_only.yaml IN.pth OUT.pkl
 
-deeplab_largefov, vgg16 (torchvision's) and vgg16_reducedfc become a copy for each of SPOP's three
-networks, see docs/spop.md for the pixels that each expects.
+Without --zoom-network, deeplab_largefov, vgg16 (torchvision's) and vgg16_reducedfc become a copy
+for each of SPOP's three networks, see docs/spop.md for the pixels that each expects.
 """
 
 import argparse
@@ -55,8 +61,11 @@ from d2proposals.backbones.largefov_conversion import (
     SINGLE_NETWORKS,
     spop_weights,
 )
+from d2proposals.backbones.vgg import VGG, VGG_D
+from d2proposals.backbones.vgg_zoom_conversion import convert_vgg16_zoom
 from d2proposals.backbones.weight_conversion import (
     CONVERTERS,
+    convert_bn_inception,
     deepmask_weights,
     read_weights,
     write_checkpoint,
@@ -65,6 +74,9 @@ from d2proposals.backbones.weight_conversion import (
 from d2proposals.engine import load_config
 from d2proposals.zip_rpn.follow_up import FollowUpBlocks
 from d2proposals.zip_rpn.zoom_network import ZoomNetwork
+
+# MODEL.ZOOM_NETWORK.MIRROR_DEPTHS of the full-size networks.
+MIRROR_DEPTHS = {"bn_inception": (2, 4, 2), "vgg16": (1, 3, 3)}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -102,9 +114,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--mirror-depths",
         type=int,
         nargs=3,
-        default=(2, 4, 2),
         metavar=("LEVEL3", "LEVEL2", "LEVEL1"),
-        help="MODEL.ZOOM_NETWORK.MIRROR_DEPTHS of the configuration (default: 2 4 2)",
+        help="MODEL.ZOOM_NETWORK.MIRROR_DEPTHS of the configuration (default: 2 4 2; with vgg16 "
+        "1 3 3)",
     )
     parser.add_argument(
         "--follow-up",
@@ -125,20 +137,37 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build_zoom_network_state(
-    mirror_depths: Sequence[int], *, trainable_norm: bool
-) -> dict[str, torch.Tensor]:
-    """Names and shapes of a full-size zoom network's weights, without memory behind them."""
+def build_zoom_network(
+    bottom_up: str, mirror_depths: Sequence[int] | None, *, trainable_norm: bool
+) -> ZoomNetwork:
+    """A full-size zoom network over "bn_inception" or "vgg16", its weights without memory."""
     norm = "BN" if trainable_norm else "FrozenBN"
     with torch.device("meta"):
-        bottom_up = BNInception(norm=norm)
-        network = ZoomNetwork(
-            bottom_up=bottom_up,
-            in_features=list(bottom_up.output_shape()),
-            mirror_depths=mirror_depths,
+        if bottom_up == "bn_inception":
+            network = BNInception(norm=norm)
+            in_features = list(network.output_shape())
+        else:
+            # Also that of configs/zip_vgg16_detector.yaml, whose last stage has no public weights.
+            norm, in_features = "", ["stage4", "stage5", "stage6"]
+            network = VGG(stages=[*VGG_D, (1024,)], out_features=in_features)
+        return ZoomNetwork(
+            bottom_up=network,
+            in_features=in_features,
+            mirror_depths=mirror_depths or MIRROR_DEPTHS[bottom_up],
             norm=norm,
         )
-    return network.state_dict()
+
+
+def zoom_weights(args: argparse.Namespace, public: dict[str, torch.Tensor]) -> dict:
+    """The public weights by their full names in a model on a zoom network."""
+    network = build_zoom_network(
+        args.architecture, args.mirror_depths, trainable_norm=args.trainable_norm
+    )
+    state = network.state_dict()
+    if args.architecture == "vgg16":
+        return convert_vgg16_zoom(public, network.bottom_up, state)
+    weights = convert_bn_inception(public, fold_bias=args.trainable_norm, pixel_std=args.pixel_std)
+    return zoom_network_weights(weights, state)
 
 
 def follow_up_weights(path: str, *, trainable_norm: bool) -> dict[str, torch.Tensor]:
@@ -157,13 +186,32 @@ def build_narrow_model(config_file: str) -> torch.nn.Module:
     return build_model(cfg)
 
 
+def convert(args: argparse.Namespace, public: dict[str, torch.Tensor]) -> tuple[dict, bool]:
+    """The public weights by this package's names, and whether these are full names of a model."""
+    if args.zoom_network:
+        return zoom_weights(args, public), True
+    options = {}
+    if args.architecture == "bn_inception":
+        options = {"fold_bias": args.trainable_norm, "pixel_std": args.pixel_std}
+    converters = CONVERTERS | LARGEFOV_CONVERTERS | {"alexnet": convert_alexnet}
+    weights = converters[args.architecture](public, **options)
+    if args.architecture in LARGEFOV_CONVERTERS:
+        networks = SINGLE_NETWORKS if args.single_network else SCALE_AWARE_NETWORKS
+        return spop_weights(weights, networks), True
+    if args.architecture == "alexnet":
+        return alexnet_copies(weights, build_narrow_model(args.config_file)), True
+    if args.separate_trunks:
+        return deepmask_weights(weights), True
+    return weights, False
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = build_parser()
     args = parser.parse_args(arguments)
-    if args.zoom_network and args.architecture != "bn_inception":
-        parser.error("--zoom-network goes with --architecture bn_inception only")
+    if args.zoom_network and args.architecture not in MIRROR_DEPTHS:
+        parser.error("--zoom-network goes with --architecture bn_inception or vgg16 only")
     if args.follow_up and not args.zoom_network:
         parser.error("--follow-up goes with --zoom-network only")
     if args.separate_trunks and args.architecture != "vgg11":
@@ -172,26 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if is_alexnet != (args.config_file is not None):
         parser.error("--config-file goes with --architecture alexnet, which needs it")
     try:
-        public = read_weights(args.input)
-        options = {}
-        if args.architecture == "bn_inception":
-            options = {"fold_bias": args.trainable_norm, "pixel_std": args.pixel_std}
-        converters = CONVERTERS | LARGEFOV_CONVERTERS | {"alexnet": convert_alexnet}
-        weights = converters[args.architecture](public, **options)
-        is_spop = args.architecture in LARGEFOV_CONVERTERS
-        if is_spop:
-            networks = SINGLE_NETWORKS if args.single_network else SCALE_AWARE_NETWORKS
-            weights = spop_weights(weights, networks)
-        if is_alexnet:
-            weights = alexnet_copies(weights, build_narrow_model(args.config_file))
-        if args.separate_trunks:
-            weights = deepmask_weights(weights)
-        if args.zoom_network:
-            state = build_zoom_network_state(args.mirror_depths, trainable_norm=args.trainable_norm)
-            weights = zoom_network_weights(weights, state)
+        weights, has_full_names = convert(args, read_weights(args.input))
         if args.follow_up:
             weights |= follow_up_weights(args.follow_up, trainable_norm=args.trainable_norm)
-        has_full_names = args.zoom_network or args.separate_trunks or is_spop or is_alexnet
         write_checkpoint(args.output, weights, matching_heuristics=not has_full_names)
     except (OSError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")

@@ -21,8 +21,12 @@ from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
+from ..proposals.image_extent import valid_cells
+from .inception_block import ConvNormReLU
+
 # Channels of the 3x3 convolutions of each stage; 2x2 max pooling stands between the stages.
 VGG_A = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+VGG_D = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
 
 # A normalisation over the whole map (GN) would make a cell depend on the far end of the image.
 _NORMS = ("", "BN", "SyncBN", "FrozenBN")
@@ -36,9 +40,14 @@ class VGG(Backbone):
 
     Attributes:
         stride: pixels per cell of the last stage's map.
+        takes_image_sizes: ``forward`` can keep the padding of a batch out of the maps.
+        convolutions: index in ``features`` of each convolution, "conv5_3" being the third one of
+            the fifth stage.
         context: how far beyond its own ``stride`` x ``stride`` pixels a cell of the last stage
             sees, in pixels, rounded up to a multiple of ``stride``: 64 for VGG-A.
     """
+
+    takes_image_sizes = True
 
     @configurable
     def __init__(
@@ -76,13 +85,15 @@ class VGG(Backbone):
         # torchvision's order: convolution, normalisation, ReLU; pooling opens a stage.
         layers: list[nn.Module] = []
         self._stage_ends: dict[int, str] = {}
+        self.convolutions: dict[str, int] = {}
         self._out_shapes: dict[str, ShapeSpec] = {}
         channels, reach = in_channels, 0
         for k, stage in enumerate(stages):
             if k > 0:
                 layers.append(nn.MaxPool2d(2))
-            for width in stage:
+            for i, width in enumerate(stage):
                 width = max(round(width * width_factor), 1)
+                self.convolutions[f"conv{k + 1}_{i + 1}"] = len(layers)
                 layers.append(nn.Conv2d(channels, width, 3, padding=1))
                 if norm:
                     layers.append(get_norm(norm, width))
@@ -126,21 +137,53 @@ class VGG(Backbone):
                 )
         return self
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, x: torch.Tensor, image_sizes: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
         """
         Args:
             x: (N, in_channels, H, W), both sides at least ``stride``.
+            image_sizes: (N, 2) (height, width) of the images inside ``x``, pixels. With them every
+                convolution sees zeros beyond an image's end, as it does at the batch's, so that an
+                image has the same maps alone and in a padded batch (for H, W multiples of
+                ``stride``, and normalisation without batch statistics).
 
         Returns:
             dict: the maps of ``out_features``, (N, C, H // 2^(k-1), W // 2^(k-1)) of stage k.
         """
         outputs = {}
+        stride, valid = 1, None
         for index, layer in enumerate(self.features):
             x = layer(x)
+            if isinstance(layer, nn.MaxPool2d):
+                stride, valid = 2 * stride, None
+            elif image_sizes is not None and isinstance(layer, nn.ReLU):
+                if valid is None:
+                    valid = valid_cells(image_sizes, x.shape[-2:], stride, x.dtype)
+                x = x * valid
             name = self._stage_ends.get(index)
             if name in self._out_features:
                 outputs[name] = x
         return outputs
+
+    @property
+    def level_blocks(self) -> dict[str, list[str]]:
+        """Names of each stage's convolutions, first to last, by the stage's map."""
+        levels: dict[str, list[str]] = {name: [] for name in self._out_shapes}
+        for name in self.convolutions:
+            levels[f"stage{name.removeprefix('conv').split('_')[0]}"].append(name)
+        return levels
+
+    def mirror_block(self, name: str, in_channels: int, norm: str) -> ConvNormReLU:
+        """Build a new convolution like ``name`` for another input (ZIP, Sec. 3.1).
+
+        Args:
+            name: such as "conv5_3".
+            in_channels: of the new convolution's input.
+            norm: normalisation behind it, "" for none.
+        """
+        width = self.features[self.convolutions[name]].out_channels
+        return ConvNormReLU(in_channels, width, 3, norm=norm)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of each map of ``out_features``."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..files.atomic_files import atomic_write
 from .bn_inception import BNInception
-from .vgg import VGG
+from .vgg import VGG, VGG_A
 
 logger = logging.getLogger(__name__)
 
@@ -264,14 +264,30 @@ def convert_vgg11(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: Keys are missing or unknown, or a tensor has the wrong shape.
     """
+    return convert_vgg_convolutions(public, VGG_A, "VGG-A")
+
+
+def convert_vgg_convolutions(
+    public: Mapping[str, Tensor], stages: Sequence[Sequence[int]], title: str
+) -> dict[str, Tensor]:
+    """Convert torchvision's names of a VGG: its convolutions, in single precision.
+
+    Args:
+        public: State dict, of any precision; the classifier is dropped.
+        stages: The network's channels, as in MODEL.VGG.STAGES.
+        title: The network's name, for errors.
+
+    Raises:
+        ValueError: Keys are missing or unknown, or a tensor has the wrong shape.
+    """
     with torch.device("meta"):
-        expected = VGG().state_dict()
+        expected = VGG(stages=stages).state_dict()
     used = {name: value for name, value in public.items() if not name.startswith("classifier.")}
-    _check_keys("VGG-A", used, {name: name for name in expected})
+    _check_keys(title, used, {name: name for name in expected})
     for name, value in used.items():
         if value.shape != expected[name].shape:
             raise ValueError(
-                f"VGG-A weights: {name} has shape {tuple(value.shape)}, "
+                f"{title} weights: {name} has shape {tuple(value.shape)}, "
                 f"expected {tuple(expected[name].shape)}."
             )
     return {name: value.to(torch.float32).contiguous() for name, value in used.items()}

@@ -140,6 +140,17 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.META_ARCHITECTURE '{cfg.MODEL.META_ARCHITECTURE}': its heads train on the "
             "proposals."
         )
+    is_on_zoom_network = cfg.MODEL.BACKBONE.NAME == "build_zoom_network_backbone"
+    if (
+        cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+        and is_on_zoom_network
+        and not cfg.MODEL.ZOOM_NETWORK.OUT_CHANNELS
+    ):
+        raise ValueError(
+            "MODEL.META_ARCHITECTURE 'RetinaNet' has one head for all levels, and the levels of "
+            "the zoom network differ in channels: set MODEL.ZOOM_NETWORK.OUT_CHANNELS (256 in "
+            "configs/zip_single_stage.yaml)."
+        )
 
 
 def is_two_stage(cfg: CfgNode) -> bool:

@@ -34,7 +34,7 @@ _SHAPING_KEYS = {
     "build_resnet_backbone": "MODEL.RESNETS",
     "build_resnet_fpn_backbone": "MODEL.RESNETS and MODEL.FPN",
     "build_bn_inception_backbone": "MODEL.BN_INCEPTION",
-    "build_zoom_network_backbone": "MODEL.ZOOM_NETWORK and MODEL.BN_INCEPTION",
+    "build_zoom_network_backbone": "MODEL.ZOOM_NETWORK and those of its BOTTOM_UP",
     "build_vgg_backbone": "MODEL.VGG",
 }
 # Generators with a network of their own, and where the configuration has its normalisation.

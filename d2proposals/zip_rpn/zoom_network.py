@@ -74,12 +74,14 @@ class ZoomNetwork(Backbone):
         num_sources: int = 2,
         attention_activation: str = "none",
         attention_reduction: int = 16,
+        out_channels: int = 0,
     ):
         """
         Args:
             bottom_up: the zoom-out network. If it has ``mirror_block(name, in_channels, norm)``
-                and ``level_blocks`` (BN-Inception), its own blocks are mirrored, otherwise
-                residual blocks take their place.
+                and ``level_blocks`` (BN-Inception, VGG), its own blocks are mirrored, otherwise
+                residual blocks take their place. If ``takes_image_sizes`` (VGG), it is told where
+                the images of a padded batch end.
             in_features: names of F1, F2, F3 among its outputs; each half the size of the last.
             zoom_in: False leaves the bottom-up maps alone (Table 1 a-c, e).
             mirror_depths: number of mirrored blocks on levels 3, 2, 1.
@@ -88,6 +90,8 @@ class ZoomNetwork(Backbone):
             num_sources: lambda of Eq. 8, 2 or 4.
             attention_activation: "none", "sigmoid" or "relu".
             attention_reduction: of the "excitation" type.
+            out_channels: of each output, by a 1x1 convolution of its own; 0 for the maps as they
+                are.
 
         Raises:
             ValueError: the bottom-up network has no such maps or their strides do not double, or
@@ -103,10 +107,10 @@ class ZoomNetwork(Backbone):
         channels = [shape.channels for shape in shapes]
         self.zoom_in_path = None
         # Channels of X: level 3 is not merged, "F3 alone are suitable enough" (Sec. 3.1).
-        out_channels = channels
+        merged_channels = channels
         if zoom_in:
             self.zoom_in_path = ZoomInPath(bottom_up, self.in_features, mirror_depths, norm)
-            out_channels = [num_sources * channels[0], num_sources * channels[1], channels[2]]
+            merged_channels = [num_sources * channels[0], num_sources * channels[1], channels[2]]
             if num_sources == 4:
                 self.source_projections = _build_source_projections(channels)
         # Level 3 has no MAD unit; of the variants, only the excitation acts on F3 too.
@@ -115,14 +119,19 @@ class ZoomNetwork(Backbone):
             build_map_attention(
                 attention_type,
                 top_channels=channels[2],
-                channels=out_channels[level],
+                channels=merged_channels[level],
                 activation=attention_activation,
                 reduction=attention_reduction,
             )
             for level in range(num_attended)
         )
+        self.projections = nn.ModuleList(
+            ConvNormReLU(width, out_channels, 1, norm=norm)
+            for width in (merged_channels if out_channels else [])
+        )
+        out_widths = [out_channels] * 3 if out_channels else merged_channels
         self._out_features = ["zoom1", "zoom2", "zoom3"]
-        self._out_feature_channels = dict(zip(self._out_features, out_channels, strict=True))
+        self._out_feature_channels = dict(zip(self._out_features, out_widths, strict=True))
         self._out_feature_strides = dict(zip(self._out_features, self.strides, strict=True))
 
     @classmethod
@@ -138,6 +147,7 @@ class ZoomNetwork(Backbone):
             "num_sources": node.MAD.LAMBDA,
             "attention_activation": node.MAD.ACTIVATION,
             "attention_reduction": node.MAD.REDUCTION,
+            "out_channels": node.OUT_CHANNELS,
         }
 
     @property
@@ -155,9 +165,18 @@ class ZoomNetwork(Backbone):
             ``IMAGE_SIZES`` -> (N, 2) int64 (height, width) of the images in the batch.
         """
         image_sizes = recover_image_sizes(x)
-        features = self.bottom_up(x)
+        is_told = getattr(self.bottom_up, "takes_image_sizes", False)
+        features = self.bottom_up(x, image_sizes) if is_told else self.bottom_up(x)
         maps = self.zoom_maps([features[name] for name in self.in_features], image_sizes)
-        outputs = dict(zip(self._out_features, maps["attended"], strict=True))
+        attended = maps["attended"]
+        if self.projections:
+            attended = [
+                projection(y, valid_cells(image_sizes, y.shape[-2:], stride, y.dtype))
+                for projection, y, stride in zip(
+                    self.projections, attended, self.strides, strict=True
+                )
+            ]
+        outputs = dict(zip(self._out_features, attended, strict=True))
         outputs[IMAGE_SIZES] = image_sizes
         return outputs
 

@@ -7,10 +7,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 from torch import nn
+from torch.nn import functional as F
 from torchvision.models.vgg import cfgs, make_layers
 
 from d2proposals.backbones import VGG
-from d2proposals.backbones.vgg import VGG_A
+from d2proposals.backbones.vgg import VGG_A, VGG_D
 from d2proposals.backbones.weight_conversion import convert_vgg11, read_weights, write_checkpoint
 from tests.common import make_cfg
 from tools.convert_weights import main as convert_main
@@ -165,3 +166,42 @@ def test_conversion_names_what_does_not_fit():
         convert_vgg11(weights | {"features.30.weight": weights["features.0.weight"]})
     with pytest.raises(ValueError, match="features.3.bias has shape"):
         convert_vgg11(weights | {"features.3.bias": torch.zeros(3)})
+
+
+def test_an_image_has_the_same_maps_alone_and_in_a_padded_batch():
+    """Told the sizes, as by the zoom network; without, a bias in the padding reaches the image."""
+    torch.manual_seed(0)
+    stages = [f"stage{k}" for k in range(1, 6)]
+    backbone = VGG(stages=SMALL, out_features=stages).double()
+    for index in backbone.convolutions.values():
+        nn.init.normal_(backbone.features[index].bias)
+    image = torch.randn(1, 3, 41, 50, dtype=torch.float64)
+    size = torch.tensor([[41, 50]])
+    alone = F.pad(image, (0, 14, 0, 7))  # to multiples of 16
+    batch = torch.cat([F.pad(image, (0, 46, 0, 39)), torch.randn(1, 3, 80, 96).double()])
+    sizes = torch.cat([size, torch.tensor([[80, 96]])])
+    with torch.no_grad():
+        expected, actual = backbone(alone, size), backbone(batch, sizes)
+        leaking, cut = backbone(batch), backbone(alone)
+    for k, name in enumerate(stages):
+        rows, columns = -(-41 // 2**k), -(-50 // 2**k)
+        first = actual[name][0]
+        torch.testing.assert_close(
+            first[:, :rows, :columns], expected[name][0, :, :rows, :columns], rtol=0, atol=1e-12
+        )
+        assert not first[:, rows:].any() and not first[:, :, columns:].any()
+        assert first[:, rows - 1].any() and first[:, :, columns - 1].any()
+        # The image that fills the batch is as without sizes.
+        assert torch.equal(actual[name][1], leaking[name][1])
+    difference = leaking["stage5"][0, :, :3, :4] - cut["stage5"][0, :, :3, :4]
+    assert difference.abs().max() > 0.01
+
+
+def test_convolutions_by_name_and_their_mirrors():
+    backbone = VGG(stages=VGG_D, width_factor=1 / 16)
+    assert list(backbone.convolutions.values()) == [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+    assert backbone.level_blocks["stage5"] == ["conv5_1", "conv5_2", "conv5_3"]
+    assert backbone.level_blocks["stage1"] == ["conv1_1", "conv1_2"]
+    assert backbone.convolutions["conv4_2"] == 19
+    mirror = backbone.mirror_block("conv4_1", 32, "")
+    assert (mirror.in_channels, mirror.out_channels, mirror.kernel_size) == (32, 32, (3, 3))

@@ -19,7 +19,8 @@ SMALL = ["MODEL.BN_INCEPTION.WIDTH_FACTOR", 0.125, "MODEL.ZIP.HEAD_CHANNELS", 16
          "MODEL.RESNETS.NORM", "BN", "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.WEIGHTS", "",
          "MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ZIP.PRE_NMS_TOPK_TRAIN", 200,
          "MODEL.ZIP.PRE_NMS_TOPK_TEST", 200, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16,
-         "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]  # fmt: skip
+         "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.VGG.WIDTH_FACTOR", 0.125,
+         "MODEL.RETINANET.NUM_CONVS", 1, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0]  # fmt: skip
 OUT, IN, FOUR = [320, 608, 1024], [640, 1216, 1024], [1280, 2432, 1024]
 # Anchors per cell of each level, channels of each level at full width, and what is on besides:
 # dyTrainScale, equilibrium, the gray class.
@@ -47,6 +48,13 @@ DETECTORS = {
     "Table 6 ZIP MAD B": IN,
     "Table 6 ZIP MAD E": FOUR,
     "Table 6 ZIP MAD EB": FOUR,
+    "Sec. 5.4 ZIP MAD on VGG-16": [1024] * 3,
+}
+# Channels of the merged maps at full width, before the convolution that makes them alike.
+ONE_STAGE = {
+    "Sec. 5.6 one stage, zoom-out": OUT,
+    "Sec. 5.6 one stage, zoom-in": IN,
+    "Sec. 5.6 one stage, zoom-in and MAD": IN,
 }
 NUM_FEATURES = 6 * 32 + 3 * 64  # of the follow-up blocks in SMALL
 
@@ -71,14 +79,15 @@ def train_a_step(model, *inputs):
 
 
 def test_the_page_has_all_rows_and_voc_for_each():
-    assert set(ROWS) == {*PROPOSALS, *DETECTORS}
+    assert set(ROWS) == {*PROPOSALS, *DETECTORS, *ONE_STAGE}
     for name, row in ROWS.items():
         cfg, _ = row.config()
         check_config(cfg)
         assert cfg.DATASETS.TRAIN == ("voc_2007_trainval", "voc_2012_trainval"), name
         assert cfg.DATASETS.TEST == ("voc_2007_test",) and not cfg.TEST.AUG.ENABLED, name
         assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST) == ((600,), 600), name
-        assert name in PROPOSALS or cfg.MODEL.ROI_HEADS.NUM_CLASSES == 20
+        assert name not in DETECTORS or cfg.MODEL.ROI_HEADS.NUM_CLASSES == 20
+        assert name not in ONE_STAGE or cfg.MODEL.RETINANET.NUM_CLASSES == 20
 
 
 def test_rows_have_faster_rcnn_s_settings_but_for_their_strategy():
@@ -156,3 +165,22 @@ def test_row_of_detectors_builds_trains_a_step_and_detects(name, tmp_path, monke
     assert [shapes[f].channels for f in in_features] == DETECTORS[name]
     if generator == "zip":
         assert [p.out_channels for p in model.roi_heads.box_pooler.projections] == [1024] * 3
+
+
+@pytest.mark.parametrize("name", ONE_STAGE)
+def test_row_of_one_stage_builds_trains_a_step_and_detects(name):
+    torch.manual_seed(0)
+    cfg, _ = ROWS[name].config(*SMALL)
+    assert cfg.MODEL.META_ARCHITECTURE == "RetinaNet" and not cfg.INPUT.DY_TRAIN_SCALE.ENABLED
+    model = build_model(cfg)
+    assert model.anchor_generator.num_anchors == [10, 10, 10]
+    assert (len(model.backbone.attentions) > 0) == name.endswith("MAD")
+    losses, _ = train_a_step(model, make_input(), make_input((64, 96), []))
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    with torch.no_grad():
+        first, second = (model.eval()([make_input()])[0]["instances"] for _ in range(2))
+    assert len(first) == 100 and torch.equal(first.scores, second.scores)
+    with torch.device("meta"):
+        backbone = build_model(ROWS[name].config("MODEL.DEVICE", "meta")[0]).backbone
+    assert [layer.in_channels for layer in backbone.projections] == ONE_STAGE[name]
+    assert {shape.channels for shape in backbone.output_shape().values()} == {256}

@@ -376,6 +376,9 @@ def add_spop_config(cfg: CN) -> None:
     cfg.MODEL.SPOP.SIZE_LOSS_WEIGHT = 1.0
     # Factor on all of them, for training with a detector.
     cfg.MODEL.SPOP.LOSS_WEIGHT = 1.0
+    # Whether the networks learn from images at the size that SCALES refer to (a detector's are
+    # enlarged), or as they come: at INPUT.WARP_SIZE, as in the paper (Sec. IV-A).
+    cfg.MODEL.SPOP.TRAIN_AT_NATIVE_SIZE = False
     # Factor on the learning rate of the layers that DeepLab does not have (Sec. IV-A).
     cfg.MODEL.SPOP.NEW_LAYER_LR_FACTOR = 10.0
 
@@ -383,15 +386,16 @@ def add_spop_config(cfg: CN) -> None:
     cfg.MODEL.SPOP.SCALES = (1.0, 2.0)
     # SCALES refer to images as they were taken, and a network input that a detector resized is
     # brought back to that size, its longer side to at most so many pixels. Network inputs that have
-    # the size of the image stay as large as they are. (The paper tests at the images' own size.)
+    # the size of the image stay as large as they are, but their superpixels are those of a copy of
+    # at most this longer side. (The paper tests at the images' own size.)
     cfg.MODEL.SPOP.NATIVE_LONG_EDGE = 1333
     # Shorter side of images before they are resized, in pixels, for models that do not tell their
     # generator of it (built by Detectron2's build_model); 0: they are not resized.
     cfg.MODEL.SPOP.NATIVE_SHORT_EDGE = 0
     # Boxes: "fused" (Eq. 5), or of the "large_size" or "small_size" network alone (Fig. 10).
     cfg.MODEL.SPOP.LOCALIZATION = "fused"
-    # Larger images go through the networks in parts of this side, in pixels: bounds the memory of
-    # the networks.
+    # Images with a side larger than this and the overlap (2 * 240 pixels) go through the networks
+    # in parts of this side, in pixels: bounds the memory of the networks.
     cfg.MODEL.SPOP.TILE_SIZE = 1536
 
     # Superpixel refinement (Sec. III-D): a shrunk and an expanded version of each proposal.
@@ -400,7 +404,11 @@ def add_spop_config(cfg: CN) -> None:
     # SLIC's number of superpixels and compactness; the paper gives neither.
     cfg.MODEL.SPOP.REFINEMENT.NUM_SUPERPIXELS = 200
     cfg.MODEL.SPOP.REFINEMENT.COMPACTNESS = 10.0
-    # Superpixels touch a proposal with their "pixels", or with their bounding "boxes" (cheaper).
+    # Deviation of the Gaussian that smooths the image before SLIC, in pixels; 0 for none. Of a
+    # noisy image SLIC makes few superpixels without it. Not in the paper either.
+    cfg.MODEL.SPOP.REFINEMENT.SIGMA = 0.0
+    # Superpixels touch a proposal with their "pixels", or with their bounding "boxes", as in the
+    # released code of the method that the paper follows.
     cfg.MODEL.SPOP.REFINEMENT.STRADDLING = "pixels"
 
     # Initial proposals, best first, that are refined and enter the NMS in three versions.

@@ -11,6 +11,7 @@ from torch import nn
 from d2proposals.deepmask import generator as deepmask_generator
 from d2proposals.deepmask import image_canvas
 from d2proposals.proposals.native_size_hosts import hand_over_native_sizes
+from d2proposals.spop import generator as spop_generator
 from d2proposals.spop import pixel_networks
 from tests.common import add_rectangle_masks, make_instances
 from tests.test_contract import BOXES, GENERATORS, IMAGE_LEVEL, host_cfg, make_batch
@@ -155,13 +156,13 @@ def test_spop_refines_as_many_boxes_as_training_needs(monkeypatch):
         *("MODEL.SPOP.NMS_THRESH", 1.0),
     )  # fmt: skip
     chosen = []
-    select = type(model.proposal_generator).select
+    select = spop_generator.select_proposals
 
-    def spy(self, boxes, logits, image):
-        chosen.append(len(boxes))
-        return select(self, boxes, logits, image)
+    def spy(initial, *args, **kwargs):
+        chosen.append(len(initial.boxes))
+        return select(initial, *args, **kwargs)
 
-    monkeypatch.setattr(type(model.proposal_generator), "select", spy)
+    monkeypatch.setattr(spop_generator, "select_proposals", spy)
     proposals, _ = training_step(model)
     assert chosen == [90, 90] and [len(x) for x in proposals] == [2, 2]
     model.eval()(make_batch(BOXES))

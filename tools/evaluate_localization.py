@@ -28,6 +28,7 @@ from d2proposals.engine.model_command import (
     model_parser,
     running_command,
 )
+from d2proposals.proposals.native_size import ImageSizes, given_sizes
 from d2proposals.spop.localization_error import (
     LocalizationErrors,
     add_localization_errors,
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             device = model.pixel_mean.device
             image = (mapped["image"].to(device) - model.pixel_mean) / model.pixel_std
             images = ImageList.from_tensors([image])
-            add_localization_errors(errors, generator, images, [mapped["instances"].to(device)])
+            with given_sizes([ImageSizes.of_input(mapped)]):
+                add_localization_errors(errors, generator, images, [mapped["instances"].to(device)])
     print(errors.table())
 
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from .image_pyramid import scaled_size
+
 logger = logging.getLogger(__name__)
 
 
@@ -124,20 +126,26 @@ class NativeSizes:
     def _undo_resize(self, sizes: ImageSizes) -> tuple[int, int]:
         if sizes.usual_input == sizes.native:
             return sizes.network_input
-        factor = min(self.long_edge / max(sizes.native), 1.0)
+        factor = self._bound(sizes.native)
         height, width = (
             max(round(native * factor * side / usual), 1)
             for side, native, usual in zip(*sizes, strict=True)
         )
         return height, width
 
+    def bounded(self, size: tuple[int, int]) -> tuple[int, int]:
+        """A size, its longer side at most ``long_edge``."""
+        return scaled_size(size, self._bound(size))
+
+    def _bound(self, size: tuple[int, int]) -> float:
+        """Factor, at most 1, that brings a size within ``long_edge``."""
+        return min(self.long_edge / max(size), 1.0)
+
     def _guess(self, size: tuple[int, int]) -> tuple[int, int]:
         """By Detectron2's rule for a shorter and a longer side."""
         if self.short_edge == 0:
             return size
-        factor = min(self.short_edge / min(size), self.long_edge / max(size))
-        height, width = (max(round(side * factor), 1) for side in size)
-        return height, width
+        return scaled_size(size, min(self.short_edge / min(size), self.long_edge / max(size)))
 
     def _warn_once(self) -> None:
         if self._has_warned:

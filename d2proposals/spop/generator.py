@@ -21,7 +21,8 @@ Naming convention:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -31,18 +32,16 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from ..backbones.deeplab_largefov import DeepLabLargeFOV
-from ..proposals.candidates import clip_candidates, make_empty_proposals, make_proposals
+from ..proposals.candidates import make_empty_proposals
 from ..proposals.evaluation_mode import in_evaluation
-from ..proposals.image_pyramid import scaled_size
+from ..proposals.image_pyramid import resize_image, scaled_size
 from ..proposals.native_size import NativeSizes
-from ..proposals.pixel_normalization import PixelNormalization
-from ..proposals.ranking import first_of_nms, probability_to_logit, strictly_decreasing
+from .building import build_networks, build_refinement
 from .losses import LOCALIZATION_LOSS_TYPES, localization_loss, two_way_loss
-from .networks import ConfidenceNetwork, LocalizationNetwork
-from .pixel_networks import PixelNetworks, PixelPredictions
+from .pixel_networks import PixelPredictions
 from .pixel_proposals import PixelProposals, to_image_pixels
 from .pixel_targets import PixelLabeler, PixelTargets, sample_large_objects
+from .proposal_selection import best_proposals, select_proposals
 from .superpixel_refinement import SuperpixelRefinement
 
 
@@ -60,6 +59,7 @@ class SPOP(nn.Module):
         samples_per_large_object: int = 100,
         box_reg_loss_type: str = "squared_l2",
         loss_weight: dict[str, float] | None = None,
+        trains_at_native_size: bool = False,
         scales: Sequence[float] = (1.0, 2.0),
         native_sizes: NativeSizes | None = None,
         pre_nms_topk: tuple[int, int] = (6000, 20000),
@@ -76,6 +76,8 @@ class SPOP(nn.Module):
             samples_per_large_object: cells of a large object that train the size branch.
             box_reg_loss_type: "squared_l2" or "l2", see :func:`localization_loss`.
             loss_weight: of the losses in :meth:`losses`, 1 for those that are absent.
+            trains_at_native_size: whether training images are brought to the size that ``scales``
+                refer to.
             scales: factors on the image, of which all proposals are pooled (Sec. III-C).
             native_sizes: says which size of an image ``scales`` refer to; by default, that of the
                 image as it was taken.
@@ -95,6 +97,7 @@ class SPOP(nn.Module):
         self.samples_per_large_object = samples_per_large_object
         self.box_reg_loss_type = box_reg_loss_type
         self.loss_weight = dict(loss_weight or {})
+        self.trains_at_native_size = trains_at_native_size
         self.scales = tuple(scales)
         self.native_sizes = native_sizes or NativeSizes("MODEL.SPOP")
         # Map from self.training state to train/test settings
@@ -108,26 +111,14 @@ class SPOP(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.SPOP
-        if node.TRUNK.NORM == "SyncBN" and len(cfg.INPUT.WARP_SIZE) == 0:
-            raise ValueError(
-                "MODEL.SPOP.TRUNK.NORM 'SyncBN' needs INPUT.WARP_SIZE: images of different sizes "
-                "go through the networks one by one, and processes would wait for one another."
-            )
-        networks = _build_networks(cfg)
-        refinement = node.REFINEMENT
+        networks = build_networks(cfg)
         weight = node.LOSS_WEIGHT
         return {
             "networks": networks,
             "labeler": PixelLabeler(
                 stride=networks.stride, normalizer=node.NORMALIZER, large_area=node.LARGE_AREA
             ),
-            "refinement": SuperpixelRefinement(
-                num_superpixels=refinement.NUM_SUPERPIXELS,
-                compactness=refinement.COMPACTNESS,
-                straddling=refinement.STRADDLING,
-            )
-            if refinement.ENABLED
-            else None,
+            "refinement": build_refinement(cfg),
             "samples_per_large_object": node.SAMPLES_PER_LARGE_OBJECT,
             "box_reg_loss_type": node.BBOX_REG_LOSS_TYPE,
             "loss_weight": {
@@ -138,6 +129,7 @@ class SPOP(nn.Module):
                     for name in networks.localization
                 },
             },
+            "trains_at_native_size": node.TRAIN_AT_NATIVE_SIZE,
             "scales": node.SCALES,
             "native_sizes": NativeSizes(
                 "MODEL.SPOP", short_edge=node.NATIVE_SHORT_EDGE, long_edge=node.NATIVE_LONG_EDGE
@@ -176,20 +168,27 @@ class SPOP(nn.Module):
 
     @torch.no_grad()
     def label_and_sample_pixels(
-        self, map_sizes: Sequence[tuple[int, int]], gt_instances: Sequence[Instances]
+        self,
+        map_sizes: Sequence[tuple[int, int]],
+        gt_instances: Sequence[Instances],
+        image_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> tuple[PixelTargets, torch.Tensor]:
         """Label all cells, and choose those that train the large/small branch.
 
         Args:
             map_sizes: (Hm, Wm) of each image.
             gt_instances: of each image, see :class:`PixelLabeler`.
+            image_sizes: (height, width) of the images that the maps are of; by default, of the
+                images that ``gt_instances`` are of.
 
         Returns:
             PixelTargets: of T cells, in the order of :class:`PixelPredictions`.
             Tensor: (K,) int64 indices of the chosen cells.
         """
+        if image_sizes is None:
+            image_sizes = [gt.image_size for gt in gt_instances]
         targets = PixelTargets.cat(
-            [self.labeler(gt, size) for gt, size in zip(gt_instances, map_sizes, strict=True)]
+            [self.labeler(*x) for x in zip(gt_instances, map_sizes, image_sizes, strict=True)]
         )
         size_cells = sample_large_objects(targets, self.samples_per_large_object)
         # One transfer from the device for all numbers.
@@ -262,20 +261,56 @@ class SPOP(nn.Module):
         losses = {}
         if self.training:
             assert gt_instances is not None, "SPOP needs gt_instances in training"
-            predictions = self.networks(images)
-            targets, size_cells = self.label_and_sample_pixels(predictions.map_sizes, gt_instances)
+            shown = self.training_images(images)
+            predictions = self.networks(shown)
+            targets, size_cells = self.label_and_sample_pixels(
+                predictions.map_sizes, gt_instances, shown.image_sizes
+            )
             losses = self.losses(predictions, targets, size_cells)
             if not self.proposals_in_training:
                 return make_empty_proposals(images.image_sizes, images.tensor.device), losses
         return self.predict_proposals(images), losses
 
+    def training_images(self, images: ImageList) -> ImageList:
+        """The images that the networks learn from: as they come, or at their own size."""
+        if not self.trains_at_native_size:
+            return images
+        sizes = self.native_sizes(images.image_sizes)
+        return ImageList.from_tensors(
+            [resize_image(images[i], size) for i, size in enumerate(sizes)]
+        )
+
     @torch.no_grad()
     def predict_proposals(self, images: ImageList) -> list[Instances]:
         """Proposals of each image, from all scales (Sec. III-C, III-D)."""
-        with in_evaluation(self.networks):
-            native_sizes = self.native_sizes(images.image_sizes)
-            # Images one by one, without the padding of the batch.
-            return [self._predict_image(images[i], size) for i, size in enumerate(native_sizes)]
+        native_sizes = self.native_sizes(images.image_sizes)
+        # Images one by one, without the padding of the batch; their superpixels meanwhile.
+        with in_evaluation(self.networks), self._superpixels(images, native_sizes) as superpixels:
+            return [
+                self._predict_image(images[i], native_size, superpixels[i])
+                for i, native_size in enumerate(native_sizes)
+            ]
+
+    @contextmanager
+    def _superpixels(
+        self, images: ImageList, native_sizes: Sequence[tuple[int, int]]
+    ) -> Iterator[list[Callable[[], torch.Tensor | None]]]:
+        """Begin with the superpixels of all images; yields what waits for those of each.
+
+        They are computed on the CPU, of the images at their own size. Of larger ones than a
+        detector's images are brought back to, a smaller copy has the same 200 at less cost.
+        """
+        if self.refinement is None:
+            yield [lambda: None] * len(native_sizes)
+            return
+        copies = [
+            self.networks.pixel_normalization.to_rgb(
+                resize_image(images[i], self.native_sizes.bounded(size))
+            ).cpu()
+            for i, size in enumerate(native_sizes)
+        ]
+        with self.refinement.segmented_beside(copies) as superpixels:
+            yield superpixels
 
     def _pixel_proposals(self, image: torch.Tensor, native_size: tuple[int, int]) -> PixelProposals:
         """Initial proposals of all cells at all scales, see :meth:`_predict_image`."""
@@ -286,92 +321,29 @@ class SPOP(nn.Module):
             logits.append(maps.objectness.flatten())
         return PixelProposals(torch.cat(boxes), torch.cat(logits))
 
-    def _predict_image(self, image: torch.Tensor, native_size: tuple[int, int]) -> Instances:
+    def _predict_image(
+        self,
+        image: torch.Tensor,
+        native_size: tuple[int, int],
+        superpixels: Callable[[], torch.Tensor | None],
+    ) -> Instances:
         """Proposals of one image.
 
         Args:
             image: (3, H, W) normalised for the model, without padding.
             native_size: (height, width) at scale 1, in pixels.
+            superpixels: returns those of the image, see :func:`select_proposals`.
         """
-        boxes, logits = self._pixel_proposals(image, native_size)
-        if self.training and not (boxes.isfinite().all() and logits.isfinite().all()):
+        initial = self._pixel_proposals(image, native_size)
+        if self.training and not all(x.isfinite().all() for x in initial):
             raise FloatingPointError("SPOP predicts Inf or NaN: training has diverged.")
-        # Unlike the paper, which ranks all of them, the best initial proposals go on: memory and
-        # time of what follows are bounded. Stable: equal scores keep the order of scales and cells.
-        order = logits.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
-        order = order[: self.pre_nms_topk[self.training]]
-        return self.select(boxes[order], logits[order], image)
-
-    @torch.no_grad()
-    def select(self, boxes: torch.Tensor, logits: torch.Tensor, image: torch.Tensor) -> Instances:
-        """Refinement, ranking and NMS (Sec. III-D).
-
-        Args:
-            boxes: (R, 4) XYXY initial proposals in pixels of the image, best first.
-            logits: (R,) log-odds of an object.
-            image: (3, H, W) normalised for the model, without padding.
-
-        Returns:
-            Instances: ``proposal_boxes`` and ``objectness_logits``, best first.
-        """
-        image_size = tuple(image.shape[-2:])
-        scores = logits.sigmoid().nan_to_num(nan=-1.0)
-        boxes, index = clip_candidates(boxes, scores, image_size, self.min_box_size)
-        logits = logits[index]
-        if self.refinement is not None and len(boxes):
-            labels = self.refinement.segment(self.networks.pixel_normalization.to_rgb(image))
-            refined = self.refinement(boxes, labels)
-            # All versions have the score of the initial one; equal scores rank in this order.
-            boxes = torch.stack([boxes, refined.shrunk, refined.expanded], dim=1)  # (R, 3, 4)
-            exists = torch.ones_like(boxes[..., 0], dtype=torch.bool)
-            exists[:, 1] = refined.has_shrunk
-            exists &= (boxes[..., 2:] - boxes[..., :2] > self.min_box_size).all(dim=-1)
-            logits = logits[:, None].expand(-1, 3)[exists]
-            boxes = boxes[exists]
-        keep = first_of_nms(boxes, self.nms_thresh, self.post_nms_topk[self.training])
-        logits = strictly_decreasing(probability_to_logit(logits[keep].sigmoid()))
-        return make_proposals(image_size, boxes[keep], logits)
-
-
-def _build_networks(cfg: CfgNode) -> PixelNetworks:
-    """The networks of MODEL.SPOP."""
-    node = cfg.MODEL.SPOP
-    if not all(x > 0 for x in node.TRUNK.PIXEL_STD):
-        raise ValueError(
-            f"MODEL.SPOP.TRUNK.PIXEL_STD must be positive, got {node.TRUNK.PIXEL_STD}."
+        labels = superpixels()
+        return select_proposals(
+            best_proposals(initial, self.pre_nms_topk[self.training]),
+            tuple(image.shape[-2:]),
+            nms_thresh=self.nms_thresh,
+            topk=self.post_nms_topk[self.training],
+            min_box_size=self.min_box_size,
+            refinement=self.refinement,
+            superpixels=None if labels is None else labels.to(image.device),
         )
-
-    def build_trunk() -> DeepLabLargeFOV:
-        return DeepLabLargeFOV(
-            width_factor=node.TRUNK.WIDTH_FACTOR,
-            norm=node.TRUNK.NORM,
-            dropout=node.TRUNK.DROPOUT,
-        )
-
-    def build_localization() -> LocalizationNetwork:
-        return LocalizationNetwork(
-            build_trunk(),
-            normalizer=node.NORMALIZER,
-            new_layer_lr_factor=node.NEW_LAYER_LR_FACTOR,
-        )
-
-    names = ("large_size", "small_size") if node.SCALE_AWARE else ("all_sizes",)
-    return PixelNetworks(
-        confidence=ConfidenceNetwork(
-            build_trunk(),
-            hidden_channels=node.HEAD_CHANNELS,
-            has_size_branch=node.SCALE_AWARE,
-            new_layer_lr_factor=node.NEW_LAYER_LR_FACTOR,
-        ),
-        localization={name: build_localization() for name in names},
-        pixel_normalization=PixelNormalization(
-            model_format=cfg.INPUT.FORMAT,
-            model_mean=cfg.MODEL.PIXEL_MEAN,
-            model_std=cfg.MODEL.PIXEL_STD,
-            trunk_format=node.TRUNK.FORMAT,
-            trunk_mean=node.TRUNK.PIXEL_MEAN,
-            trunk_std=node.TRUNK.PIXEL_STD,
-        ),
-        localization_at_test=node.LOCALIZATION,
-        tile_size=node.TILE_SIZE,
-    )

@@ -30,7 +30,7 @@ class LocalizationErrors:
 
     Attributes:
         squared: {(network, size): (4,) float64 sum of squared differences of x_min, y_min, x_max,
-            y_max}, x in widths and y in heights of the image.
+            y_max}, x in widths and y in heights of the image that the networks see.
         num_cells: {size: number of cells}.
     """
 
@@ -77,7 +77,8 @@ def add_localization_errors(
         images: normalised for the model; as large as in training, to compare with the paper.
         gt_instances: of each image, as in training.
     """
-    predictions = generator.networks(images)
+    shown = generator.training_images(images)
+    predictions = generator.networks(shown)
     coordinates = dict(predictions.coordinates)
     if predictions.size is not None:
         large, small = (
@@ -87,9 +88,9 @@ def add_localization_errors(
         coordinates["fused"] = fused[0, :, :, 0].t()
     start = 0
     for gt, map_size, image_size in zip(
-        gt_instances, predictions.map_sizes, images.image_sizes, strict=True
+        gt_instances, predictions.map_sizes, shown.image_sizes, strict=True
     ):
-        targets = generator.labeler(gt, map_size)
+        targets = generator.labeler(gt, map_size, image_size)
         cells = slice(start, start + len(targets.objectness))
         start = cells.stop
         height, width = image_size

@@ -76,8 +76,8 @@ class ConfidenceNetwork(nn.Module):
             x: (N, 3, H, W) images normalised for the trunk, without padding.
         """
         (features,) = self.trunk(x).values()
-        size = None if self.size is None else self.size(features).float()
-        return Confidence(self.objectness(features).float(), size)
+        size = None if self.size is None else _logits(self.size, features)
+        return Confidence(_logits(self.objectness, features), size)
 
 
 class LocalizationNetwork(nn.Module):
@@ -121,9 +121,7 @@ class LocalizationNetwork(nn.Module):
             Tensor: (N, 4, Hm, Wm) as x_min, y_min, x_max, y_max, in units of ``normalizer`` pixels.
         """
         (features,) = self.trunk(x).values()
-        # Coordinates need more digits than half precision has, in which autocast would run this.
-        with torch.autocast(x.device.type, enabled=False):
-            return self.offset(features.to(self.offset.weight.dtype)).float()
+        return _in_full_precision(self.offset, features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
@@ -173,6 +171,20 @@ def _branch(in_channels: int, hidden_channels: int, lr_factor: float) -> nn.Sequ
     )
     _init_new_layers(branch, lr_factor)
     return branch
+
+
+def _logits(branch: nn.Sequential, features: torch.Tensor) -> torch.Tensor:
+    """A branch's (N, 2, Hm, Wm) logits of the trunk's features."""
+    return _in_full_precision(branch[-1], branch[:-1](features))
+
+
+def _in_full_precision(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """Run a last layer as its weights are, not in the half precision of autocast.
+
+    That has too few digits for coordinates, and for telling the scores of thousands of cells apart.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.to(layer.weight.dtype)).float()
 
 
 def _init_new_layers(module: nn.Module, lr_factor: float) -> None:

@@ -87,7 +87,12 @@ class PixelLabeler:
         self._warned_of_areas = False
 
     @torch.no_grad()
-    def __call__(self, gt: Instances, map_size: tuple[int, int]) -> PixelTargets:
+    def __call__(
+        self,
+        gt: Instances,
+        map_size: tuple[int, int],
+        image_size: tuple[int, int] | None = None,
+    ) -> PixelTargets:
         """Label the cells of one image.
 
         The ground truth is brought to the size of the map by reading it at the pixels that the
@@ -99,6 +104,8 @@ class PixelLabeler:
                 with ``gt_areas`` (M,), objects' areas in the original image (else their masks'
                 areas here), and ``crowd_regions`` where the mapper provides them.
             map_size: (Hm, Wm).
+            image_size: (height, width) of the image that the map is of, in pixels, where that is a
+                copy of another size than ``gt`` is of: cells and boxes refer to it.
 
         Returns:
             PixelTargets: T = Hm * Wm cells.
@@ -106,14 +113,18 @@ class PixelLabeler:
         Raises:
             ValueError: there are no masks.
         """
+        image_size = gt.image_size if image_size is None else image_size
+        factor = [copy / side for copy, side in zip(image_size, gt.image_size, strict=True)]
         masks = self._masks(gt)
-        boxes = gt.gt_boxes.tensor
-        areas = self._areas(gt, masks)
-        object_index = self._object_map(masks.tensor, areas, map_size).flatten()
+        boxes = _scaled(gt.gt_boxes, factor).tensor
+        areas = self._areas(gt, masks, factor)
+        at_cells = self._at_cells(masks.tensor, image_size)
+        object_index = self._object_map(at_cells, areas, map_size).flatten()
         is_object = object_index >= 0
         objectness = torch.where(is_object, FOREGROUND, BACKGROUND)
-        objectness[~is_object & self._is_crowd(gt, map_size, boxes.device)] = IGNORED
-        objectness[~self._is_inside(gt.image_size, map_size, boxes.device)] = IGNORED
+        is_crowd = self._is_crowd(gt, map_size, image_size).to(boxes.device)
+        objectness[~is_object & is_crowd] = IGNORED
+        objectness[~self._is_inside(image_size, map_size, boxes.device)] = IGNORED
         # A row for the cells without an object, to which their index -1 leads.
         boxes = torch.cat([boxes / self.normalizer, boxes.new_zeros(1, 4)])
         is_large = torch.cat([areas >= self.large_area, areas.new_zeros(1, dtype=torch.bool)])
@@ -135,7 +146,16 @@ class PixelLabeler:
             )
         return masks
 
-    def _areas(self, gt: Instances, masks: BitMasks) -> torch.Tensor:
+    def _at_cells(self, masks: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+        """Masks (M, H, W) at the centres of the cells inside a copy of ``image_size``."""
+        rows, columns = (
+            # The pixel that the middle of the copy's pixel i * stride lies in: exact in integers.
+            (2 * torch.arange(0, copy, self.stride, device=masks.device) + 1) * side // (2 * copy)
+            for copy, side in zip(image_size, masks.shape[1:], strict=True)
+        )
+        return masks[:, rows[:, None], columns]
+
+    def _areas(self, gt: Instances, masks: BitMasks, factor: Sequence[float]) -> torch.Tensor:
         """(M,) areas by which objects are large or small."""
         if gt.has("gt_areas"):
             return gt.gt_areas
@@ -143,16 +163,23 @@ class PixelLabeler:
             self._warned_of_areas = True
             logger.warning(
                 "The ground truth has no gt_areas (d2proposals' mapper adds them): SPOP tells "
-                "large from small objects by their areas in the resized images."
+                "large from small objects by their areas in the images that it trains on."
             )
-        return masks.tensor.flatten(1).sum(dim=1).to(gt.gt_boxes.tensor)
+        areas = masks.tensor.flatten(1).sum(dim=1).to(gt.gt_boxes.tensor)
+        return areas * (factor[0] * factor[1])
 
     def _object_map(
-        self, masks: torch.Tensor, areas: torch.Tensor, map_size: tuple[int, int]
+        self, at_cells: torch.Tensor, areas: torch.Tensor, map_size: tuple[int, int]
     ) -> torch.Tensor:
-        """(Hm, Wm) int64 index of each cell's object, -1 without one; masks (M, H, W)."""
-        # Those inside the image. Masks of polygons are made on the CPU.
-        at_cells = masks[:, :: self.stride, :: self.stride].to(areas.device)
+        """(Hm, Wm) int64 index of each cell's object, -1 without one.
+
+        Args:
+            at_cells: (M, rows, columns) bool masks at the cells inside the image.
+            areas: (M,).
+            map_size: (Hm, Wm).
+        """
+        # Masks of polygons are made on the CPU.
+        at_cells = at_cells.to(areas.device)
         order = areas.argsort(stable=True)  # smallest first
         num_objects = len(order)
         place = torch.arange(num_objects, device=order.device)[:, None, None]
@@ -177,19 +204,21 @@ class PixelLabeler:
         return (rows[:, None] & columns).flatten()
 
     def _is_crowd(
-        self, gt: Instances, map_size: tuple[int, int], device: torch.device
+        self, gt: Instances, map_size: tuple[int, int], image_size: tuple[int, int]
     ) -> torch.Tensor:
         """(T,) bool: cells in crowd regions: their masks, else their boxes."""
-        is_crowd = torch.zeros(map_size, dtype=torch.bool, device=device)
+        is_crowd = torch.zeros(map_size, dtype=torch.bool)
         if not gt.has("crowd_regions"):
             return is_crowd.flatten()
         regions = gt.crowd_regions
         if regions.masks is not None:
-            at_cells = regions.masks.tensor[:, :: self.stride, :: self.stride].to(device)
-            rows, columns = at_cells.shape[1:]
-            is_crowd[:rows, :columns] = at_cells.any(dim=0)
+            at_cells = self._at_cells(regions.masks.tensor, image_size).any(dim=0)
+            is_crowd = is_crowd.to(at_cells.device)
+            is_crowd[: at_cells.shape[0], : at_cells.shape[1]] = at_cells
         else:
-            is_crowd = _cells_in_boxes(regions.boxes, map_size, self.stride).to(device).any(dim=0)
+            factor = [copy / side for copy, side in zip(image_size, gt.image_size, strict=True)]
+            boxes = _scaled(regions.boxes, factor)
+            is_crowd = _cells_in_boxes(boxes, map_size, self.stride).any(dim=0)
         return is_crowd.flatten()
 
 
@@ -216,6 +245,12 @@ def sample_large_objects(
     cells = cells[order]
     place = torch.arange(len(cells), device=cells.device) - torch.searchsorted(objects, objects)
     return torch.cat([targets.is_small.nonzero()[:, 0], cells[place < num_samples]])
+
+
+def _scaled(boxes: Boxes, factor: Sequence[float]) -> Boxes:
+    """Boxes times a factor (y, x)."""
+    y, x = factor
+    return Boxes(boxes.tensor * boxes.tensor.new_tensor([x, y, x, y]))
 
 
 def _cells_in_boxes(boxes: Boxes, map_size: tuple[int, int], stride: int) -> torch.Tensor:

@@ -17,6 +17,10 @@ Shape shorthand in this module:
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -49,6 +53,7 @@ class SuperpixelRefinement:
         *,
         num_superpixels: int = 200,
         compactness: float = 10.0,
+        sigma: float = 0.0,
         straddling: str = "pixels",
     ):
         """
@@ -56,6 +61,9 @@ class SuperpixelRefinement:
             num_superpixels: of an image, approximately. The paper gives no number; this one is as
                 fine as the segmentation of the method that it follows.
             compactness: of SLIC: weight of distance against colour. Not in the paper either.
+            sigma: of the Gaussian that SLIC smooths the image with first, in pixels; 0 for none.
+                Not in the paper either. On a noisy image SLIC's superpixels fall apart, and what is
+                too small is merged: all of it, at worst.
             straddling: "pixels": a superpixel touches a proposal with its pixels; "boxes": with its
                 bounding box (which may have no pixel there), as in the released code of Chen et al.
 
@@ -75,28 +83,56 @@ class SuperpixelRefinement:
             raise ValueError(
                 f"MODEL.SPOP.REFINEMENT.COMPACTNESS must be positive, got {compactness}."
             )
+        if not 0 <= sigma < math.inf:
+            raise ValueError(
+                f"MODEL.SPOP.REFINEMENT.SIGMA must be a number of pixels, 0 or more, got {sigma}."
+            )
         self.num_superpixels = num_superpixels
         self.compactness = compactness
+        self.sigma = sigma
         self.straddling = straddling
 
     def segment(self, image: torch.Tensor) -> torch.Tensor:
         """Superpixels of an image, computed on the CPU.
 
         Args:
-            image: (3, H, W) uint8 RGB.
+            image: (3, H, W) uint8 RGB, on the CPU.
 
         Returns:
-            Tensor: (H, W) int64 labels 0 ... S - 1 on the image's device. Pixels of one label are
-            connected through their sides.
+            Tensor: (H, W) int64 labels 0 ... S - 1, on the CPU. Pixels of one label are connected
+            through their sides.
         """
         labels = slic(
-            image.permute(1, 2, 0).cpu().numpy(),
+            image.permute(1, 2, 0).numpy(),
             n_segments=self.num_superpixels,
             compactness=self.compactness,
+            sigma=self.sigma,
             start_label=0,
             channel_axis=-1,
         )
-        return torch.from_numpy(labels).to(image.device)
+        return torch.from_numpy(labels)
+
+    @contextmanager
+    def segmented_beside(
+        self, images: Sequence[torch.Tensor]
+    ) -> Iterator[list[Callable[[], torch.Tensor]]]:
+        """Compute superpixels of images in threads, while the caller computes something else.
+
+        Args:
+            images: as for :meth:`segment`.
+
+        Yields:
+            list[Callable]: for each image, a function that waits for its superpixels and returns
+            them.
+        """
+        with ThreadPoolExecutor(max(min(len(images), torch.get_num_threads()), 1)) as threads:
+            futures = [threads.submit(self.segment, image) for image in images]
+            try:
+                yield [future.result for future in futures]
+            finally:
+                # After an exception, those that have not begun.
+                for future in futures:
+                    future.cancel()
 
     def __call__(self, boxes: torch.Tensor, labels: torch.Tensor) -> RefinedBoxes:
         """Refine proposals.

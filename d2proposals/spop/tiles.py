@@ -9,6 +9,7 @@ Shape shorthand in this module:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 
@@ -33,37 +34,36 @@ def run_in_tiles(
         image: (C, H, W).
         stride: pixels per cell.
         receptive_field: side of the square of pixels that a cell depends on.
-        tile_size: longest side of an image that is run as a whole, and side of the part that a tile
-            yields the cells of; in pixels, a multiple of ``stride``.
+        tile_size: side of the part that a tile yields the cells of, in pixels, a multiple of
+            ``stride``. With the overlap on both sides, a tile is a receptive field larger; sides of
+            images up to that are not cut.
 
     Returns:
         list[Tensor]: (D, Hm, Wm) maps: the cells centred inside the image.
     """
-    height, width = image.shape[-2:]
-    rows, columns = -(-height // stride), -(-width // stride)
-    if max(height, width) <= tile_size:
-        return [x[0, :, :rows, :columns] for x in network(image[None])]
+    size = tuple(image.shape[-2:])
     margin = -(-(receptive_field // 2) // stride) * stride
-    cells = max(tile_size // stride, 1)
+    parts = [_parts(side, stride, margin, tile_size) for side in size]
+    rows, columns = (part[-1][1] for part in parts)
+    if all(len(part) == 1 for part in parts):
+        return [x[0, :, :rows, :columns] for x in network(image[None])]
     maps: list[torch.Tensor] = []
-    for row in range(0, rows, cells):
-        top, bottom = row * stride, min(row + cells, rows) * stride
-        for column in range(0, columns, cells):
-            left, right = column * stride, min(column + cells, columns) * stride
-            start_y, start_x = max(top - margin, 0), max(left - margin, 0)
-            tile = image[:, start_y : bottom + margin, start_x : right + margin]
-            outputs = network(tile[None])
-            if not maps:
-                maps = [x.new_empty(x.shape[1], rows, columns) for x in outputs]
-            inner_row, inner_column = row - start_y // stride, column - start_x // stride
-            for whole, part in zip(maps, outputs, strict=True):
-                target = whole[:, row : row + cells, column : column + cells]
-                target.copy_(
-                    part[
-                        0,
-                        :,
-                        inner_row : inner_row + target.shape[1],
-                        inner_column : inner_column + target.shape[2],
-                    ]
-                )
+    for (top, bottom), (left, right) in product(*parts):
+        start_y, start_x = (max(x * stride - margin, 0) for x in (top, left))
+        end_y, end_x = (x * stride + margin for x in (bottom, right))
+        outputs = network(image[None, :, start_y:end_y, start_x:end_x])
+        if not maps:
+            maps = [x.new_empty(x.shape[1], rows, columns) for x in outputs]
+        y, x = start_y // stride, start_x // stride
+        for whole, part in zip(maps, outputs, strict=True):
+            whole[:, top:bottom, left:right] = part[
+                0, :, top - y : bottom - y, left - x : right - x
+            ]
     return maps
+
+
+def _parts(side: int, stride: int, margin: int, tile_size: int) -> list[tuple[int, int]]:
+    """Ranges of cells along a side, one of each tile; one range if a tile holds the whole side."""
+    cells = -(-side // stride)
+    step = cells if side <= tile_size + 2 * margin else tile_size // stride
+    return [(start, min(start + step, cells)) for start in range(0, cells, step)]

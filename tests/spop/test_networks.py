@@ -59,6 +59,20 @@ def test_offsets_have_all_digits_under_autocast(dtype):
     assert torch.equal(offsets[0, :, 0, 0], network.offset.bias)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_have_all_digits_under_autocast(dtype):
+    torch.manual_seed(0)
+    network = ConfidenceNetwork(small_trunk(), hidden_channels=8).eval()
+    image = torch.randn(1, 3, 256, 256)
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        confidence = network(image)
+    for logits in confidence:
+        assert logits.dtype == torch.float32
+        assert len(logits[0, 0].unique()) > 0.9 * logits[0, 0].numel() > 900
+        # None of them is a number of half precision by chance.
+        assert (logits.to(dtype).float() != logits).float().mean() > 0.9
+
+
 def test_receptive_field_of_the_confidence_network():
     # Averages instead of maxima: every pixel that may matter has a gradient.
     network = ConfidenceNetwork(small_trunk(), hidden_channels=2).eval()
@@ -82,8 +96,9 @@ def test_confidence_network_is_figure_5():
         assert isinstance(relu, nn.ReLU)
         assert (first.in_channels, first.out_channels, first.kernel_size) == (1024, 1024, (3, 3))
         assert (last.in_channels, last.out_channels, last.kernel_size) == (1024, 2, (3, 3))
-    output = network(torch.zeros(1, 3, 513, 513, device="meta"))
-    assert output.objectness.shape == output.size.shape == (1, 2, 65, 65)
+    (features,) = network.trunk(torch.zeros(1, 3, 513, 513, device="meta")).values()
+    for branch in (network.objectness, network.size):
+        assert branch(features).shape == (1, 2, 65, 65)
 
 
 def test_without_a_size_branch():

@@ -65,6 +65,45 @@ def test_missing_areas_are_said_once(caplog):
     assert sum("gt_areas" in x.message for x in caplog.records) == 1
 
 
+@pytest.mark.parametrize("polygons", [False, True])
+@pytest.mark.parametrize("crowd_masks", [False, True])
+def test_cells_of_a_copy_of_another_size(polygons, crowd_masks):
+    # The ground truth of a copy three times as high and twice as wide; every object is a box.
+    boxes, crowd = [[8, 0, 17, 10], [16, 16, 25, 24]], [[24, 8, 33, 20]]
+    plain = make_gt((25, 33), boxes, [2000, 1999], crowd, crowd_masks)
+
+    def enlarge(some):
+        return [[2 * x1, 3 * y1, 2 * x2, 3 * y2] for x1, y1, x2, y2 in some]
+
+    large = make_gt((75, 66), enlarge(boxes), [2000, 1999], enlarge(crowd), crowd_masks)
+    if polygons:
+        large.gt_masks = PolygonMasks(
+            [
+                [np.array([x1, y1, x2, y1, x2, y2, x1, y2], float)]
+                for x1, y1, x2, y2 in enlarge(boxes)
+            ]
+        )
+    expected = label(plain)
+    targets = LABELER(large, map_size((25, 33)), (25, 33))
+    assert (expected.objectness == IGNORED).any() and expected.is_large.any()
+    for name in ("objectness", "object_index", "is_large"):
+        assert torch.equal(getattr(targets, name), getattr(expected, name)), name
+    torch.testing.assert_close(targets.boxes, expected.boxes)
+    # Areas that are not given are those in the copy that the networks see.
+    large.remove("gt_areas")
+    labeler = PixelLabeler(stride=8, normalizer=513.0, large_area=80.0)
+    assert labeler(large, map_size((25, 33)), (25, 33)).is_large.sum() == 4  # 90 pixels, not 72
+
+
+def test_cells_of_a_copy_read_the_pixel_that_they_lie_in():
+    # Of 10 columns, a copy of 24: cells at 0, 8 and 16, whose middles are 0.2, 3.5 and 6.9.
+    gt = make_gt((1, 10), [[x, 0, x + 1, 1] for x in range(10)], [1.0] * 10)
+    assert LABELER(gt, (1, 3), (1, 24)).object_index.tolist() == [0, 3, 6]
+    # Of 30 columns, a copy of 15: cells at 0 and 8, whose middles are 1 and 17.
+    gt = make_gt((1, 30), [[x, 0, x + 1, 1] for x in range(30)], [1.0] * 30)
+    assert LABELER(gt, (1, 2), (1, 15)).object_index.tolist() == [1, 17]
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
 def test_the_smaller_object_wins_whatever_the_order(order):
     boxes = np.array([[0, 0, 64, 64], [8, 8, 40, 40], [16, 16, 24, 24]])[order].tolist()

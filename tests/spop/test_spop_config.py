@@ -27,11 +27,13 @@ SETTINGS = {
     "SCALES": (0.5, 1.0, 3.0),
     "NATIVE_SHORT_EDGE": 300,
     "NATIVE_LONG_EDGE": 700,
+    "TRAIN_AT_NATIVE_SIZE": True,
     "LOCALIZATION": "small_size",
     "TILE_SIZE": 512,
     "REFINEMENT.ENABLED": False,
     "REFINEMENT.NUM_SUPERPIXELS": 77,
     "REFINEMENT.COMPACTNESS": 20.0,
+    "REFINEMENT.SIGMA": 1.5,
     "REFINEMENT.STRADDLING": "boxes",
     "PRE_NMS_TOPK_TRAIN": 51,
     "PRE_NMS_TOPK_TEST": 52,
@@ -64,6 +66,7 @@ def test_every_key_reaches_the_generator():
             "loss_spop_size": 35.0,
             "loss_spop_all_sizes": 14.0,
         },
+        "trains_at_native_size": True,
         "scales": (0.5, 1.0, 3.0),
         "refinement": None,
         "pre_nms_topk": {True: 51, False: 52},  # by whether it trains
@@ -94,7 +97,7 @@ def test_keys_of_the_two_networks_and_of_the_refinement_reach_them():
     assert networks.confidence.size.lr_factor == 4.0
     assert generator.loss_weight["loss_spop_large_size"] == 14.0
     settings = (refinement.num_superpixels, refinement.compactness, refinement.straddling)
-    assert settings == (77, 20.0, "boxes")
+    assert settings == (77, 20.0, "boxes") and refinement.sigma == 1.5
 
 
 def test_the_trunk_gets_the_pixels_that_its_weights_expect():
@@ -124,5 +127,7 @@ def test_the_paper_s_configuration_is_the_paper_s_network():
 def test_synchronised_statistics_need_images_of_one_size():
     with pytest.raises(ValueError, match="'SyncBN' needs INPUT.WARP_SIZE"):
         build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", ())
-    scale_aware = ("MODEL.SPOP.SCALE_AWARE", True)
+    with pytest.raises(ValueError, match="TRAIN_AT_NATIVE_SIZE False"):
+        build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", (65, 65))
+    scale_aware = ("MODEL.SPOP.SCALE_AWARE", True, "MODEL.SPOP.TRAIN_AT_NATIVE_SIZE", False)
     build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", (65, 65), *scale_aware)

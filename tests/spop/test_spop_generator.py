@@ -1,6 +1,9 @@
 """SPOP as a whole: the path from maps to proposals, its losses, its variants."""
 
+import functools
 import math
+import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -9,8 +12,11 @@ from detectron2.structures import ImageList, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from d2proposals.proposals.image_pyramid import resize_image
+from d2proposals.proposals.native_size import ImageSizes, given_sizes
 from d2proposals.proposals.pixel_normalization import PixelNormalization
 from d2proposals.spop import SPOP
+from d2proposals.spop import generator as generator_module
 from d2proposals.spop.networks import Confidence
 from d2proposals.spop.pixel_networks import PixelNetworks
 from d2proposals.spop.pixel_targets import PixelLabeler
@@ -207,49 +213,6 @@ def test_losses_alone_and_in_a_padded_batch():
         assert loss.item() == pytest.approx(third[name].item(), rel=1e-5)
 
 
-def test_versions_rank_stably_behind_their_initial_proposal():
-    # Four superpixels of 8 x 8; two proposals of equal score.
-    generator = perfect_generator(
-        TRUE_BOXES, (16, 16), refinement=SuperpixelRefinement(), nms_thresh=1.0
-    )
-    quarter = torch.arange(16) // 8
-    generator.refinement.segment = lambda image: 2 * quarter[:, None] + quarter
-    boxes = torch.tensor([[0.0, 0, 10, 10], [6.0, 6, 16, 16], [3.0, 3, 5, 5]])
-    proposals = generator.select(boxes, torch.tensor([2.0, 2.0, 1.0]), torch.zeros(3, 16, 16))
-    assert proposals.proposal_boxes.tensor.tolist() == [
-        [0, 0, 10, 10], [0, 0, 8, 8], [0, 0, 16, 16],
-        [6, 6, 16, 16], [8, 8, 16, 16], [0, 0, 16, 16],
-        [3, 3, 5, 5], [0, 0, 8, 8],  # nothing inside: no shrunk version
-    ]  # fmt: skip
-    logits = proposals.objectness_logits
-    assert (logits.diff() < 0).all()
-    assert logits.tolist() == pytest.approx([2.0] * 6 + [1.0] * 2, abs=1e-5)
-
-
-def test_small_versions_are_dropped_like_small_initial_proposals():
-    # The same superpixels; a side of exactly the limit is too short, too.
-    generator = perfect_generator(
-        TRUE_BOXES, (16, 16), refinement=SuperpixelRefinement(), nms_thresh=1.0, min_box_size=8.0
-    )
-    quarter = torch.arange(16) // 8
-    generator.refinement.segment = lambda image: 2 * quarter[:, None] + quarter
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 9, 16]])
-    proposals = generator.select(boxes, torch.tensor([2.0, 1.0]), torch.zeros(3, 16, 16))
-    assert proposals.proposal_boxes.tensor.tolist() == [
-        [0, 0, 10, 10], [0, 0, 16, 16], [0, 0, 9, 16], [0, 0, 16, 16]
-    ]  # fmt: skip
-    assert proposals.objectness_logits.tolist() == pytest.approx([2, 2, 1, 1], abs=1e-5)
-
-
-def test_nms_at_08():
-    generator = build_generator("MODEL.SPOP.REFINEMENT.ENABLED", False)
-    # IoU with the first: 79/100 (kept), 81/100 (gone).
-    boxes = torch.tensor([[0.0, 0, 100, 10], [0.0, 0, 81, 10], [0.0, 0, 79, 10]])
-    proposals = generator.select(boxes, torch.tensor([3.0, 2.0, 1.0]),
-                                 torch.zeros(3, 20, 200))  # fmt: skip
-    assert proposals.proposal_boxes.tensor[:, 2].tolist() == [100, 79]
-
-
 def test_limits():
     overrides = ["MODEL.SPOP.PRE_NMS_TOPK_TEST", 40, "MODEL.SPOP.POST_NMS_TOPK_TEST", 30,
                  "MODEL.SPOP.NMS_THRESH", 1.0]  # fmt: skip
@@ -261,8 +224,8 @@ def test_limits():
         seen.append(len(boxes))
         return refinement(boxes, labels)
 
-    generator.refinement = type("Recorder", (), {"segment": refinement.segment})()
-    type(generator.refinement).__call__ = lambda self, *args: recorded(*args)
+    recorded.segmented_beside = refinement.segmented_beside
+    generator.refinement = recorded
     with torch.no_grad():
         (proposals,), _ = generator(make_images((75, 100)), {})
     assert seen[0] <= 40 and len(proposals) == 30
@@ -313,6 +276,164 @@ def test_equations_1_to_4_by_hand():
     # Half of squared distances from 0 to (0, 0, 8, 8) and to (8, 0, 16, 16), over 513 squared.
     assert losses["loss_spop_large_size"].item() == pytest.approx(64 / 513**2)
     assert losses["loss_spop_small_size"].item() == pytest.approx(288 / 513**2)
+
+
+def test_training_samples_cells_of_large_objects_for_the_size_alone(monkeypatch):
+    """One large object of 64 cells and a small one of 4; three cells of a large one are wanted."""
+    generator = build_generator("MODEL.SPOP.SAMPLES_PER_LARGE_OBJECT", 3)
+    gt = [make_gt((64, 80), [[0, 0, 64, 64], [64, 0, 80, 16]], [4096.0, 256.0])]
+    seen = {}
+    two_way_loss = generator_module.two_way_loss
+
+    def spy(logits, labels, is_trained):
+        # Of the objectness the cells are a mask, of the size they are indices.
+        number = is_trained.sum() if is_trained.dtype == torch.bool else len(is_trained)
+        seen[is_trained.dtype] = (int(number), int(labels[is_trained].sum()))
+        return two_way_loss(logits, labels, is_trained)
+
+    monkeypatch.setattr(generator_module, "two_way_loss", spy)
+    train_step(generator, make_images((64, 80)), gt)
+    # (cells, of which foreground), and (cells, of which large).
+    assert seen == {torch.bool: (80, 68), torch.int64: (3 + 4, 3)}
+
+
+def test_pixels_are_converted_for_the_networks_and_for_the_superpixels():
+    seen, segmented = [], []
+    generator = build_generator(
+        "INPUT.FORMAT", "BGR", "MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675],
+        "MODEL.PIXEL_STD", [1.0, 1.0, 1.0],
+    )  # fmt: skip
+    for network in (generator.networks.confidence, *generator.networks.localization.values()):
+        network.trunk.register_forward_pre_hook(lambda m, x: seen.append(x[0].detach()))
+    segment = generator.refinement.segment
+    generator.refinement.segment = lambda image: segmented.append(image) or segment(image)
+    # BGR (40, 30, 20), less the mean.
+    pixels = torch.tensor([40 - 103.53, 30 - 116.28, 20 - 123.675])[:, None, None]
+    images = ImageList.from_tensors([pixels.expand(3, 24, 32)])
+    train_step(generator, images, [make_gt((24, 32), [[0, 0, 8, 8]], [64.0])])
+    assert len(seen) == 3 and not segmented
+    with torch.no_grad():
+        generator.eval()(images, {})
+    assert len(seen) == 3 + 2 * 3
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    expected = (torch.tensor([20.0, 30.0, 40.0]) - mean) / std
+    for x in seen:
+        torch.testing.assert_close(x, expected[None, :, None, None].expand_as(x))
+    # RGB as it was read.
+    (image,) = segmented
+    assert image.dtype == torch.uint8 and image.shape == (3, 24, 32)
+    assert image[:, 5, 7].tolist() == [20, 30, 40]
+
+
+class Resized:
+    """A batch as a detector resizes it, with what the images were: a copy of every second pixel."""
+
+    native = [(48, 64), (40, 24)]
+
+    def __init__(self):
+        torch.manual_seed(3)
+        boxes = [[[0, 0, 40, 40], [40, 8, 56, 24]], [[8, 8, 24, 32]]]
+        areas = [[3000.0, 200.0], [384.0]]
+        crowd = [[[56, 32, 64, 48]], []]
+        small = [torch.randn(3, *size) for size in self.native]
+        self.images = ImageList.from_tensors(small, 32)
+        self.gt = [make_gt(*x) for x in zip(self.native, boxes, areas, crowd, strict=True)]
+        # Nearest: what the resize to the native size then averages is one pixel's.
+        large = [x.repeat_interleave(4, 1).repeat_interleave(4, 2) for x in small]
+        self.large_images = ImageList.from_tensors(large, 32)
+        self.large_gt = [
+            make_gt(
+                (4 * h, 4 * w), *([[4 * side for side in box] for box in b] for b in (boxes_i,)),
+                areas_i, [[4 * side for side in box] for box in crowd_i],
+            )
+            for (h, w), boxes_i, areas_i, crowd_i in zip(
+                self.native, boxes, areas, crowd, strict=True
+            )
+        ]  # fmt: skip
+        self.sizes = [ImageSizes((4 * h, 4 * w), (h, w), (4 * h, 4 * w)) for h, w in self.native]
+
+
+def test_training_at_native_size_is_training_without_the_resize(monkeypatch):
+    # Exact, for the sake of the test: each pixel four times, and one of the four back.
+    monkeypatch.setattr(
+        generator_module, "resize_image",
+        lambda image, size: image if tuple(image.shape[1:]) == size else image[:, ::4, ::4],
+    )  # fmt: skip
+    overrides = ("MODEL.SPOP.TRUNK.DROPOUT", 0.0)
+    batch = Resized()
+    plain = build_generator(*overrides)
+    _, expected, counts = train_step(plain, batch.images, batch.gt)
+    native = build_generator(*overrides, "MODEL.SPOP.TRAIN_AT_NATIVE_SIZE", True)
+    with given_sizes(batch.sizes):
+        _, losses, other_counts = train_step(native, batch.large_images, batch.large_gt)
+    assert counts == other_counts and counts["spop/num_ignored"] > 0
+    for name, loss in expected.items():
+        assert losses[name].item() == pytest.approx(loss.item(), rel=1e-5), name
+    # As it comes, otherwise: four times as many cells along a side.
+    as_it_comes = build_generator(*overrides)
+    with given_sizes(batch.sizes):
+        _, _, other_counts = train_step(as_it_comes, batch.large_images, batch.large_gt)
+    assert other_counts["spop/num_pos_large"] == 16 * counts["spop/num_pos_large"]
+
+
+def test_superpixels_are_of_the_native_image_and_bounded(monkeypatch):
+    generator = build_generator("MODEL.SPOP.NATIVE_LONG_EDGE", 60).eval()
+    seen = []
+    segment = generator.refinement.segment
+    generator.refinement.segment = lambda image: seen.append(image.shape[1:]) or segment(image)
+    images = make_images((96, 80), (64, 72))
+    # The first was 48 x 40 and is brought back; the second came as it was, larger than the bound.
+    sizes = [ImageSizes((96, 80), (48, 40), (96, 80)), ImageSizes((64, 72), (64, 72), (64, 72))]
+    with given_sizes(sizes), torch.no_grad():
+        proposals, _ = generator(images, {})
+    assert sorted(seen) == [(48, 40), (53, 60)]
+    # The refined boxes are in pixels of the input: the whole image's is among them.
+    for proposals_i, size in zip(proposals, [(96, 80), (64, 72)], strict=True):
+        corner = proposals_i.proposal_boxes.tensor[:, 2:].amax(dim=0)
+        assert corner.tolist() == pytest.approx([size[1], size[0]])
+
+
+def test_superpixels_beside_the_networks_are_those_of_before(monkeypatch):
+    """The same proposals as with superpixels that are computed when they are needed."""
+    generator = build_generator().eval()
+    images = make_images((64, 80), (48, 40), (72, 33))
+    threads = set()
+    segment = generator.refinement.segment
+    generator.refinement.segment = lambda image: (
+        threads.add(threading.current_thread()) or segment(image)
+    )
+    with torch.no_grad():
+        proposals, _ = generator(images, {})
+    assert threading.main_thread() not in threads and threads
+
+    @contextmanager
+    def when_needed(images):
+        yield [functools.partial(segment, image) for image in images]
+
+    monkeypatch.setattr(generator.refinement, "segmented_beside", when_needed)
+    with torch.no_grad():
+        expected, _ = generator(images, {})
+    for a, b in zip(proposals, expected, strict=True):
+        assert torch.equal(a.proposal_boxes.tensor, b.proposal_boxes.tensor)
+        assert torch.equal(a.objectness_logits, b.objectness_logits)
+
+
+def test_initial_proposals_do_not_depend_on_the_resize_of_a_detector():
+    generator = build_generator("MODEL.SPOP.TRUNK.NORM", "GN").eval()
+    torch.manual_seed(2)
+    size = (72, 96)
+    image = resize_image(torch.randn(3, 6, 8), size)  # smooth: resizing loses nothing
+    enlarged = resize_image(image, (144, 192))
+    with torch.no_grad():
+        boxes, logits = generator._pixel_proposals(image, size)
+        other_boxes, other_logits = generator._pixel_proposals(enlarged, size)
+        far_boxes, _ = generator._pixel_proposals(enlarged, (144, 192))
+    # 9 x 12 and 18 x 24 cells, of the native image and twice that.
+    assert len(boxes) == len(other_boxes) == 108 + 432 and len(far_boxes) > len(boxes)
+    assert (other_boxes / 2 - boxes).abs().mean() < 0.2
+    # Twice the native size is the enlarged image itself.
+    assert torch.equal(other_boxes[108:] / 2, boxes[108:])
+    assert (other_logits - logits).abs().mean() < 0.1 * logits.std()
 
 
 def test_each_network_learns_of_its_own_objects_alone():

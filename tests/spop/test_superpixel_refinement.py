@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from skimage.measure import label as connected_components
+from skimage.segmentation import slic
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2proposals.spop.superpixel_refinement import (
@@ -194,6 +195,33 @@ def test_a_coarse_box_snaps_to_an_object_in_the_image():
     assert too_large.shrunk[0].tolist() == pytest.approx([40, 22, 60, 45], abs=1)
 
 
+def test_sigma_keeps_superpixels_of_a_noisy_image():
+    torch.manual_seed(0)
+    noisy = (scene(90, 120) + 40 * torch.randn(3, 90, 120)).clamp(0, 255).to(torch.uint8)
+    numbers = [
+        int(SuperpixelRefinement(sigma=sigma).segment(noisy).max()) + 1 for sigma in (0.0, 2.0)
+    ]
+    assert numbers[0] < 10 and 50 < numbers[1] < 250
+    expected = slic(
+        noisy.permute(1, 2, 0).numpy(), n_segments=200, compactness=10, sigma=2, start_label=0
+    )
+    assert (SuperpixelRefinement(sigma=2.0).segment(noisy).numpy() == expected).all()
+
+
+def test_superpixels_in_threads_and_an_exception_in_the_meantime():
+    refinement = SuperpixelRefinement(num_superpixels=20)
+    images = [scene(30, 40), scene(40, 30)]
+    with refinement.segmented_beside(images) as superpixels:
+        # In any order, and more than once.
+        labels = [superpixels[i]() for i in (1, 0, 1)]
+    for i, x in zip((1, 0, 1), labels, strict=True):
+        assert torch.equal(x, refinement.segment(images[i]))
+    with refinement.segmented_beside([]) as superpixels:
+        assert superpixels == []
+    with pytest.raises(FloatingPointError), refinement.segmented_beside(images * 10):
+        raise FloatingPointError
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 2), (30, 3)])
 def test_tiny_images(size):
     refinement = SuperpixelRefinement()
@@ -222,3 +250,6 @@ def test_values_that_are_not_allowed():
         SuperpixelRefinement(num_superpixels=0)
     with pytest.raises(ValueError, match="MODEL.SPOP.REFINEMENT.COMPACTNESS"):
         SuperpixelRefinement(compactness=-3.0)
+    for sigma in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="MODEL.SPOP.REFINEMENT.SIGMA"):
+            SuperpixelRefinement(sigma=sigma)

@@ -9,6 +9,27 @@ from d2proposals.spop.tiles import run_in_tiles
 from tests.spop.test_spop_generator import build_generator
 
 
+def test_images_up_to_a_tile_and_its_overlap_go_as_a_whole():
+    inputs = []
+
+    def network(x):
+        inputs.append(tuple(x.shape[-2:]))
+        cells = [-(-side // 8) for side in x.shape[-2:]]
+        return (torch.zeros(1, 1, *cells),)
+
+    def parts_of(*size):
+        inputs.clear()
+        run(network, torch.zeros(1, *size), 128)
+        return list(inputs)
+
+    # A part of 128, and 224 around it: half of 435, in whole cells.
+    assert parts_of(128 + 448, 128 + 448) == [(576, 576)]
+    # One side is cut alone; the parts at the ends have an overlap on one side.
+    assert parts_of(577, 8) == [(352, 8), (480, 8), (545, 8), (417, 8), (289, 8)]
+    assert parts_of(8, 577) == [(8, 352), (8, 480), (8, 545), (8, 417), (8, 289)]
+    assert len(parts_of(577, 577)) == 25
+
+
 def build_networks(tile_size):
     """Networks in double precision, in which nothing is next to nothing."""
     generator = build_generator(
@@ -21,7 +42,7 @@ def build_networks(tile_size):
     return generator.networks.double().eval()
 
 
-@pytest.mark.parametrize("size", [(40, 760), (600, 9)])
+@pytest.mark.parametrize("size", [(40, 760), (750, 9)])
 def test_maps_in_tiles_are_those_of_the_whole(size):
     # The branches of the confidence network see more than the trunk does.
     image = torch.randn(3, *size, dtype=torch.float64)
@@ -49,7 +70,7 @@ def run(network, image, tile_size):
     )
 
 
-@pytest.mark.parametrize("size", [(700, 90), (61, 641), (530, 505), (8, 8), (513, 1)])
+@pytest.mark.parametrize("size", [(700, 90), (61, 641), (600, 577), (8, 8), (585, 1)])
 def test_tiles_are_the_whole(size):
     torch.manual_seed(0)
     trunk = DeepLabLargeFOV(width_factor=1 / 64, dropout=0.0).eval()
@@ -72,5 +93,7 @@ def test_tiles_are_the_whole(size):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * a.abs().max())
     # Bounded: a part and the receptive field around it.
     assert max(max(x) for x in inputs[1:]) <= 128 + 2 * 224
-    expected = 1 if max(size) <= 128 else -(-rows // 16) * -(-columns // 16)
-    assert len(inputs) == 1 + expected
+    parts = [
+        -(-n // 16) if side > 128 + 448 else 1 for n, side in ((rows, size[0]), (columns, size[1]))
+    ]
+    assert len(inputs) == 1 + parts[0] * parts[1]

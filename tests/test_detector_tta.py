@@ -12,6 +12,7 @@ from d2proposals.engine import (
     without_test_resize,
 )
 from d2proposals.evaluation.export import proposal_network_of
+from d2proposals.proposals.native_size import NativeSizes
 from tests.test_contract import GENERATORS, host_cfg, make_batch
 
 AUGMENTED = (
@@ -115,12 +116,18 @@ def test_a_flip_mirrors_detections_back():
 
 
 @pytest.mark.parametrize("generator", ["DeepMask", "SPOP"])
-def test_the_sizes_of_the_augmentation_are_sizes_of_the_pyramid(generator):
+def test_the_sizes_of_the_augmentation_are_sizes_of_the_pyramid(generator, monkeypatch):
     # An image of 80 x 120, which the usual test makes 96 x 144.
     cfg = host_cfg(generator, "FasterRCNN", *AUGMENTED, "INPUT.MIN_SIZE_TEST", 96)
     augmented, model = augmented_model(cfg)
-    sizes, asked = model.proposal_generator.native_sizes, []
-    model.proposal_generator.native_sizes = lambda x: asked.extend(sizes(x)) or asked[-len(x) :]
+    asked, native_sizes = [], NativeSizes.__call__
+
+    def spy(self, image_sizes):
+        sizes = native_sizes(self, image_sizes)
+        asked.extend(sizes)
+        return sizes
+
+    monkeypatch.setattr(NativeSizes, "__call__", spy)
     images = [{"image": torch.zeros(3, 80, 120, dtype=torch.uint8), "height": 80, "width": 120}]
     with torch.no_grad():
         augmented(images)

@@ -9,11 +9,16 @@ random ones, proposals are scattered, and NMS takes longer than on a trained net
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from detectron2.structures import ImageList

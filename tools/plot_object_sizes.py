@@ -8,7 +8,12 @@ boundary between small and large objects is MODEL.SPOP.LARGE_AREA.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from d2proposals.engine import check_datasets
 from d2proposals.engine.model_command import command_config, model_parser, running_command

@@ -27,6 +27,7 @@ from d2proposals.engine import (
 from d2proposals.evaluation import ProposalEvaluator
 from d2proposals.zip_rpn import ZoomNetwork
 from d2proposals.zip_rpn.gray_class_sampling import EquilibriumSampler, GrayClassLabeler
+from d2proposals.zip_rpn.level_candidates import LevelSuppression
 from d2proposals.zip_rpn.map_attention import ExcitationRecalibration
 from tests.common import CONFIGS, add_rectangle_masks, leaf_keys, make_cfg, make_instances, set_all
 
@@ -248,17 +249,15 @@ def test_every_key_of_zip_reaches_the_generator():
     held = {
         "in_features": ["zoom2", "zoom3"],
         "strides": [16, 32],
-        "box_reg_loss_type": "smooth_l1",
-        "smooth_l1_beta": 0.5,
         "loss_weight": {"loss_zip_cls": 3.0, "loss_zip_loc": 15.0},
         "pre_nms_topk": {True: 51, False: 52},  # by whether it trains
         "post_nms_topk": {True: 31, False: 32},
-        "level_nms_thresh": 0.625,
-        "level_nms_topk": 53,
+        "level_suppression": LevelSuppression(
+            num_levels=2, nms_thresh=0.625, topk=53, min_box_size=7.0
+        ),
         "level_bias": [0.25, -0.25],
         "multi_nms_thresholds": [0.7, 0.3],
         "multi_nms_topks": [40, 20],
-        "min_box_size": 7.0,
         "proposals_in_training": False,
         "labeler": GrayClassLabeler(
             positive_iou=0.75,
@@ -278,6 +277,9 @@ def test_every_key_of_zip_reaches_the_generator():
     }
     assert {name: getattr(generator, name) for name in held} == held
     assert generator.box2box_transform.weights == (10.0, 11.0, 5.0, 6.0)
+    assert generator.loss.box2box_transform is generator.box2box_transform
+    loss = generator.loss
+    assert (loss.box_reg_loss_type, loss.smooth_l1_beta) == ("smooth_l1", 0.5)
     (head,) = generator.heads.heads
     assert (head.conv.out_channels, head.num_classes) == (24, 2)
 

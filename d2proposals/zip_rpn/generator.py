@@ -6,7 +6,6 @@ Region Proposal and Object Detection", IJCV 2019 (arXiv 1709.04347), Sec. 3.2-3.
 Shape shorthand in this module:
 
     N: number of images in the batch
-    L: number of levels
     Ri: anchors of level i, of all cells; R: of all levels
     K: number of classes, 2 or (with the gray class) 3
     T: number of candidate boxes of an image
@@ -22,17 +21,14 @@ import logging
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec, batched_nms
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ..proposals.candidates import (
-    clip_candidates,
     make_empty_proposals,
     make_proposals,
     select_input_shapes,
@@ -44,15 +40,10 @@ from ..proposals.ranking import (
     probability_to_logit,
     strictly_decreasing,
 )
-from .gray_class_sampling import (
-    GRAY,
-    IGNORED,
-    NEGATIVE,
-    POSITIVE,
-    EquilibriumSampler,
-    GrayClassLabeler,
-)
+from .gray_class_sampling import EquilibriumSampler, GrayClassLabeler
 from .head import ZIPLevelHeads
+from .level_candidates import LevelCandidates, LevelSuppression, best_of_levels
+from .losses import ZoomLoss, log_sample_counts
 from .zoom_network import IMAGE_SIZES
 
 logger = logging.getLogger(__name__)
@@ -112,11 +103,6 @@ class ZIP(nn.Module):
             ValueError: settings contradict each other.
         """
         super().__init__()
-        if box_reg_loss_type not in ("squared_l2", "smooth_l1"):
-            raise ValueError(
-                "MODEL.ZIP.BBOX_REG_LOSS_TYPE must be 'squared_l2' or 'smooth_l1', "
-                f"got '{box_reg_loss_type}'"
-            )
         if level_bias and len(level_bias) != len(in_features):
             raise ValueError(
                 f"MODEL.ZIP.LEVEL_BIAS has {len(level_bias)} numbers for {len(in_features)} levels "
@@ -131,18 +117,17 @@ class ZIP(nn.Module):
         self.labeler = labeler
         self.sampler = sampler
         self.box2box_transform = box2box_transform
-        self.box_reg_loss_type = box_reg_loss_type
-        self.smooth_l1_beta = smooth_l1_beta
+        self.loss = ZoomLoss(box2box_transform, box_reg_loss_type, smooth_l1_beta)
         self.loss_weight = loss_weight or {}
         # By self.training.
         self.pre_nms_topk = {True: pre_nms_topk[0], False: pre_nms_topk[1]}
         self.post_nms_topk = {True: post_nms_topk[0], False: post_nms_topk[1]}
-        self.level_nms_thresh = level_nms_thresh
-        self.level_nms_topk = level_nms_topk
+        self.level_suppression = LevelSuppression(
+            len(in_features), level_nms_thresh, level_nms_topk, min_box_size
+        )
         self.level_bias = list(level_bias) or [0.0] * len(in_features)
         self.multi_nms_thresholds = list(multi_nms_thresholds)
         self.multi_nms_topks = list(multi_nms_topks)
-        self.min_box_size = min_box_size
         self.proposals_in_training = proposals_in_training
         self._warned_of_extent = False
 
@@ -237,10 +222,7 @@ class ZIP(nn.Module):
         gt_labels: Sequence[torch.Tensor],
         gt_boxes: Sequence[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """Eq. 6, summed over levels.
-
-        Unlike the paper, which sums over the samples of a level, their mean: the learning rate
-        then does not depend on how many samples equilibrium leaves.
+        """Eq. 6, summed over levels, see :class:`ZoomLoss`.
 
         Args:
             anchors: of each level, Ri boxes.
@@ -252,48 +234,12 @@ class ZIP(nn.Module):
         Returns:
             dict: "loss_zip_cls" and "loss_zip_loc", weighted scalars.
         """
-        class_loss, box_loss = 0.0, 0.0
-        for anchors_i, logits_i, deltas_i, labels_i, boxes_i in zip(
-            anchors, pred_class_logits, pred_anchor_deltas, gt_labels, gt_boxes, strict=True
-        ):
-            is_sampled = labels_i != IGNORED
-            num_sampled = is_sampled.sum().clamp(min=1)
-            class_loss = class_loss + (
-                F.cross_entropy(logits_i[is_sampled].float(), labels_i[is_sampled], reduction="sum")
-                / num_sampled
-            )
-            is_positive = labels_i == POSITIVE
-            anchor_index = is_positive.nonzero()[:, 1]
-            gt_deltas = self.box2box_transform.get_deltas(
-                anchors_i.tensor[anchor_index], boxes_i[is_positive]
-            )
-            box_loss = box_loss + (
-                self._box_loss(deltas_i[is_positive].float(), gt_deltas) / num_sampled
-            )
-        self._log_counts(gt_labels)
+        class_loss, box_loss = self.loss(
+            anchors, pred_class_logits, pred_anchor_deltas, gt_labels, gt_boxes
+        )
+        log_sample_counts(gt_labels, self.in_features)
         losses = {"loss_zip_cls": class_loss, "loss_zip_loc": box_loss}
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
-
-    def _box_loss(self, pred_deltas: torch.Tensor, gt_deltas: torch.Tensor) -> torch.Tensor:
-        """Sum over boxes of the regression loss; both (number of positives, 4)."""
-        if self.box_reg_loss_type == "smooth_l1":
-            return F.smooth_l1_loss(
-                pred_deltas, gt_deltas, beta=self.smooth_l1_beta, reduction="sum"
-            )
-        return F.mse_loss(pred_deltas, gt_deltas, reduction="sum")
-
-    def _log_counts(self, gt_labels: Sequence[torch.Tensor]) -> None:
-        """Numbers of samples per image and class, of all levels and (positives) of each."""
-        storage = get_event_storage()
-        names = {POSITIVE: "pos", NEGATIVE: "neg", GRAY: "gray"}
-        counts = torch.stack(
-            [torch.stack([(labels == c).sum() for c in names]) for labels in gt_labels]
-        ).float() / len(gt_labels[0])  # (L, 3)
-        counts = counts.tolist()
-        for column, name in enumerate(names.values()):
-            storage.put_scalar(f"zip/num_{name}_anchors", sum(row[column] for row in counts))
-        for feature, row in zip(self.in_features, counts, strict=True):
-            storage.put_scalar(f"zip/num_pos_anchors_{feature}", row[0])
 
     def forward(
         self,
@@ -367,8 +313,8 @@ class ZIP(nn.Module):
             anchors, valid, pred_class_logits, pred_anchor_deltas, image_sizes
         )
         return [
-            self.select(boxes, scores, size)
-            for (boxes, scores), size in zip(candidates, image_sizes, strict=True)
+            self.select(candidates_n.boxes, candidates_n.biased_scores(self.level_bias), size)
+            for candidates_n, size in zip(candidates, image_sizes, strict=True)
         ]
 
     @torch.no_grad()
@@ -380,6 +326,16 @@ class ZIP(nn.Module):
         Returns:
             Per image: (T, 4) boxes in pixels of the network input and (T,) scores.
         """
+        return [
+            (candidates_n.boxes, candidates_n.biased_scores(self.level_bias))
+            for candidates_n in self.level_candidates(images, features)
+        ]
+
+    @torch.no_grad()
+    def level_candidates(
+        self, images: ImageList, features: dict[str, torch.Tensor]
+    ) -> list[LevelCandidates]:
+        """What :meth:`candidates` returns, by level and without the biases: of each image."""
         anchors, valid, logits, deltas = self._predict(images, features)
         return self._level_candidates(anchors, valid, logits, deltas, images.image_sizes)
 
@@ -414,51 +370,25 @@ class ZIP(nn.Module):
         pred_class_logits: Sequence[torch.Tensor],
         pred_anchor_deltas: Sequence[torch.Tensor],
         image_sizes: Sequence[tuple[int, int]],
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The best boxes of each level after its own NMS; see :meth:`candidates`."""
-        boxes, scores, levels = [], [], []
-        for i, (logits_i, deltas_i) in enumerate(
-            zip(pred_class_logits, pred_anchor_deltas, strict=True)
+    ) -> list[LevelCandidates]:
+        """The best boxes of each level after its own NMS; see :meth:`level_candidates`."""
+        is_on_image = [_on_anchors(v, len(a)) for v, a in zip(valid, anchors, strict=True)]
+        candidates = best_of_levels(
+            anchors,
+            is_on_image,
+            pred_class_logits,
+            pred_anchor_deltas,
+            self.box2box_transform,
+            self.pre_nms_topk[self.training],
+        )
+        if self.training and not all(
+            c.boxes.isfinite().all() and c.scores.isfinite().all() for c in candidates
         ):
-            # The gray class only keeps positives and negatives apart; it is no object.
-            probability = logits_i.float().softmax(dim=-1)[..., POSITIVE]  # (N, Ri)
-            on_image = _on_anchors(valid[i], probability.shape[1])
-            # Unlike the paper, which names only the 2,000 boxes that the NMS keeps, a limited
-            # number enters it. Best first, decoded afterwards: most boxes are never looked at.
-            topk = min(self.pre_nms_topk[self.training], probability.shape[1])
-            scores_i, index = probability.masked_fill(~on_image, -1.0).topk(topk, dim=1)
-            deltas_i = deltas_i.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes_i = self.box2box_transform.apply_deltas(
-                deltas_i.flatten(0, 1).float(), anchors[i].tensor[index.flatten()]
-            )
-            boxes.append(boxes_i.view(*index.shape, 4))
-            scores.append(scores_i)
-            levels.append(torch.full_like(index[0], i))
-        boxes, scores, levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels)
-        return [
-            self._nms_by_level(boxes_n, scores_n, levels, size)
-            for boxes_n, scores_n, size in zip(boxes, scores, image_sizes, strict=True)
-        ]
-
-    def _nms_by_level(
-        self,
-        boxes: torch.Tensor,
-        scores: torch.Tensor,
-        levels: torch.Tensor,
-        image_size: tuple[int, int],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clip the boxes of one image, drop empty ones, NMS on each level, add the biases."""
-        if self.training and not (boxes.isfinite().all() and scores.isfinite().all()):
             raise FloatingPointError("ZIP predicts Inf or NaN: training has diverged.")
-        boxes, index = clip_candidates(boxes, scores, image_size, self.min_box_size)
-        scores, levels = scores[index], levels[index]
-        keep = batched_nms(boxes, scores, levels, self.level_nms_thresh)
-        # Best first over all levels: a box's place on its own level is a cumulative count.
-        on_level = F.one_hot(levels[keep], len(self.in_features))
-        place = on_level.cumsum(dim=0).gather(1, levels[keep, None])[:, 0]
-        keep = keep[place <= self.level_nms_topk]
-        bias = scores.new_tensor(self.level_bias)
-        return boxes[keep], scores[keep] + bias[levels[keep]]
+        return [
+            self.level_suppression(candidates_n, size)
+            for candidates_n, size in zip(candidates, image_sizes, strict=True)
+        ]
 
 
 def _on_anchors(valid: torch.Tensor, num_anchors: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from detectron2.utils.events import EventStorage
 
 from d2proposals.zip_rpn import ZIP
 from d2proposals.zip_rpn.gray_class_sampling import GRAY, IGNORED, NEGATIVE, POSITIVE
+from d2proposals.zip_rpn.level_candidates import LevelCandidates
 from d2proposals.zip_rpn.zoom_network import IMAGE_SIZES
 from tests.common import make_cfg, make_images, make_instances
 
@@ -237,15 +238,18 @@ def test_level_bias_moves_a_level_up_the_ranking():
 
 
 def test_level_nms_keeps_overlapping_boxes_of_different_levels_and_caps_each_level():
-    generator = build("MODEL.ZIP.LEVEL_NMS_TOPK", 2)
+    suppress = build("MODEL.ZIP.LEVEL_NMS_TOPK", 2).level_suppression
     boxes = torch.tensor(
         [[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]]
     )
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
     levels = torch.tensor([0, 0, 1, 0, 0])
-    kept, kept_scores = generator._nms_by_level(boxes, scores, levels, (64, 64))
+    kept, kept_scores, kept_levels = suppress(LevelCandidates(boxes, scores, levels), (64, 64))
     # The second box is suppressed by the first, the third is of another level, the last is third.
     assert torch.equal(kept, boxes[[0, 2, 3]]) and torch.equal(kept_scores, scores[[0, 2, 3]])
+    assert kept_levels.tolist() == [0, 1, 0]
+    nothing = suppress(LevelCandidates(boxes, scores - 2, levels), (64, 64))  # all padding
+    assert [len(x) for x in nothing] == [0, 0, 0]
 
 
 NO_MULTI_NMS = ["MODEL.ZIP.MULTI_NMS_THRESHOLDS", (), "MODEL.ZIP.MULTI_NMS_TOPKS", ()]
@@ -339,11 +343,15 @@ def test_a_wrong_extent_is_warned_of_once(caplog):
 
 def test_infinite_predictions_end_training_and_are_dropped_in_evaluation():
     generator = build()
-    boxes = torch.tensor([[0.0, 0, 10, 10], [float("nan"), 0, 10, 10]])
-    arguments = boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), (64, 64)
+    images = make_images((64, 64))
+    anchors, valid, logits, deltas = generator._predict(images, make_features(images))
+    logits, deltas = [x * 0 for x in logits], [x * 0 for x in deltas]
+    deltas[2][0, 3] = float("nan")
+    arguments = anchors, valid, logits, deltas, images.image_sizes
     with pytest.raises(FloatingPointError, match="training has diverged"):
-        generator._nms_by_level(*arguments)
-    assert len(generator.eval()._nms_by_level(*arguments)[0]) == 1
+        generator.predict_proposals(*arguments)
+    (proposals,) = generator.eval().predict_proposals(*arguments)
+    assert len(proposals) > 0 and proposals.proposal_boxes.tensor.isfinite().all()
 
 
 @pytest.mark.parametrize(

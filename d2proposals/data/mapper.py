@@ -36,7 +36,7 @@ from pycocotools import mask as mask_util
 
 from ..files.image_files import too_large
 from .image_reading import readable_name
-from .training_scale import ObjectScaleResize, measurable_boxes
+from .training_scale import RULES, ObjectScaleResize, measurable_boxes
 
 
 class CrowdRegions:
@@ -160,6 +160,9 @@ class ProposalDatasetMapper(DatasetMapper):
                 "object_side": tuple(cfg.INPUT.DY_TRAIN_SCALE.OBJECT_SIDE),
                 "min_image_side": cfg.INPUT.DY_TRAIN_SCALE.MIN_IMAGE_SIDE,
                 "max_image_side": cfg.INPUT.DY_TRAIN_SCALE.MAX_IMAGE_SIDE,
+                "rule": cfg.INPUT.DY_TRAIN_SCALE.RULE,
+                "area_sides": tuple(cfg.INPUT.DY_TRAIN_SCALE.AREA_SIDES),
+                "area_tolerance": cfg.INPUT.DY_TRAIN_SCALE.AREA_TOLERANCE,
             }
         return ret
 
@@ -207,19 +210,26 @@ class ProposalDatasetMapper(DatasetMapper):
         ``DatasetMapper`` gives augmentations no boxes, so the resize gets them here. A copy,
         because one mapper may serve several threads.
         """
-        if self.training_scale is None:
+        resize = self.training_resize(dataset_dict)
+        if resize is None:
             return self
+        mapper = copy.copy(self)
+        augmentations = list(self.augmentations.augs)
+        augmentations[self.resize_index] = resize
+        mapper.augmentations = T.AugmentationList(augmentations)
+        return mapper
+
+    def training_resize(self, dataset_dict: dict[str, Any]) -> ObjectScaleResize | None:
+        """The resize by one of an image's objects; None for the configuration's usual one."""
+        if self.training_scale is None:
+            return None
         objects = [x for x in dataset_dict.get("annotations", []) if x.get("iscrowd", 0) == 0]
         boxes = np.asarray([_box_xyxy(x) for x in objects], dtype=np.float64).reshape(-1, 4)
         size = (dataset_dict.get("height", np.inf), dataset_dict.get("width", np.inf))
         boxes = measurable_boxes(boxes, size)
         if len(boxes) == 0:
-            return self  # nothing to choose by: the configuration's usual resize
-        mapper = copy.copy(self)
-        augmentations = list(self.augmentations.augs)
-        augmentations[self.resize_index] = ObjectScaleResize(boxes, **self.training_scale)
-        mapper.augmentations = T.AugmentationList(augmentations)
-        return mapper
+            return None  # nothing to choose by
+        return ObjectScaleResize(boxes, **self.training_scale)
 
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: T.Transform, image_shape: tuple[int, int]
@@ -362,6 +372,23 @@ def _check_input_config(cfg: CfgNode) -> None:
         raise ValueError(
             "INPUT.DY_TRAIN_SCALE.OBJECT_SIDE must be two whole numbers of pixels, lowest and "
             f"highest, got {side}."
+        )
+    if scale.RULE not in RULES:
+        raise ValueError(f"INPUT.DY_TRAIN_SCALE.RULE must be one of {RULES}, got '{scale.RULE}'.")
+    sides = tuple(scale.AREA_SIDES)
+    if (
+        not sides
+        or not all(_is_positive_int(x) for x in sides)
+        or not 0 <= scale.AREA_TOLERANCE < 1
+    ):
+        raise ValueError(
+            "INPUT.DY_TRAIN_SCALE.AREA_SIDES must be whole numbers of pixels and AREA_TOLERANCE "
+            f"at least 0 and below 1, got {sides} and {scale.AREA_TOLERANCE}."
+        )
+    if not _is_positive_int(scale.GROUPED_BATCHES):
+        raise ValueError(
+            "INPUT.DY_TRAIN_SCALE.GROUPED_BATCHES must be a whole number of batches, at least 1, "
+            f"got {scale.GROUPED_BATCHES}."
         )
     if not 1 <= scale.MIN_IMAGE_SIDE <= scale.MAX_IMAGE_SIDE:
         raise ValueError(

@@ -5,16 +5,22 @@ Object Detection. IJCV 2018. Sec. 3.3: "Each sample is resized to the extent whe
 the ground truth boxes is covered by the medium anchors."
 
 Unlike the paper, which gives no formula and asks for an object "covered by the medium anchors",
-this follows the released training code: an object is drawn, its shorter side gets a random length
-within reach of the medium anchors, and the whole image is scaled with it.
+this follows the released training code by default: an object is drawn, its shorter side gets a
+random length within reach of the medium anchors, and the whole image is scaled with it. By the rule
+"area" the object gets the area of a medium anchor instead, or nearly so: "this ensures there are
+always positive samples" is truer of it.
 
 Shape shorthand in this module:
 
     M: number of objects in the image
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from detectron2.data import transforms as T
+
+RULES = ("shorter_side", "area")
 
 
 class ObjectScaleResize(T.Augmentation):
@@ -37,6 +43,9 @@ class ObjectScaleResize(T.Augmentation):
         object_side: tuple[int, int],
         min_image_side: int,
         max_image_side: int,
+        rule: str = "shorter_side",
+        area_sides: Sequence[int] = (64, 128),
+        area_tolerance: float = 0.1,
     ):
         """
         Args:
@@ -47,8 +56,12 @@ class ObjectScaleResize(T.Augmentation):
             min_image_side: least length of the image's shorter side, in pixels.
             max_image_side: greatest length of the image's longer side, in pixels. It wins where
                 both bounds cannot hold.
+            rule: one of :data:`RULES`; with "area", ``object_side`` has no effect.
+            area_sides: square roots of areas that the drawn object may get, in pixels.
+            area_tolerance: they vary uniformly by this share, in [0, 1).
         """
         super().__init__()
+        assert rule in RULES, f"rule must be one of {RULES}, got {rule!r}"
         assert len(boxes) > 0, "ObjectScaleResize needs at least one box"
         self._init(locals())
 
@@ -60,8 +73,14 @@ class ObjectScaleResize(T.Augmentation):
         """
         height, width = image.shape[:2]
         box = self.boxes[np.random.randint(len(self.boxes))]
-        side = np.random.randint(self.object_side[0], self.object_side[1] + 1)
-        scale = side / min(box[2] - box[0], box[3] - box[1])
+        object_width, object_height = box[2:] - box[:2]
+        if self.rule == "area":
+            spread = np.random.uniform(1 - self.area_tolerance, 1 + self.area_tolerance)
+            side = self.area_sides[np.random.randint(len(self.area_sides))] * spread
+            scale = side / np.sqrt(object_width * object_height)
+        else:
+            side = np.random.randint(self.object_side[0], self.object_side[1] + 1)
+            scale = side / min(object_width, object_height)
         new_height, new_width = bounded_image_size(
             (height, width), scale, self.min_image_side, self.max_image_side
         )

@@ -7,7 +7,7 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.mapper import ProposalDatasetMapper
+from ..data.size_grouping import SizeGroupedBatches
 from ..evaluation.evaluator import ProposalEvaluator
 from ..evaluation.voc_evaluator import VOCEvaluator
 from ..proposals.native_size_hosts import hand_over_native_sizes
@@ -166,8 +167,10 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         """Build Detectron2's training loader with :class:`ProposalDatasetMapper`.
+
+        With dyTrainScale, whose images are of very unequal sizes, it makes batches of like ones.
 
         Raises:
             ValueError: when the batch does not split evenly over the processes, or the datasets do
@@ -179,9 +182,15 @@ class Trainer(DefaultTrainer):
                 f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a positive multiple "
                 f"of the number of processes ({num_processes})."
             )
-        return build_detection_train_loader(
-            cfg, mapper=ProposalDatasetMapper(cfg, True), dataset=training_records(cfg)
-        )
+        mapper, dataset = ProposalDatasetMapper(cfg, True), training_records(cfg)
+        scale, batch_size = cfg.INPUT.DY_TRAIN_SCALE, cfg.SOLVER.IMS_PER_BATCH // num_processes
+        if not scale.ENABLED or scale.GROUPED_BATCHES == 1 or batch_size == 1:
+            return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
+        loader = build_detection_train_loader(
+            cfg, mapper=mapper, dataset=dataset, total_batch_size=num_processes,
+            aspect_ratio_grouping=False,
+        )  # fmt: skip
+        return SizeGroupedBatches(loader, batch_size, batch_size * scale.GROUPED_BATCHES)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -217,6 +217,18 @@ def test_training_scale_gives_an_object_the_drawn_side(dataset_dict):
     assert mapper.augmentations is augmentations, "a mapper serves several images at once"
 
 
+def test_keys_of_the_training_scale_reach_the_resize(dataset_dict):
+    node = "INPUT.DY_TRAIN_SCALE"
+    mapper = make_mapper(
+        *DY_TRAIN_SCALE, f"{node}.RULE", "area", f"{node}.AREA_SIDES", "(10, 20)",
+        f"{node}.AREA_TOLERANCE", 0.25, f"{node}.MIN_IMAGE_SIDE", 3,
+    )  # fmt: skip
+    resize = mapper.training_resize(dataset_dict)
+    held = (resize.rule, resize.area_sides, resize.area_tolerance, resize.min_image_side)
+    assert held == ("area", (10, 20), 0.25, 3)
+    assert make_mapper(*DY_TRAIN_SCALE).training_resize(dataset_dict).rule == "shorter_side"
+
+
 def test_training_scale_falls_back_to_the_usual_resize(dataset_dict):
     dataset_dict["annotations"] = [
         annotation((10, 10, 10, 50)),
@@ -243,6 +255,10 @@ def test_training_scale_is_for_training_only(dataset_dict):
         ((*DY_TRAIN_SCALE, "INPUT.CROP.ENABLED", True), "INPUT.CROP.ENABLED"),
         ((*DY_TRAIN_SCALE, "INPUT.DY_TRAIN_SCALE.OBJECT_SIDE", "(128, 72)"), "OBJECT_SIDE"),
         ((*DY_TRAIN_SCALE, "INPUT.DY_TRAIN_SCALE.OBJECT_SIDE", "(0, 72)"), "OBJECT_SIDE"),
+        ((*DY_TRAIN_SCALE, "INPUT.DY_TRAIN_SCALE.RULE", "width"), "DY_TRAIN_SCALE.RULE"),
+        ((*DY_TRAIN_SCALE, "INPUT.DY_TRAIN_SCALE.AREA_SIDES", "(0, 64)"), "AREA_SIDES"),
+        ((*DY_TRAIN_SCALE, "INPUT.DY_TRAIN_SCALE.AREA_TOLERANCE", 1.0), "AREA_TOLERANCE"),
+        ((*DY_TRAIN_SCALE, "INPUT.DY_TRAIN_SCALE.GROUPED_BATCHES", 0), "GROUPED_BATCHES"),
         ((*DY_TRAIN_SCALE, "INPUT.DY_TRAIN_SCALE.MIN_IMAGE_SIDE", 2000), "MIN_IMAGE_SIDE"),
     ],
 )

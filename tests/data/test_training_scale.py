@@ -88,6 +88,27 @@ def test_drawn_side_is_the_objects_shorter_side_after_the_resize():
     assert heights == {5 * side for side in range(72, 129)}
 
 
+def test_area_rule_brings_the_object_s_area_to_a_medium_anchor_s():
+    """By hand: an object of 20 x 80 pixels has the area of 40 x 40."""
+    np.random.seed(0)
+    area_rule = {"rule": "area", "max_image_side": 10**6, "min_image_side": 1}
+    exact = {
+        new_size([[10, 20, 30, 100]], (4000, 4000), area_tolerance=0.0, **area_rule)
+        for _ in range(50)
+    }
+    assert exact == {(6400, 6400), (12800, 12800)}  # 64 / 40 and 128 / 40
+    scales = np.array(
+        [
+            new_size([[10, 20, 30, 100]], (4000, 4000), area_sides=(60,), **area_rule)[0] / 4000
+            for _ in range(500)
+        ]
+    )
+    sides = 40 * scales
+    assert 54 <= sides.min() < 55 and 65 < sides.max() <= 66  # a tenth about 60, uniformly
+    assert abs(np.mean(sides < 57) - 0.25) < 0.06
+    assert new_size([[10, 20, 30, 100]], (400, 400), **{**BOUNDS, "rule": "area"})[0] <= 1000
+
+
 def test_every_object_is_drawn():
     np.random.seed(0)
     boxes = [[0, 0, 10, 10], [0, 0, 20, 20], [0, 0, 40, 40]]

@@ -9,6 +9,7 @@ from detectron2.evaluation import DatasetEvaluators
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.env import seed_all_rng
 
+from d2proposals.data.size_grouping import SizeGroupedBatches
 from d2proposals.engine import ProposalCheckpointer, Trainer
 from d2proposals.evaluation import ProposalEvaluator
 from tests.common import make_cfg
@@ -55,6 +56,22 @@ def test_same_seed_same_losses(tiny_coco, tmp_path, monkeypatch):
     assert len(losses["first"]) == 2
     assert losses["first"] == losses["second"]
     assert losses["first"] != losses["other_seed"]
+
+
+@pytest.mark.parametrize("grouped_batches", [1, 3])
+def test_training_scale_s_batches_are_of_like_sizes(tiny_coco, tmp_path, grouped_batches):
+    node = "INPUT.DY_TRAIN_SCALE"
+    cfg = tiny_cfg(
+        tmp_path, f"{node}.ENABLED", True, f"{node}.GROUPED_BATCHES", grouped_batches,
+        f"{node}.OBJECT_SIDE", (20, 40), "SOLVER.IMS_PER_BATCH", 2,
+    )  # fmt: skip
+    loader = Trainer.build_train_loader(cfg)
+    is_grouped = isinstance(loader, SizeGroupedBatches)
+    assert is_grouped == (grouped_batches > 1)
+    if is_grouped:
+        assert (loader.batch_size, loader.buffer_size) == (2, 6)
+    iterator = iter(loader)
+    assert [len(next(iterator)) for _ in range(3)] == [2, 2, 2]
 
 
 def test_train_evaluate_resume(tiny_coco, tmp_path):

@@ -126,6 +126,22 @@ def test_crowd_stays_apart(dataset_dict, use_masks):
     assert torch.equal(crowd.masks.tensor, expected)
 
 
+def test_crowd_regions_know_their_class(dataset_dict):
+    dataset_dict["annotations"].append({**crowd_annotation((0, 0, 20, 20)), "category_id": 7})
+    dataset_dict["annotations"][1]["category_id"] = 5
+    crowd = make_mapper("INPUT.USE_INSTANCE_MASK", True)(dataset_dict)["instances"].crowd_regions
+    assert crowd.classes.tolist() == [5, 7] and crowd[[0]].classes.tolist() == [5, 7]
+    assert crowd.to("cpu").classes.tolist() == [5, 7] and len(crowd) == 2
+    only = crowd.of_class(7)
+    assert only.classes.tolist() == [7] and len(only) == 2 and len(only.masks) == 1
+    assert torch.equal(only.boxes.tensor, crowd.boxes.tensor[1:])
+    assert len(CrowdRegions.cat([crowd, crowd])) == 4
+    assert CrowdRegions.cat([crowd, crowd]).classes.tolist() == [5, 7]
+    # Where nobody knows, they are of any class.
+    unknown = CrowdRegions(crowd.boxes, None, 2)
+    assert unknown.of_class(3) is unknown
+
+
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
 @pytest.mark.parametrize("with_crowd", [False, True])
 def test_image_without_objects(dataset_dict, mask_format, with_crowd):

@@ -1,0 +1,67 @@
+"""The commands of docs/detectornet.md run, in the page's order, on tiny images and networks."""
+
+import re
+import shlex
+
+import pytest
+from detectron2.engine import default_argument_parser
+from PIL import Image
+
+import train_net
+from tests.common import ROOT, run_tool
+
+PAGE = (ROOT / "docs" / "detectornet.md").read_text(encoding="utf-8").replace("\\\n", " ")
+COMMANDS = [
+    shlex.split(line.split("  #")[0])
+    for line in re.findall(r"^ {4}python (.+)$", PAGE, re.MULTILINE)
+]
+# AlexNet's public weights, 244 MB, are read by tests/backbones/test_alexnet.py.
+ELSEWHERE = {"tools/convert_weights.py"}
+MODEL = {"train_net.py", "tools/compare_refinement.py", "tools/visualize_box_masks.py",
+         "tools/mine_hard_negatives.py", "tools/reuse_classifier.py"}  # fmt: skip
+TINY = ["MODEL.DEVICE", "cpu", "MODEL.DETECTORNET.WIDTH_FACTOR", "0.01",
+        "MODEL.DETECTORNET.INPUT_SIZE", "97", "MODEL.DETECTORNET.NETWORKS", "shared",
+        "MODEL.DETECTORNET.MASK_SIZE", "6", "MODEL.DETECTORNET.STRIDE", "20.0",
+        "MODEL.DETECTORNET.REFINEMENT.STRIDE", "40.0", "MODEL.DETECTORNET.NUM_CROPS", "5",
+        "MODEL.DETECTORNET.CLASSIFIER.NUM_CROPS", "5", "MODEL.DETECTORNET.SCORE_THRESH", "-1.0",
+        "MODEL.DETECTORNET.TOPK_PER_SCALE", "1",
+        "MODEL.DETECTORNET.SLIDING_WINDOWS.STRIDE", "90.0",
+        "MODEL.DETECTORNET.SLIDING_WINDOWS.MEAN_DIMENSIONS", "(0.5, 1.0)",
+        "DATALOADER.NUM_WORKERS", "0", "SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2",
+        "DATASETS.TRAIN", "('tiny_train',)"]  # fmt: skip
+# A training's last evaluation is that of --eval-only.
+NO_TEST, TEST = ["DATASETS.TEST", "()"], ["DATASETS.TEST", "('tiny_val',)"]
+# All boxes of the tiny dataset are squares.
+EXTRA = {"tools/estimate_box_shapes.py": ["--number", "1"]}
+DATASETS = {"d2p_shapes_val": "tiny_val", "coco_2017_train": "tiny_train"}
+
+
+def tiny(command):
+    """The program and its arguments, with tiny settings behind the page's own."""
+    program, *arguments = command
+    arguments = [DATASETS.get(x, x) for x in arguments]
+    arguments = [str(ROOT / x) if x.startswith("configs/") else x for x in arguments]
+    if program in MODEL:
+        trains = program == "train_net.py" and "--eval-only" not in arguments
+        arguments += TINY + (NO_TEST if trains else TEST)
+    return program, arguments + EXTRA.get(program, [])
+
+
+@pytest.mark.usefixtures("tiny_coco", "restored_loggers")
+def test_the_page_s_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("street.jpg", "kitchen.jpg"):
+        Image.new("RGB", (64, 48), "gray").save(tmp_path / name)
+    programs = []
+    for command in COMMANDS:
+        program, arguments = tiny(command)
+        programs.append(program)
+        if program == "train_net.py":
+            train_net.main(default_argument_parser().parse_args(arguments))
+        elif program not in ELSEWHERE:
+            run_tool(program.removeprefix("tools/").removesuffix(".py"), *arguments)
+    assert len(programs) > 15 and MODEL | ELSEWHERE < set(programs)
+    written = {x.name for x in tmp_path.rglob("*") if x.is_file()}
+    assert {"model_final.pth", "windows.pkl", "sliding.pkl", "refinement.png", "box_masks.png",
+            "box_shapes.yaml", "round_1.pkl", "round_2.pkl", "classifier_reused.pth",
+            } <= written  # fmt: skip

@@ -47,6 +47,7 @@ def tiny(command):
     return program, arguments + EXTRA.get(program, [])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_coco", "restored_loggers")
 def test_the_page_s_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

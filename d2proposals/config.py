@@ -49,7 +49,8 @@ def add_common_config(cfg: CN) -> None:
 def add_datasets_config(cfg: CN) -> None:
     """Keys of the datasets."""
     # COCO-style files of one's own, registered under a name that the other keys and --dataset may
-    # then have: [[name, JSON file, folder of the images], ...] (data/coco_files.py).
+    # then have: [[name, JSON file, folder of the images], ...] (data/coco_files.py). A fourth
+    # entry, a year such as 2007, has detections measured as PASCAL VOC's of that year.
     cfg.DATASETS.COCO_FILES = []
 
 

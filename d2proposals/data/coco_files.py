@@ -7,14 +7,15 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-_FORM = "a list of [name, JSON file, folder of the images]"
+_FORM = "a list of [name, JSON file, folder of the images] or [..., year of PASCAL VOC]"
 
 
 def register_coco_files(entries: Sequence[Any]) -> None:
     """Register COCO-style files as datasets; those that are registered so already stay.
 
     Args:
-        entries: of ``DATASETS.COCO_FILES``: (name, path of the JSON file, folder of the images).
+        entries: of ``DATASETS.COCO_FILES``: (name, path of the JSON file, folder of the images),
+            and of PASCAL VOC's objects the year, by which detections are measured as VOC does.
 
     Raises:
         FileNotFoundError: when a file or a folder is missing.
@@ -25,20 +26,23 @@ def register_coco_files(entries: Sequence[Any]) -> None:
             f"DATASETS.COCO_FILES is {_FORM}, for example [['mine_train', 'train.json', "
             f"'images/']], not {entries!r:.200}"
         )
-    for name, json_file, image_root in entries:
-        _register(name, os.path.abspath(json_file), os.path.abspath(image_root))
+    for name, json_file, image_root, *year in entries:
+        metadata = {"year": year[0]} if year else {}
+        _register(name, os.path.abspath(json_file), os.path.abspath(image_root), metadata)
 
 
 def _is_entry(entry: Any) -> bool:
-    is_sequence = isinstance(entry, (list, tuple)) and len(entry) == 3
-    return is_sequence and all(isinstance(text, str) and text for text in entry)
+    if not isinstance(entry, (list, tuple)) or len(entry) not in (3, 4):
+        return False
+    has_year = len(entry) == 3 or type(entry[3]) is int
+    return has_year and all(isinstance(text, str) and text for text in entry[:3])
 
 
-def _register(name: str, json_file: str, image_root: str) -> None:
+def _register(name: str, json_file: str, image_root: str, metadata: dict[str, Any]) -> None:
     if name in DatasetCatalog.list():
-        metadata = MetadataCatalog.get(name)
-        known = (metadata.get("json_file"), metadata.get("image_root"))
-        if known != (json_file, image_root):
+        registered = MetadataCatalog.get(name)
+        known = tuple(registered.get(key) for key in ("json_file", "image_root", "year"))
+        if known != (json_file, image_root, metadata.get("year")):
             raise ValueError(
                 f"DATASETS.COCO_FILES: there is another dataset of the name {name!r} "
                 f"({known[0] or 'without a JSON file'}); take another name"
@@ -52,4 +56,4 @@ def _register(name: str, json_file: str, image_root: str) -> None:
         raise FileNotFoundError(
             f"DATASETS.COCO_FILES: {name!r} needs the folder {image_root}, which is missing"
         )
-    register_coco_instances(name, {}, json_file, image_root)
+    register_coco_instances(name, metadata, json_file, image_root)

@@ -7,8 +7,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from d2proposals.data.coco_files import register_coco_files
-from d2proposals.engine import check_datasets, load_config
-from tests.common import CONFIGS
+from d2proposals.engine import Trainer, check_datasets, check_evaluations, load_config
+from d2proposals.evaluation.voc_evaluator import VOCEvaluator
+from tests.common import CONFIGS, make_cfg
 
 
 @pytest.fixture
@@ -53,7 +54,9 @@ def test_a_configuration_registers_its_files_any_number_of_times(entry, tmp_path
 
 
 def test_what_is_wrong_with_an_entry_is_named(entry, tmp_path):
-    for wrong in ("text", [entry[:2]], [[1, *entry[1:]]], [{"name": "a"}], [["", *entry[1:]]]):
+    bad_years = [[[*entry, "2007"]], [[*entry, True]], [[*entry, 2007, 1]]]
+    bad_names = [[[1, *entry[1:]]], [["", *entry[1:]]]]
+    for wrong in ("text", [entry[:2]], [{"name": "a"}], *bad_names, *bad_years):
         with pytest.raises(ValueError, match=r"COCO_FILES is a list of \[name, JSON file, folder"):
             register_coco_files(wrong)
     with pytest.raises(FileNotFoundError, match="'mine_of_coco_files' needs the file .*gone.json"):
@@ -67,3 +70,15 @@ def test_what_is_wrong_with_an_entry_is_named(entry, tmp_path):
         register_coco_files([[*entry[:2], str(other)]])
     with pytest.raises(ValueError, match="another dataset of the name 'coco_2017_val'"):
         register_coco_files([["coco_2017_val", *entry[1:]]])
+    with pytest.raises(ValueError, match="another dataset of the name 'mine_of_coco_files'"):
+        register_coco_files([[*entry, 2007]])
+
+
+def test_a_year_has_detections_measured_as_voc_does(entry):
+    for _ in range(2):
+        register_coco_files([[*entry, 2007]])
+    assert MetadataCatalog.get(entry[0]).year == 2007
+    cfg = make_cfg("faster_rcnn_voc.yaml", "DATASETS.TEST", (entry[0],))
+    check_evaluations(cfg)
+    (evaluator,) = Trainer.build_evaluator(cfg, entry[0])._evaluators
+    assert isinstance(evaluator, VOCEvaluator)

@@ -87,7 +87,7 @@ def write_size_picture(path: str | os.PathLike, distribution: SizeDistribution, 
     width = edges[1] - edges[0] if len(edges) > 1 else distribution.boundary
     panels = (
         ("objects", distribution.objects, distribution.small_objects),
-        ("pixels of objects", distribution.pixels, distribution.small_pixels),
+        ("pixels in objects", distribution.pixels, distribution.small_pixels),
     )
     for axes, (of_what, shares, small) in zip(figure.subplots(1, 2), panels, strict=True):
         axes.bar(edges, 100 * shares, width=width, align="edge", edgecolor="white", linewidth=0.5)

@@ -574,8 +574,12 @@ def add_detectornet_config(cfg: CN) -> None:
     # Side of the network's input in pixels, and of a mask in cells (Sec. 4).
     cfg.MODEL.DETECTORNET.INPUT_SIZE = 225
     cfg.MODEL.DETECTORNET.MASK_SIZE = 24
-    # AlexNet (backbones/alexnet.py): factor on every layer's channels, normalisation after each
-    # convolution ("" for none; "GN" to train from scratch), dropout of fully connected layers.
+    # "alexnet" (Sec. 4), or a registered backbone with one map, such as build_torchvision_backbone,
+    # under two fully connected layers.
+    cfg.MODEL.DETECTORNET.TRUNK = "alexnet"
+    # AlexNet (backbones/alexnet.py): factor on every layer's channels (of another trunk, on the
+    # 4,096 of the fully connected ones), normalisation after each convolution ("" for none; "GN" to
+    # train from scratch), dropout of fully connected layers.
     cfg.MODEL.DETECTORNET.WIDTH_FACTOR = 1.0
     cfg.MODEL.DETECTORNET.NORM = ""
     cfg.MODEL.DETECTORNET.DROPOUT = 0.5

@@ -24,7 +24,8 @@ _LAYERS = (
     (64, 11, 4, 2), "pool", (192, 5, 1, 2), "pool", (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1),
     "pool",
 )  # fmt: skip
-_HIDDEN_CHANNELS = 4096
+# Of both fully connected layers.
+HIDDEN_CHANNELS = 4096
 
 
 class AlexNet(nn.Module):
@@ -66,7 +67,7 @@ class AlexNet(nn.Module):
                 kernel, stride, padding = 3, 2, 0
             else:
                 width, kernel, stride, padding = layer
-                width = _scaled(width, width_factor)
+                width = scaled_channels(width, width_factor)
                 self.features.append(_convolution(channels, width, kernel, stride, padding, norm))
                 self.features.append(nn.ReLU(inplace=True))
                 channels = width
@@ -74,7 +75,7 @@ class AlexNet(nn.Module):
         if side < 1:
             raise ValueError(f"AlexNet needs images of at least 63 pixels, got {input_size}.")
         self.input_size = input_size
-        self.out_channels = _scaled(_HIDDEN_CHANNELS, width_factor)
+        self.out_channels = scaled_channels(HIDDEN_CHANNELS, width_factor)
         self.classifier = nn.Sequential(
             nn.Dropout(dropout),
             nn.Linear(channels * side**2, self.out_channels),
@@ -108,7 +109,7 @@ class AlexNet(nn.Module):
         return self.classifier(self.features(images).flatten(1))
 
 
-def _scaled(channels: int, factor: float) -> int:
+def scaled_channels(channels: int, factor: float) -> int:
     """Channels of a layer; at least 8, and a multiple of 8, so that they split into groups."""
     if factor <= 0:
         raise ValueError(f"WIDTH_FACTOR must be positive, got {factor}.")

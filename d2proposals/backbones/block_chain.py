@@ -27,7 +27,7 @@ from torch import nn
 # what has the sides' order or the channels in its last places does not pass for a map.
 _PROBES = ((128, 192), (256, 384))
 # Pixels, several times what a cell of the usual networks sees.
-_CONTEXT_WIDTH = 4096
+_REACH_WIDTH = 2048
 
 
 class Block(NamedTuple):
@@ -135,43 +135,70 @@ def trade_strides_for_dilation(network: nn.Module, max_stride: int, name: str) -
         layer.dilation = (dilation * rate,) * 2
 
 
+class Reach(NamedTuple):
+    """The pixels that a cell of a map sees, along a side.
+
+    Attributes:
+        first, last: of cell 0, negative before the image; cell i sees ``stride * i`` further.
+        stride: pixels per cell.
+    """
+
+    first: int
+    last: int
+    stride: int
+
+    @property
+    def context(self) -> int:
+        """Pixels beyond the cell's own ``stride``, at its farther side, up to a multiple of it."""
+        beyond = max(-self.first, self.last - self.stride + 1, 0)
+        return -(-beyond // self.stride) * self.stride
+
+    @property
+    def receptive_field(self) -> int:
+        """How many pixels a cell sees."""
+        return self.last - self.first + 1
+
+    @property
+    def first_centre(self) -> float:
+        """The pixel that cell 0 is centred on: 0 where all kernels are odd."""
+        return (self.first + self.last) / 2
+
+
 @torch.no_grad()
-def measure_context(
+def measure_reach(
     last_map: Callable[[torch.Tensor], torch.Tensor], stride: int, network: nn.Module
-) -> int | None:
-    """How far a cell of a map sees beyond its own pixels, measured by what it cannot hide.
+) -> Reach | None:
+    """Which pixels a cell of a map sees, measured by what it cannot hide.
 
     A column of the image that is not a number makes every cell that sees it not a number.
 
     Args:
-        last_map: from (1, 3, H, W) to the map, (1, C, h, w).
+        last_map: from (N, 3, H, W) to the map, (N, C, h, w).
         stride: pixels per cell.
         network: whose weights ``last_map`` uses; it is left as it was.
 
     Returns:
-        the distance in pixels, rounded up to a multiple of ``stride``; None if every cell sees
-        every pixel.
+        Reach: None if every cell sees every pixel.
     """
     parameter = next(network.parameters())
     was_training = network.training
     network.eval()
-    # Tall enough for every layer, and for cells whose whole surroundings are in the image.
-    width = _CONTEXT_WIDTH // stride * stride
-    reach = 0
-    # The first and the last column of a cell: what sees them from the farthest right and left.
-    first = width // 2 // stride * stride
-    for column in (first, first + stride - 1):
-        image = torch.zeros(1, 3, 2 * stride, width, device=parameter.device, dtype=parameter.dtype)
-        image[..., column] = torch.nan
-        seeing = last_map(image).isnan().any(dim=1)[0].any(dim=0).nonzero()[:, 0]
-        if len(seeing) == width // stride:
-            reach = None
+    width = _REACH_WIDTH // stride * stride
+    # All columns of the cell in the middle, one after the other.
+    columns = width // 2 // stride * stride + torch.arange(stride)
+    image = torch.zeros(1, 3, 2 * stride, width, device=parameter.device, dtype=parameter.dtype)
+    sees = []
+    for column in columns:
+        image.zero_()[..., column] = torch.nan
+        sees.append(last_map(image).isnan().any(dim=1)[0].any(dim=0).cpu())
+        if sees[-1].all():
             break
-        before = column - (int(seeing[0]) * stride + stride - 1)
-        after = int(seeing[-1]) * stride - column
-        reach = max(reach, before, after)
     network.train(was_training)
-    return None if reach is None else -(-reach // stride) * stride
+    if sees[-1].all():
+        return None
+    pixel, cell = torch.stack(sees).nonzero(as_tuple=True)
+    distance = columns[pixel] - stride * cell
+    return Reach(int(distance.min()), int(distance.max()), stride)
 
 
 def _walk(network: nn.Module, calls: list[_Call]) -> Iterator[_Call]:

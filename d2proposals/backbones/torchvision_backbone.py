@@ -29,7 +29,14 @@ from torchvision.models import get_model, list_models
 from torchvision.ops.misc import SqueezeExcitation
 
 from ..proposals.image_extent import recover_image_sizes, valid_cells
-from .block_chain import Block, find_chain, map_ends, measure_context, trade_strides_for_dilation
+from .block_chain import (
+    Block,
+    Reach,
+    find_chain,
+    map_ends,
+    measure_reach,
+    trade_strides_for_dilation,
+)
 from .torchvision_weights import load_torchvision_weights, warn_of_other_pixels
 
 _NORMS = ("FrozenBN", "BN", "SyncBN", "GN")
@@ -133,23 +140,30 @@ class TorchvisionBackbone(Backbone):
         return self._chain[-1].stride
 
     @cached_property
-    def context(self) -> int:
-        """How far a cell of the last map sees beyond its own ``stride`` x ``stride`` pixels.
-
-        In pixels, rounded up to a multiple of ``stride``; measured, see
-        :func:`~d2proposals.backbones.block_chain.measure_context`.
+    def reach(self) -> Reach:
+        """The pixels that a cell of the last map sees, measured.
 
         Raises:
             ValueError: a cell sees the whole image, as with squeeze-excitation.
         """
-        context = measure_context(lambda x: list(self(x).values())[-1], self.stride, self)
-        if context is None:
+        reach = measure_reach(lambda x: list(self(x).values())[-1], self.stride, self)
+        if reach is None:
             raise ValueError(
                 f"A cell of {self.name} sees the whole image, so that an image cannot be taken in "
                 "tiles: set MODEL.TORCHVISION.NAME to a network without squeeze-excitation and "
                 "without group normalisation, such as mobilenet_v2 or resnet18."
             )
-        return context
+        return reach
+
+    @property
+    def context(self) -> int:
+        """Pixels that a cell of the last map sees beyond its own, to a multiple of the stride."""
+        return self.reach.context
+
+    @property
+    def receptive_field(self) -> int:
+        """Side of the square of pixels that a cell of the last map sees."""
+        return self.reach.receptive_field
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """

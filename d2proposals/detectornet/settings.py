@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from torch import nn
 
-from ..backbones.alexnet import AlexNet
+from ..backbones.alexnet import HIDDEN_CHANNELS, AlexNet, scaled_channels
+from ..backbones.crop_trunk import CropTrunk
 from ..proposals.pixel_normalization import PixelNormalization
 from .detection import SearchGrid
 
@@ -32,15 +36,31 @@ def prunes_before_suppression(cfg: CfgNode) -> bool:
     return node.ENABLED and node.PRUNING_BUDGET > 0
 
 
-def trunk_maker(cfg: CfgNode) -> Callable[[], AlexNet]:
-    """What builds the trunk that the configuration describes."""
+def trunk_maker(cfg: CfgNode) -> Callable[[], nn.Module]:
+    """What builds the trunk that the configuration describes.
+
+    Raises:
+        ValueError: an unknown trunk or normalisation.
+    """
     node = cfg.MODEL.DETECTORNET
-    if node.NORM not in NORMS:
-        raise ValueError(f"unknown MODEL.DETECTORNET.NORM '{node.NORM}', choose one of {NORMS}")
-    return lambda: AlexNet(
+    if node.TRUNK == "alexnet":
+        if node.NORM not in NORMS:
+            raise ValueError(f"unknown MODEL.DETECTORNET.NORM '{node.NORM}', choose one of {NORMS}")
+        return lambda: AlexNet(
+            input_size=node.INPUT_SIZE,
+            width_factor=node.WIDTH_FACTOR,
+            norm=node.NORM,
+            dropout=node.DROPOUT,
+        )
+    if node.TRUNK not in BACKBONE_REGISTRY:
+        raise ValueError(
+            f"unknown MODEL.DETECTORNET.TRUNK '{node.TRUNK}': choose 'alexnet' or a registered "
+            "backbone, such as build_torchvision_backbone"
+        )
+    return lambda: CropTrunk(
+        BACKBONE_REGISTRY.get(node.TRUNK)(cfg, ShapeSpec(channels=3)),
         input_size=node.INPUT_SIZE,
-        width_factor=node.WIDTH_FACTOR,
-        norm=node.NORM,
+        out_channels=scaled_channels(HIDDEN_CHANNELS, node.WIDTH_FACTOR),
         dropout=node.DROPOUT,
     )
 

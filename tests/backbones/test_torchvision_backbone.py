@@ -11,7 +11,12 @@ from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from d2proposals.backbones.block_chain import find_chain, map_ends, trade_strides_for_dilation
+from d2proposals.backbones.block_chain import (
+    Reach,
+    find_chain,
+    map_ends,
+    trade_strides_for_dilation,
+)
 from d2proposals.backbones.torchvision_backbone import TorchvisionBackbone
 from tests.common import make_cfg, make_instances
 
@@ -212,17 +217,23 @@ def test_frozen_blocks_end_at_their_stride():
 
 
 @pytest.mark.parametrize(
-    ("name", "strides", "context"),
+    ("name", "stride", "first", "last", "context"),
     [
-        # Five stages of 3x3 convolutions with 1, 1, 2, 2, 2 layers: 1 + 2 + 8 + 16 + 32 = 59.
-        ("vgg11", (16,), 64),
-        # 7x7 (3 pixels), pool (2), two blocks of two 3x3 (16), and at stride 8 (4 + 24) = 49.
-        ("resnet18", (8,), 56),
+        # 3x3 convolutions: 1, 1, 2, 2, 2 at strides 1 to 16 reach 59 pixels to both sides; the
+        # 2x2 pools between them see 1, 2, 4 and 8 pixels more to the right.
+        ("vgg11", 16, -59, 59 + 15, 64),
+        # 7x7 (3), pool (2), at stride 4 four 3x3 (16) and the next one (4), at stride 8 three (24).
+        ("resnet18", 8, -49, 49, 56),
+        # 4x4 patches, and at stride 4 three 7x7 (3 * 3 cells of 4 pixels).
+        ("convnext_tiny", 4, -36, 36 + 3, 36),
     ],
 )
-def test_context_is_what_the_layers_add_up_to(name, strides, context):
-    backbone = build(name, strides).train()
-    assert (backbone.stride, backbone.context) == (strides[0], context)
+def test_reach_is_what_the_layers_add_up_to(name, stride, first, last, context):
+    backbone = build(name, (stride,)).train()
+    assert backbone.reach == Reach(first, last, stride)
+    assert (backbone.stride, backbone.context) == (stride, context)
+    assert backbone.receptive_field == last - first + 1
+    assert backbone.reach.first_centre == (first + last) / 2
     assert backbone.training
 
 

@@ -1,11 +1,11 @@
 """Every key of DetectorNet reaches what it is for; the configuration is the paper's."""
 
-from detectron2.modeling import (
-    build_proposal_generator,
-    build_roi_heads,
-)
+import pytest
+import torch
+from detectron2.modeling import build_proposal_generator, build_roi_heads
 from torch import nn
 
+from d2proposals.backbones.vgg import VGG
 from d2proposals.detectornet import roi_heads
 from d2proposals.detectornet.classifier_training import ClassifierTraining
 from d2proposals.detectornet.crop_sampling import CropSampler
@@ -15,6 +15,7 @@ from tests.common import make_cfg, set_all
 
 DETECTORNET_SETTINGS = {
     "CLASS_AGNOSTIC": False,
+    "TRUNK": "build_vgg_backbone",
     "NETWORKS": "per_class_and_mask",
     "INPUT_SIZE": 97,
     "MASK_SIZE": 6,
@@ -79,7 +80,7 @@ CLASSIFIER_TRAINING = ClassifierTraining(
 
 def detectornet_cfg(*overrides):
     return make_cfg(
-        None, *set_all("DETECTORNET", DETECTORNET_SETTINGS),
+        None, *set_all("DETECTORNET", DETECTORNET_SETTINGS), "MODEL.DETECTORNET.TRUNK", "alexnet",
         "MODEL.PROPOSAL_GENERATOR.NAME", "DetectorNet", "MODEL.ROI_HEADS.NAME", "DetectorNetHeads",
         "MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0],
         "MODEL.PIXEL_STD", [4.0, 5.0, 6.0], *overrides,
@@ -128,6 +129,34 @@ def test_every_key_of_detectornet_reaches_the_generator():
     assert build_proposal_generator(refining, {}).refinement_grid == SearchGrid(
         (0.75,), (1.25,), stride=4.0, ring=1.5, ring_weight=2.0
     )
+
+
+def test_any_backbone_is_a_trunk():
+    """Stride 16 of 97 pixels: 6x6 cells of VGG-A's 512 / 16 channels."""
+    overrides = ["MODEL.DETECTORNET.TRUNK", "build_vgg_backbone", "MODEL.VGG.WIDTH_FACTOR", 0.0625]
+    trunk = build_proposal_generator(detectornet_cfg(*overrides), {}).network.networks[0].trunk
+    assert isinstance(trunk.backbone, VGG) and trunk.classifier[1].in_features == 6 * 6 * 32
+    crops = torch.randn(2, 3, 97, 97)
+    output = trunk(crops)
+    assert output.shape == (2, 256) and output.min() == 0
+    output.sum().backward()
+    assert trunk.backbone.features[0].weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["MODEL.DETECTORNET.TRUNK", "alexnet2"], "unknown MODEL.DETECTORNET.TRUNK 'alexnet2'"),
+        (
+            ["MODEL.DETECTORNET.TRUNK", "build_vgg_backbone", "MODEL.VGG.WIDTH_FACTOR", 0.0625,
+             "MODEL.VGG.OUT_FEATURES", ["stage4", "stage5"]],
+            "gives one map, VGG gives",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_trunk_is_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        build_proposal_generator(detectornet_cfg(*overrides), {})
 
 
 def test_keys_of_the_classifier_reach_detectornet_s_heads():

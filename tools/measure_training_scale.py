@@ -8,7 +8,12 @@ positive anchor on any level. No image is read. The rule is INPUT.DY_TRAIN_SCALE
 """
 
 import argparse
+import os
 from collections.abc import Sequence
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from detectron2.data import get_detection_dataset_dicts

@@ -36,6 +36,7 @@ from pycocotools import mask as mask_util
 
 from ..files.image_files import too_large
 from .image_reading import readable_name
+from .nonempty_resize import without_empty_sides
 from .training_scale import RULES, ObjectScaleResize, measurable_boxes
 
 
@@ -151,6 +152,7 @@ class ProposalDatasetMapper(DatasetMapper):
         ret = super().from_config(cfg, is_train)
         ret["use_instance_mask"] = cfg.MODEL.MASK_ON or cfg.INPUT.USE_INSTANCE_MASK
         ret["recompute_boxes"] = cfg.INPUT.CROP.ENABLED and is_train and ret["use_instance_mask"]
+        ret["augmentations"] = without_empty_sides(ret["augmentations"])
         _check_input_config(cfg)
         if is_train and len(cfg.INPUT.WARP_SIZE) > 0:
             index = _resize_index(ret["augmentations"])

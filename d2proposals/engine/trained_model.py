@@ -12,6 +12,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import nn
 
+from ..data.nonempty_resize import without_empty_sides
 from ..files.image_files import to_input_format
 from ..proposals.native_size_hosts import hand_over_native_sizes
 from .checkpointer import ProposalCheckpointer
@@ -47,7 +48,8 @@ def network_input_of(cfg: CfgNode) -> Callable[[np.ndarray], torch.Tensor]:
         a function from (H, W, 3) uint8 RGB to (3, h, w) in ``INPUT.FORMAT``, at the size of the
         test.
     """
-    augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, False))
+    augmentations = without_empty_sides(detection_utils.build_augmentation(cfg, False))
+    augmentations = T.AugmentationList(augmentations)
 
     def network_input(image: np.ndarray) -> torch.Tensor:
         aug_input = T.AugInput(to_input_format(image, cfg.INPUT.FORMAT))

@@ -103,7 +103,7 @@ def gather_deform_conv2d_at(
     output = matrix.new_empty(len(offset), len(weight))
     blocks = zip(rows, weights, output.split(_POSITIONS_PER_BLOCK), strict=True)
     for rows_i, weights_i, output_i in blocks:
-        _convolve_block(table, rows_i, weights_i, matrix, out=output_i)
+        output_i.copy_(_convolve_block(table, rows_i, weights_i, matrix))
     return output
 
 
@@ -112,13 +112,26 @@ def _convolve_block(
     rows: torch.Tensor,
     weights: torch.Tensor,
     matrix: torch.Tensor,
-    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Output (P, D) of one block of positions from its corners (P, 9, 4), into ``out`` if given."""
+    """Output (P, D) of one block of positions from its corners (P, 9, 4)."""
     sampled = F.embedding_bag(
         rows.flatten(0, 1), table, mode="sum", per_sample_weights=weights.flatten(0, 1)
     )  # (P*9, C)
-    return torch.mm(sampled.view(len(rows), -1).to(matrix.dtype), matrix.t(), out=out)
+    return product(sampled.view(len(rows), -1).to(matrix.dtype), matrix)
+
+
+def product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Rows (P, K) times the transpose of a matrix (D, K): (P, D).
+
+    On a CPU it is written as a 1x1 convolution, whose dilation changes nothing but that PyTorch
+    has oneDNN compute it: with AVX-512 on an AMD processor in half the time of MKL's product.
+    """
+    if rows.device.type != "cpu" or rows.dtype != torch.float32:
+        return rows @ matrix.t()
+    # Views of this very form, channels last, are what it takes without a copy.
+    as_map = rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2)  # (1, K, P, 1)
+    output = F.conv2d(as_map, matrix[:, :, None, None], dilation=2)  # (1, D, P, 1)
+    return output.permute(0, 2, 3, 1).reshape(len(rows), -1)
 
 
 def _bilinear_corners(
@@ -183,6 +196,14 @@ class AlignedConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, KERNEL_SIZE, KERNEL_SIZE))
         nn.init.normal_(self.weight, std=0.01)
 
+    def uses_gather(self) -> bool:
+        """Whether maps are convolved by :func:`gather_deform_conv2d` now."""
+        if torch.jit.is_tracing():
+            return False
+        return self.sampler == "gather" or (
+            self.sampler == "auto" and self.weight.device.type == "cpu"
+        )
+
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
         """
         Args:
@@ -195,9 +216,7 @@ class AlignedConv(nn.Module):
         """
         if offset is None:
             return F.conv2d(x, self.weight, padding=KERNEL_SIZE // 2)
-        use_gather = not torch.jit.is_tracing() and (
-            self.sampler == "gather" or (self.sampler == "auto" and x.device.type == "cpu")
-        )
+        use_gather = self.uses_gather()
         weight = self._product_weight(x.device.type) if use_gather else self.weight.float()
         with torch.autocast(device_type=x.device.type, enabled=False):
             if use_gather:
@@ -206,7 +225,11 @@ class AlignedConv(nn.Module):
             return deform_conv2d(x.float(), offset.float(), weight, padding=KERNEL_SIZE // 2)
 
     def forward_at(
-        self, x: torch.Tensor, offset: torch.Tensor | None, positions: torch.Tensor
+        self,
+        x: torch.Tensor,
+        offset: torch.Tensor | None,
+        positions: torch.Tensor,
+        outputs: slice = slice(None),
     ) -> torch.Tensor:
         """:meth:`forward` at some positions alone, whatever the sampler.
 
@@ -215,13 +238,14 @@ class AlignedConv(nn.Module):
             offset: (P, 18) as (dy, dx) per tap in cells, taps row by row; None for the plain
                 convolution.
             positions: (P,) int64 in [0, N * Hi * Wi), the cells of one image after the other.
+            outputs: those of the output channels that are wanted.
 
         Returns:
             Tensor: (P, D).
         """
         if offset is None:
             offset = x.new_zeros(len(positions), 2 * NUM_TAPS)
-        weight = self._product_weight(x.device.type)
+        weight = self._product_weight(x.device.type)[outputs]
         with torch.autocast(device_type=x.device.type, enabled=False):
             return gather_deform_conv2d_at(x.float(), offset.float(), weight, positions)
 

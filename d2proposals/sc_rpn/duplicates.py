@@ -60,6 +60,9 @@ def filter_duplicates(
 ) -> Instances:
     """NMS on each feature map, then over all of them, of one image's candidates.
 
+    Whether NMS keeps a box depends on better boxes alone. So both are run on the best 2 * topk
+    boxes, twice as many where too few stay, and so on; the result is that of all boxes.
+
     Args:
         boxes: (S, 4) XYXY, pixels of the network input.
         scores: (S,) in [0, 1]; -1 for boxes to drop. Equal scores keep the order of the input.
@@ -75,6 +78,13 @@ def filter_duplicates(
     scores, levels = scores[order][index], levels[order][index]
     # Ranked once, with positions instead of scores: NMS then cannot reorder equal scores.
     rank = -torch.arange(boxes.shape[0], device=boxes.device, dtype=torch.float32)
-    keep = batched_nms(boxes, rank, levels, level_nms_thresh)
-    keep = keep[nms(boxes[keep], rank[keep], nms_thresh)[:topk]]
+    # A trace has no loop: it runs on all boxes at once.
+    length = boxes.shape[0] if torch.jit.is_tracing() else 2 * topk
+    while True:
+        first = boxes[:length]
+        keep = batched_nms(first, rank[:length], levels[:length], level_nms_thresh)
+        keep = keep[nms(first[keep], rank[keep], nms_thresh)[:topk]]
+        if torch.jit.is_tracing() or len(keep) == topk or length >= len(boxes):
+            break
+        length *= 2
     return make_proposals(image_size, boxes[keep], probability_to_logit(scores[keep]))

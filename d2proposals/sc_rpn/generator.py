@@ -31,6 +31,7 @@ from ..proposals.candidates import make_empty_proposals, select_input_shapes
 from ..proposals.image_extent import valid_cells
 from .duplicates import best_of_each_map, filter_duplicates
 from .head import SCRPNHead
+from .late_regression import can_regress_late, late_candidates
 from .locations import GroundTruth, PyramidLocations
 from .losses import iou_mask_logits
 from .pixel_boxes import boxes_in_pixels, reference_boxes, valid_samples
@@ -241,6 +242,8 @@ class SCRPN(nn.Module):
         )
         valid = [
             valid_cells(image_sizes, x.shape[-2:], stride, x.dtype)
+            if _has_padding(images, x, stride)
+            else None
             for x, stride in zip(maps, self.strides, strict=True)
         ]
         initial = self.head.predict_initial(maps, valid)
@@ -256,9 +259,7 @@ class SCRPN(nn.Module):
             losses = self.losses(predictions, locations, ground_truth, samples)
             if not self.proposals_in_training:
                 return make_empty_proposals(images.image_sizes, maps[0].device), losses
-        with torch.no_grad():
-            predictions = self.head.predict_refined(initial)
-        return self.predict_proposals(predictions, locations, images.image_sizes), losses
+        return self._propose(initial, locations, images.image_sizes), losses
 
     def _predict_samples(self, initial: InitialPredictions, samples: Samples) -> SampledPredictions:
         """The last stage where a loss reads it."""
@@ -268,6 +269,29 @@ class SCRPN(nn.Module):
         if self.head.num_stages == 2 and is_needed is samples.is_sampled:
             return self.head.predict_refined_at(initial, is_needed)
         return self.head.predict_refined(initial).at(is_needed)
+
+    @torch.no_grad()
+    def _propose(
+        self,
+        initial: InitialPredictions,
+        locations: PyramidLocations,
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
+        """:meth:`predict_proposals`, with no more of the second stage than that needs."""
+        if not can_regress_late(self.head, self.use_iou_mask_at_test):
+            predictions = self.head.predict_refined(initial)
+            return self.predict_proposals(predictions, locations, image_sizes)
+        scores = self.scores(self.head.predict_classes(initial))
+        usable = self._check_finite(scores) & valid_samples(self.head.representation, locations)
+        boxes, scores, levels = late_candidates(
+            self.head,
+            initial,
+            scores.masked_fill(~usable, -1),
+            locations,
+            self.pre_nms_topk[self.training],
+        )
+        self._check_finite(boxes)
+        return self._filter_each_image(boxes, scores, levels, image_sizes)
 
     @torch.no_grad()
     def predict_proposals(
@@ -289,11 +313,9 @@ class SCRPN(nn.Module):
         representation = self.head.representation
         scores = self.scores(predictions)
         boxes = boxes_in_pixels(representation, self._final_shape(predictions), locations)
-        if self.training and not (boxes.isfinite().all() and scores.isfinite().all()):
-            raise FloatingPointError("SCRPN predicts Inf or NaN: training has diverged.")
+        is_finite = self._check_finite(boxes).all(dim=2) & self._check_finite(scores)
         # Locations in the padding of the batch are never trained: no proposals from there.
-        usable = valid_samples(representation, locations)
-        usable = usable & boxes.isfinite().all(dim=2) & scores.isfinite()
+        usable = is_finite & valid_samples(representation, locations)
         boxes, scores, levels = best_of_each_map(
             boxes,
             scores.masked_fill(~usable, -1),
@@ -303,6 +325,23 @@ class SCRPN(nn.Module):
             ],
             self.pre_nms_topk[self.training],
         )
+        return self._filter_each_image(boxes, scores, levels, image_sizes)
+
+    def _check_finite(self, x: torch.Tensor) -> torch.Tensor:
+        """Where predictions are finite; FloatingPointError in training if one is not."""
+        is_finite = x.isfinite()
+        if self.training and not is_finite.all():
+            raise FloatingPointError("SCRPN predicts Inf or NaN: training has diverged.")
+        return is_finite
+
+    def _filter_each_image(
+        self,
+        boxes: torch.Tensor,
+        scores: torch.Tensor,
+        levels: torch.Tensor,
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
+        """The proposals among the candidates (N, S, 4) of each image."""
         return [
             self._filter_duplicates(boxes_i, scores_i, levels, size_i)
             for boxes_i, scores_i, size_i in zip(
@@ -344,3 +383,12 @@ class SCRPN(nn.Module):
             topk=self.post_nms_topk[self.training],
             min_box_size=self.min_box_size,
         )
+
+
+def _has_padding(images: ImageList, feature_map: torch.Tensor, stride: int) -> bool:
+    """Whether a feature map has cells that begin outside an image. A trace has to expect them."""
+    return torch.jit.is_tracing() or any(
+        -(-size // stride) < cells
+        for image_size in images.image_sizes
+        for size, cells in zip(image_size, feature_map.shape[-2:], strict=True)
+    )

@@ -97,6 +97,7 @@ class SCRPNHead(nn.Module):
             self.aligned_conv = AlignedConv(
                 in_channels=in_channels, out_channels=2 * channels, sampler=sampler
             )
+            self._cls_outputs, self._reg_outputs = slice(channels), slice(channels, None)
             self.secondary_offset = nn.Conv2d(channels, shape_channels, kernel_size=1)
         self.classification = nn.Conv2d(channels, num_anchors, kernel_size=1)
         if iou_mask_feature is not None:
@@ -129,26 +130,28 @@ class SCRPNHead(nn.Module):
             "sampler": node.DEFORM_SAMPLER,
         }
 
-    def forward(self, features: list[torch.Tensor], valid: list[torch.Tensor]) -> HeadPredictions:
+    def forward(
+        self, features: list[torch.Tensor], valid: list[torch.Tensor | None]
+    ) -> HeadPredictions:
         """Both stages everywhere; see :meth:`predict_initial` for the arguments."""
         return self.predict_refined(self.predict_initial(features, valid))
 
     def predict_initial(
-        self, features: list[torch.Tensor], valid: list[torch.Tensor]
+        self, features: list[torch.Tensor], valid: list[torch.Tensor | None]
     ) -> InitialPredictions:
         """The first stage.
 
         Args:
             features: one (N, C, Hi, Wi) per feature map.
             valid: one (N, 1, Hi, Wi) per feature map, 1 on the cells inside the images, 0 in their
-                padding, which has no effect on the predictions inside.
+                padding, which has no effect on the predictions inside; None without padding.
         """
         maps, shapes, logits = [], [], []
         for x, v in zip(features, valid, strict=True):
             # The convolutions look at their neighbours, the aligned one wherever the points are.
-            x = x * v
+            x = x if v is None else x * v
             for conv in self.tower:
-                x = conv(x) * v
+                x = conv(x) if v is None else conv(x) * v
             hidden = self.init_conv(x)
             prediction = self._channels_last(self.init_offset(hidden))  # (N, Hi, Wi, A, D)
             maps.append(x)
@@ -162,10 +165,9 @@ class SCRPNHead(nn.Module):
         if self.num_stages == 1:
             logits = torch.cat(initial.class_logits, dim=1)
             return HeadPredictions(initial.init_shape, logits, None, None)
-        per_level = [
-            self._refine_level(x, shape)
-            for x, shape in zip(initial.maps, initial.shapes, strict=True)
-        ]
+        by_rows = self.alignment != "none" and self.aligned_conv.uses_gather()
+        refine = self._refine_rows if by_rows else self._refine_maps
+        per_level = [refine(x, s) for x, s in zip(initial.maps, initial.shapes, strict=True)]
         return HeadPredictions(initial.init_shape, *_concatenate(per_level, dim=1))
 
     def predict_refined_at(
@@ -189,20 +191,51 @@ class SCRPNHead(nn.Module):
             positions = is_needed[:, start : start + num_cells].flatten().nonzero()[:, 0]  # (P,)
             image = torch.div(positions, num_cells, rounding_mode="floor")
             locations.append(image * num_locations + start + positions % num_cells)
-            per_level.append(self._refine_positions(x, shape, positions))
+            per_level.append(self._predict_rows(self._aligned_rows(x, shape, positions)))
             start += num_cells
         anchors = torch.arange(num_anchors, device=is_needed.device)
         index = (torch.cat(locations)[:, None] * num_anchors + anchors).flatten()
         return SampledPredictions(initial.init_shape, index, *_concatenate(per_level, dim=0))
 
-    def _refine_level(
+    def predict_classes(self, initial: InitialPredictions) -> HeadPredictions:
+        """The second stage everywhere without its regression map: no secondary offsets, and an IoU
+        mask only if the classification map predicts it."""
+        per_level = []
+        for x, init_shape in zip(initial.maps, initial.shapes, strict=True):
+            cls_map = self._aligned_rows(x, init_shape, outputs=self._cls_outputs)
+            iou_mask = None
+            if self.iou_mask_feature == "cls":
+                iou_mask = self._pointwise(self.iou_mask, cls_map).view(len(x), -1)
+            logits = self._pointwise(self.classification, cls_map).view(len(x), -1)
+            per_level.append((logits, None, iou_mask))
+        return HeadPredictions(initial.init_shape, *_concatenate(per_level, dim=1))
+
+    def refine_shapes_at(
+        self, initial: InitialPredictions, level: int, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """Refined shapes at some locations of one feature map.
+
+        Args:
+            initial: of the first stage.
+            level: index of the feature map.
+            positions: (P,) int64 in [0, N * Hi * Wi), the cells of one image after the other.
+
+        Returns:
+            Tensor: (P * A, D) in cells around the location.
+        """
+        x, shapes = initial.maps[level], initial.shapes[level]
+        reg_map = self._aligned_rows(x, shapes, positions, self._reg_outputs)
+        secondary = self._pointwise(self.secondary_offset, reg_map).flatten(0, 1)
+        init_shape = shapes.flatten(0, 2)[positions].flatten(0, 1)
+        return self.representation.decode_refined(init_shape, secondary)
+
+    def _refine_maps(
         self, x: torch.Tensor, init_shape: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        """The fields of HeadPredictions after the first, for one feature map."""
+        """The fields of HeadPredictions after the first, for one feature map, by convolutions."""
         aligned = self.aligned_conv(x, self._alignment_offset(init_shape)).relu_()
-        # Contiguous in the layout they have: convolutions of slices take a slow path on the CPU.
-        layout = torch.channels_last if _is_channels_last(aligned) else torch.contiguous_format
-        cls_map, reg_map = (m.contiguous(memory_format=layout) for m in aligned.chunk(2, dim=1))
+        # Contiguous: convolutions of slices take a slow path on the CPU.
+        cls_map, reg_map = (m.contiguous() for m in aligned.chunk(2, dim=1))
         logits = self._channels_last(self.classification(cls_map)).flatten(1)
         secondary = self._channels_last(self.secondary_offset(reg_map)).flatten(1, 3)
         iou_mask = None
@@ -211,14 +244,42 @@ class SCRPNHead(nn.Module):
             iou_mask = self._channels_last(self.iou_mask(mask_map)).flatten(1)
         return logits, secondary, iou_mask
 
-    def _refine_positions(
-        self, x: torch.Tensor, init_shape: torch.Tensor, positions: torch.Tensor
+    def _refine_rows(
+        self, x: torch.Tensor, init_shape: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        """The fields of SampledPredictions after the index, at (P,) locations of the batch."""
-        shapes = init_shape.flatten(0, 2)[positions]  # (P, A, D)
-        offset = self._alignment_offset(shapes[:, None, None])  # a map of one cell for each
+        """:meth:`_refine_maps` by products of rows, which spare copies of the maps."""
+        fields = self._predict_rows(self._aligned_rows(x, init_shape))
+        return tuple(None if y is None else y.unflatten(0, (len(x), -1)) for y in fields)
+
+    def _aligned_rows(
+        self,
+        x: torch.Tensor,
+        init_shape: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        outputs: slice = slice(None),
+    ) -> torch.Tensor:
+        """Both aligned maps, or some of their channels, as rows.
+
+        Args:
+            x: (N, C, Hi, Wi) of the second stage.
+            init_shape: (N, Hi, Wi, A, D).
+            positions: (P,) int64 in [0, N * Hi * Wi); all by default.
+            outputs: channels that are wanted.
+
+        Returns:
+            Tensor: (P, channels).
+        """
+        shapes = init_shape.flatten(0, 2)  # (N * Hi * Wi, A, D)
+        if positions is None:
+            positions = torch.arange(len(shapes), device=shapes.device)
+        else:
+            shapes = shapes[positions]
+        offset = self._alignment_offset(shapes[:, None, None])  # each a map of one cell
         offset = None if offset is None else offset.flatten(1)  # (P, 18)
-        aligned = self.aligned_conv.forward_at(x, offset, positions).relu_()
+        return self.aligned_conv.forward_at(x, offset, positions, outputs).relu_()
+
+    def _predict_rows(self, aligned: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Class logits (P * A,), secondary (P * A, D) and IoU mask (P * A,) of both maps' rows."""
         cls_map, reg_map = aligned.chunk(2, dim=1)  # (P, C)
         logits = self._pointwise(self.classification, cls_map).flatten()
         secondary = self._pointwise(self.secondary_offset, reg_map).flatten(0, 1)
@@ -293,7 +354,3 @@ def _concatenate(
         None if parts[0] is None else torch.cat(parts, dim=dim)
         for parts in zip(*per_level, strict=True)
     ]
-
-
-def _is_channels_last(x: torch.Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

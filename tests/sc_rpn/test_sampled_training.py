@@ -83,16 +83,23 @@ def test_all_negatives_of_the_iou_mask_are_read(monkeypatch):
 @pytest.mark.parametrize("wanted", [False, True])
 def test_maps_are_convolved_at_the_samples_alone(monkeypatch, wanted):
     """Whole maps only to propose, and then without gradient."""
-    dense = []
-    forward = AlignedConv.forward
-    monkeypatch.setattr(
-        AlignedConv,
-        "forward",
-        lambda self, *args: dense.append(torch.is_grad_enabled()) or forward(self, *args),
+    convolved = {True: [], False: []}  # numbers of positions with and without gradient
+    forward_at = AlignedConv.forward_at
+
+    def count(self, x, offset, positions, *args):
+        convolved[torch.is_grad_enabled()].append(len(positions))
+        return forward_at(self, x, offset, positions, *args)
+
+    monkeypatch.setattr(AlignedConv, "forward_at", count)
+    monkeypatch.setattr(AlignedConv, "forward", None)
+    text = "BATCH_SIZE_PER_IMAGE 40"
+    generator = build_generator(
+        [*rows.node(text), "MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING", wanted]
     )
-    generator = build_generator(["MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING", wanted])
     losses_and_gradients(generator, make_batch())
-    assert dense == [False] * 5 * wanted
+    assert 2 * 40 <= sum(convolved[True]) < 2 * 60
+    cells = [32 * 40, 16 * 20, 8 * 10, 4 * 5, 2 * 3]
+    assert convolved[False] == [2 * number for number in cells] * wanted
 
 
 @pytest.mark.parametrize("sampler", ["torchvision", "gather"])

@@ -223,3 +223,23 @@ def test_diverged_training_is_named():
     torch.nn.init.constant_(generator.head.classification.bias, float("nan"))
     with EventStorage(), pytest.raises(FloatingPointError, match="training has diverged"):
         generator.train()(*make_batch())
+
+
+def test_maps_are_masked_where_an_image_has_padding(monkeypatch):
+    """An image of 100 x 96 pixels beside one of 128 x 96: rows of every map but P6's two."""
+    generator = build_generator().eval()
+    images, features, _ = make_batch(((128, 96), (100, 96)), ([], []))
+    masked = []
+    predict = generator.head.predict_initial
+
+    def record(maps, valid):
+        masked.append([v is not None for v in valid])
+        return predict(maps, valid)
+
+    monkeypatch.setattr(generator.head, "predict_initial", record)
+    generator(images, features)
+    # 100 pixels are 25 of 32, 13 of 16, 7 of 8, 4 of 4 and 2 of 2 cells.
+    assert masked == [[True, True, True, False, False]]
+    images, features, _ = make_batch(((128, 96),), ([],))
+    generator(images, features)
+    assert masked[1] == [False] * 5

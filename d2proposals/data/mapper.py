@@ -10,6 +10,9 @@ In training, ``instances`` gets two more fields:
 
 A generator reads them as ``gt_instances[i].gt_areas`` and ``gt_instances[i].crowd_regions.boxes``.
 
+Beside ``instances`` stands ``native_size``: (height, width), in pixels of the original image, of
+what the network input shows of it: with ``INPUT.CROP`` less than the image's "height" and "width".
+
 Images with nothing but crowd annotations are left out of the training set by Detectron2 unless
 ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` is False.
 
@@ -253,6 +256,7 @@ class ProposalDatasetMapper(DatasetMapper):
             x["category_id"] = number
         dataset_dict["annotations"] = objects
         super()._transform_annotations(dataset_dict, transforms, image_shape)
+        dataset_dict["native_size"] = _native_size(transforms, image_shape)
         instances = dataset_dict["instances"]
         kept = instances.gt_classes
         instances.gt_classes = categories[kept]
@@ -325,6 +329,23 @@ def _to_floats(annotation: dict[str, Any]) -> None:
     if isinstance(annotation.get("segmentation"), list):
         polygons = [np.asarray(x, dtype=np.float64) for x in annotation["segmentation"]]
         annotation["segmentation"] = polygons
+
+
+def _native_size(transforms: T.Transform, image_shape: tuple[int, int]) -> tuple[int, int]:
+    """(height, width), in pixels of the original image, of what the network input shows of it.
+
+    Without a crop, the size of the image.
+
+    Args:
+        transforms: from the original image to the network input, along its axes.
+        image_shape: (height, width) of the network input, in pixels.
+    """
+    corner, *steps = transforms.apply_coords(np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+    height, width = (
+        max(round(side / float(np.abs(step - corner).max())), 1)
+        for side, step in zip(image_shape, steps, strict=True)
+    )
+    return height, width
 
 
 def _original_area(annotation: dict[str, Any]) -> float:

@@ -41,12 +41,14 @@ class ImageSizes(NamedTuple):
         """The sizes of an image in a host's input.
 
         Args:
-            mapped: with "image" (C, H, W), and "height" and "width" of the original; without these,
+            mapped: with "image" (C, H, W), and "native_size" (height, width), which this project's
+                mapper adds in training, or "height" and "width" of the original; without these,
                 hosts take the image for the original, and so does this.
             usual_input: None for the size of the image.
         """
         height, width = mapped["image"].shape[-2:]
-        native = (mapped.get("height", height), mapped.get("width", width))
+        original = (mapped.get("height", height), mapped.get("width", width))
+        native = tuple(mapped.get("native_size", original))
         return cls((height, width), native, usual_input or (height, width))
 
 

@@ -76,6 +76,27 @@ def test_stock_fields_and_ours(dataset_dict):
     assert repr(before) == repr(dataset_dict), "the dataset's dict must stay as it was"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "input_size", "native_size"),
+    [
+        ((), (50, 100), (HEIGHT, WIDTH)),
+        (("INPUT.RANDOM_FLIP", "horizontal"), (50, 100), (HEIGHT, WIDTH)),
+        (("INPUT.WARP_SIZE", (33, 47)), (33, 47), (HEIGHT, WIDTH)),
+        (("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", (40, 90)),
+         (50, 113), (40, 90)),
+    ],
+)  # fmt: skip
+def test_native_size_is_what_the_network_input_shows(
+    dataset_dict, overrides, input_size, native_size
+):
+    for _ in range(3):
+        out = make_mapper(*overrides)(dataset_dict)
+        assert tuple(out["image"].shape[1:]) == input_size
+        assert out["native_size"] == native_size
+        assert (out["height"], out["width"]) == (HEIGHT, WIDTH)
+    assert "native_size" not in make_mapper(is_train=False)(dataset_dict)
+
+
 def test_integer_annotations_are_not_truncated(dataset_dict):
     dataset_dict["annotations"] = [annotation((11, 11, 31, 51))]
     instances = make_mapper("INPUT.USE_INSTANCE_MASK", True)(dataset_dict)["instances"]

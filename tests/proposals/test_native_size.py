@@ -100,6 +100,9 @@ def test_sizes_of_an_input():
     assert ImageSizes.of_input({"image": image, "height": 4, "width": 6}) == (
         (8, 12), (4, 6), (8, 12),
     )  # fmt: skip
+    # A crop of 4 x 6 of an original of 9 x 9.
+    cropped = {"image": image, "height": 9, "width": 9, "native_size": (4, 6)}
+    assert ImageSizes.of_input(cropped).native == (4, 6)
     # Detectron2's hosts return boxes in pixels of the image itself then.
     assert ImageSizes.of_input({"image": image}) == ((8, 12), (8, 12), (8, 12))
 

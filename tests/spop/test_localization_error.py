@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.structures import ImageList
 
+from d2proposals.proposals.native_size import ImageSizes, given_sizes
 from d2proposals.spop.localization_error import (
     LocalizationErrors,
     add_localization_errors,
@@ -70,6 +71,20 @@ def test_images_of_several_sizes():
     assert len(together.squared) == 6
     for key, mean in together.means().items():
         assert torch.allclose(mean, apart.means()[key], rtol=1e-4)
+
+
+def test_at_the_size_that_the_networks_learn_from():
+    # 40 x 64 pixels, enlarged threefold: as many cells as the image itself has.
+    gt = make_gt((120, 192), [[0, 0, 96, 96]], [900.0])
+    images = ImageList.from_tensors([torch.randn(3, 120, 192)])
+    for at_native_size, num_cells in ((True, 16), (False, 144)):
+        generator = build_generator("MODEL.SPOP.TRAIN_AT_NATIVE_SIZE", at_native_size).eval()
+        errors = LocalizationErrors()
+        with given_sizes([ImageSizes((120, 192), (40, 64), (120, 192))]):
+            add_localization_errors(errors, generator, images, [gt])
+        assert errors.num_cells["small"] == num_cells
+        # In widths and heights of that size, not off by its factor.
+        assert errors.means()["small_size", "small"].max() < 4
 
 
 def test_the_single_network():

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from d2proposals.proposals.native_size import ImageSizes, given_sizes
 from d2proposals.spop.pictures import make_picture, write_sheet
+from d2proposals.spop.pixel_networks import PixelNetworks
 from tests.common import CONFIGS
 from tests.spop.test_spop_generator import build_generator, perfect_generator
 
@@ -42,6 +44,33 @@ def test_arrows_lead_to_the_centres_of_the_objects():
         assert inside.all()
         assert sorted(picture.boxes.round().tolist()) == BOXES
         assert picture.box_is_large[picture.boxes[:, 0].argsort()].tolist() == [True, False]
+
+
+def test_the_scale_refers_to_the_image_as_it_was(tmp_path, monkeypatch):
+    # An image of 64 x 104, enlarged to 128 x 208: the same cells, in pixels of the enlarged one.
+    boxes = [[2 * x for x in box] for box in BOXES]
+    generator = perfect_generator(boxes, (128, 208))
+    image = torch.randint(0, 256, (3, 128, 208)).float()
+    with given_sizes([ImageSizes((128, 208), (64, 104), (128, 208))]):
+        picture = make_picture(fake_model(generator), image, scale=2.0)
+        assert picture.objectness.shape == (16, 26)
+        assert make_picture(fake_model(generator), image).objectness.shape == (8, 13)
+    assert sorted(picture.boxes.round().tolist()) == boxes
+    assert make_picture(fake_model(generator), image).objectness.shape == (16, 26)
+    # The command tells it: 40 x 50, enlarged to 80 x 100.
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "a.png")
+    seen = []
+    predict_maps = PixelNetworks.predict_maps
+    monkeypatch.setattr(
+        PixelNetworks, "predict_maps",
+        lambda self, image, size: seen.append((image.shape[1:], size))
+        or predict_maps(self, image, size),
+    )  # fmt: skip
+    main = runpy.run_path(str(TOOL))["main"]
+    main(["--config-file", str(CONFIGS / "shapes" / "spop_rpn_only.yaml"), "--input",
+          str(tmp_path / "a.png"), "--output", str(tmp_path / "out.png"), "MODEL.DEVICE", "cpu",
+          "INPUT.MIN_SIZE_TEST", "80"])  # fmt: skip
+    assert seen == [((80, 100), (40, 50))]
 
 
 @pytest.mark.parametrize("overrides", [(), ("MODEL.SPOP.SCALE_AWARE", False)])

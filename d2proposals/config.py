@@ -350,8 +350,11 @@ def add_double_head_config(cfg: CN) -> None:
 def add_spop_config(cfg: CN) -> None:
     """Keys of the generator SPOP (spop/generator.py). docs/spop.md has each figure's variants."""
     cfg.MODEL.SPOP = CN()
-    # The trunk that each of the networks has (backbones/deeplab_largefov.py, Table I).
+    # The trunk that each of the networks has: "deeplab_largefov" (backbones/deeplab_largefov.py,
+    # Table I), or build_torchvision_backbone with one map; MODEL.TORCHVISION.MAX_STRIDE 8 gives
+    # that the paper's stride and a wide view. WIDTH_FACTOR, NORM and DROPOUT are the former's.
     cfg.MODEL.SPOP.TRUNK = CN()
+    cfg.MODEL.SPOP.TRUNK.NAME = "deeplab_largefov"
     # Factor on every layer's number of channels; 1.0 is the paper's network.
     cfg.MODEL.SPOP.TRUNK.WIDTH_FACTOR = 1.0
     # Normalisation after each convolution: "" (none, the paper's), or "GN", "BN", "SyncBN" for

@@ -79,6 +79,7 @@ class DeepLabLargeFOV(Backbone):
         self.fc7 = _conv(fc_channels, fc_channels, 1, 1, norm)
         self.dropout = dropout
         self.out_channels = fc_channels
+        self.receptive_field = RECEPTIVE_FIELD
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Run the trunk.

@@ -99,6 +99,10 @@ def warn_of_frozen_random_norm(cfg: CfgNode) -> None:
     if cfg.MODEL.WEIGHTS or cfg.MODEL.BACKBONE.WEIGHTS:
         return
     keys = {"build_bn_inception_backbone": [("MODEL.BN_INCEPTION.NORM", cfg.MODEL.BN_INCEPTION)]}
+    if not cfg.MODEL.TORCHVISION.WEIGHTS:
+        torchvision = [("MODEL.TORCHVISION.NORM", cfg.MODEL.TORCHVISION)]
+        keys["build_torchvision_backbone"] = torchvision
+        keys["build_torchvision_fpn_backbone"] = torchvision
     keys["build_zoom_network_backbone"] = [
         ("MODEL.ZOOM_NETWORK.NORM", cfg.MODEL.ZOOM_NETWORK),
         *(keys.get(cfg.MODEL.ZOOM_NETWORK.BOTTOM_UP, [])),
@@ -110,8 +114,8 @@ def warn_of_frozen_random_norm(cfg: CfgNode) -> None:
     if frozen:
         logger.warning(
             f"MODEL.WEIGHTS is empty, and {' and '.join(frozen)} 'FrozenBN' normalises nothing "
-            "without trained statistics. Convert pre-trained weights (tools/convert_weights.py), "
-            "or set 'GN' to train from scratch."
+            "without trained statistics. Convert pre-trained weights (tools/convert_weights.py; "
+            "torchvision's: MODEL.TORCHVISION.WEIGHTS), or set 'GN' to train from scratch."
         )
 
 

@@ -35,6 +35,8 @@ _SHAPING_KEYS = {
     "build_resnet_fpn_backbone": "MODEL.RESNETS and MODEL.FPN",
     "build_bn_inception_backbone": "MODEL.BN_INCEPTION",
     "build_zoom_network_backbone": "MODEL.ZOOM_NETWORK and those of its BOTTOM_UP",
+    "build_torchvision_backbone": "MODEL.TORCHVISION",
+    "build_torchvision_fpn_backbone": "MODEL.TORCHVISION and MODEL.FPN",
     "build_vgg_backbone": "MODEL.VGG",
 }
 # Generators with a network of their own, and where the configuration has its normalisation.
@@ -128,6 +130,8 @@ def warn_of_random_generator(cfg: CfgNode, checkpointer: ProposalCheckpointer) -
         return
     generator = checkpointer.model.proposal_generator
     names = {f"proposal_generator.{name}" for name, _ in generator.named_parameters()}
+    if _trunk_name(cfg) == "build_torchvision_backbone" and cfg.MODEL.TORCHVISION.WEIGHTS:
+        return
     norm_node = cfg.MODEL
     for name in _NORM_NODES[node.NAME]:
         norm_node = norm_node[name]
@@ -138,6 +142,15 @@ def warn_of_random_generator(cfg: CfgNode, checkpointer: ProposalCheckpointer) -
             "weights (tools/convert_weights.py), in MODEL.PROPOSAL_GENERATOR.WEIGHTS, or set "
             f"MODEL.{'.'.join(_NORM_NODES[node.NAME])}.NORM 'GN'."
         )
+
+
+def _trunk_name(cfg: CfgNode) -> str:
+    """What the configuration calls the trunk of a generator with a network of its own."""
+    return {
+        "DeepMask": cfg.MODEL.DEEPMASK.TRUNK,
+        "SPOP": cfg.MODEL.SPOP.TRUNK.NAME,
+        "DetectorNet": cfg.MODEL.DETECTORNET.TRUNK,
+    }[cfg.MODEL.PROPOSAL_GENERATOR.NAME]
 
 
 class _StateReader(ProposalCheckpointer):

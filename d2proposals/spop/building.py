@@ -7,6 +7,8 @@ Proposal Networks", IEEE Transactions on Image Processing 25, 2016.
 from __future__ import annotations
 
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 
 from ..backbones.deeplab_largefov import DeepLabLargeFOV
 from ..proposals.pixel_normalization import PixelNormalization
@@ -34,16 +36,9 @@ def build_networks(cfg: CfgNode) -> PixelNetworks:
             "one, and processes would wait for one another."
         )
 
-    def build_trunk() -> DeepLabLargeFOV:
-        return DeepLabLargeFOV(
-            width_factor=node.TRUNK.WIDTH_FACTOR,
-            norm=node.TRUNK.NORM,
-            dropout=node.TRUNK.DROPOUT,
-        )
-
     def build_localization() -> LocalizationNetwork:
         return LocalizationNetwork(
-            build_trunk(),
+            build_trunk(cfg),
             normalizer=node.NORMALIZER,
             new_layer_lr_factor=node.NEW_LAYER_LR_FACTOR,
         )
@@ -51,7 +46,7 @@ def build_networks(cfg: CfgNode) -> PixelNetworks:
     names = ("large_size", "small_size") if node.SCALE_AWARE else ("all_sizes",)
     return PixelNetworks(
         confidence=ConfidenceNetwork(
-            build_trunk(),
+            build_trunk(cfg),
             hidden_channels=node.HEAD_CHANNELS,
             has_size_branch=node.SCALE_AWARE,
             new_layer_lr_factor=node.NEW_LAYER_LR_FACTOR,
@@ -68,6 +63,36 @@ def build_networks(cfg: CfgNode) -> PixelNetworks:
         localization_at_test=node.LOCALIZATION,
         tile_size=node.TILE_SIZE,
     )
+
+
+def build_trunk(cfg: CfgNode) -> Backbone:
+    """The trunk of MODEL.SPOP.TRUNK.
+
+    Raises:
+        ValueError: an unknown trunk, or one whose cells are not where the networks take them to be.
+    """
+    node = cfg.MODEL.SPOP.TRUNK
+    if node.NAME == "deeplab_largefov":
+        return DeepLabLargeFOV(width_factor=node.WIDTH_FACTOR, norm=node.NORM, dropout=node.DROPOUT)
+    key = f"MODEL.SPOP.TRUNK.NAME '{node.NAME}'"
+    if node.NAME not in BACKBONE_REGISTRY:
+        raise ValueError(
+            f"Unknown {key}: choose 'deeplab_largefov' or a registered backbone, such as "
+            "build_torchvision_backbone."
+        )
+    trunk = BACKBONE_REGISTRY.get(node.NAME)(cfg, ShapeSpec(channels=3))
+    if not hasattr(trunk, "reach") or len(trunk.output_shape()) != 1:
+        raise ValueError(
+            f"{key}: SPOP reads one map and needs to know what its cells see: use "
+            "build_torchvision_backbone with one map in MODEL.TORCHVISION.OUT_FEATURES."
+        )
+    if trunk.reach.first_centre != 0:
+        raise ValueError(
+            f"{key}: cell i of its map is centred on pixel {trunk.stride} * i + "
+            f"{trunk.reach.first_centre:g}, where SPOP's coordinates begin at 0: take a network "
+            "whose kernels are all odd, such as mobilenet_v2 or resnet18."
+        )
+    return trunk
 
 
 def build_refinement(cfg: CfgNode) -> SuperpixelRefinement | None:

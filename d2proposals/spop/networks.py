@@ -19,8 +19,6 @@ import torch
 from detectron2.modeling import Backbone
 from torch import nn
 
-from ..backbones.deeplab_largefov import RECEPTIVE_FIELD
-
 # The paper's new layers learn ten times as fast as the pre-trained ones (Sec. IV-A).
 NEW_LAYER_LR_FACTOR = 10.0
 
@@ -50,7 +48,8 @@ class ConfidenceNetwork(nn.Module):
     ):
         """
         Args:
-            trunk: with one output map.
+            trunk: with one output map, cell (i, j) of it centred on pixel (stride * i, stride * j),
+                and ``receptive_field``, the side of the square of pixels that a cell sees.
             hidden_channels: of each branch's first convolution.
             has_size_branch: whether there is a large/small branch beside the objectness branch.
             new_layer_lr_factor: on the learning rate of the branches.
@@ -64,7 +63,7 @@ class ConfidenceNetwork(nn.Module):
         self.trunk = trunk
         channels, self.stride = _shape(trunk)
         # The trunk's, and a cell on each side for each of a branch's two convolutions.
-        self.receptive_field = RECEPTIVE_FIELD + 4 * self.stride
+        self.receptive_field = trunk.receptive_field + 4 * self.stride
         self.objectness = _branch(channels, hidden_channels, new_layer_lr_factor)
         self.size = (
             _branch(channels, hidden_channels, new_layer_lr_factor) if has_size_branch else None

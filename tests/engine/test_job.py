@@ -161,6 +161,15 @@ def test_launch_on_the_cpu_sees_no_gpu(monkeypatch):
             ["MODEL.ZIP_DETECTOR.NORM"],
         ),
         (["MODEL.WEIGHTS", "some.pkl"], []),
+        (
+            ["MODEL.BACKBONE.NAME", "build_torchvision_fpn_backbone"],
+            ["MODEL.TORCHVISION.NORM"],
+        ),
+        (
+            ["MODEL.BACKBONE.NAME", "build_torchvision_fpn_backbone"]
+            + ["MODEL.TORCHVISION.WEIGHTS", "IMAGENET1K_V1"],
+            [],
+        ),
     ],
 )
 def test_random_weights_with_frozen_normalisation_are_warned_of(overrides, keys, caplog):

@@ -7,6 +7,7 @@ from detectron2.modeling import build_proposal_generator
 from tests.common import make_cfg, set_all
 
 SETTINGS = {
+    "TRUNK.NAME": "build_torchvision_backbone",
     "TRUNK.WIDTH_FACTOR": 0.25,
     "TRUNK.NORM": "GN",
     "TRUNK.DROPOUT": 0.25,
@@ -47,7 +48,7 @@ SETTINGS = {
 def build(*overrides):
     cfg = make_cfg(
         None,
-        *set_all("SPOP", SETTINGS),
+        *set_all("SPOP", SETTINGS), "MODEL.SPOP.TRUNK.NAME", "deeplab_largefov",
         "MODEL.PROPOSAL_GENERATOR.NAME", "SPOP",
         "MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING", False,
         "INPUT.FORMAT", "BGR", *overrides,
@@ -131,3 +132,37 @@ def test_synchronised_statistics_need_images_of_one_size():
         build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", (65, 65))
     scale_aware = ("MODEL.SPOP.SCALE_AWARE", True, "MODEL.SPOP.TRAIN_AT_NATIVE_SIZE", False)
     build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", (65, 65), *scale_aware)
+
+
+TORCHVISION = ("MODEL.SPOP.TRUNK.NAME", "build_torchvision_backbone",
+               "MODEL.TORCHVISION.NAME", "shufflenet_v2_x0_5",
+               "MODEL.TORCHVISION.NORM", "BN")  # fmt: skip
+
+
+def test_a_network_of_torchvision_is_a_trunk_at_the_paper_s_stride():
+    one_map = ("MODEL.TORCHVISION.OUT_FEATURES", ["stride8"], "MODEL.TORCHVISION.MAX_STRIDE", 8)
+    networks = build(*TORCHVISION, *one_map, "MODEL.SPOP.LOCALIZATION", "fused").networks
+    confidence = networks.confidence
+    assert confidence.stride == 8
+    assert confidence.receptive_field == confidence.trunk.receptive_field + 4 * 8
+    maps = confidence(torch.randn(1, 3, 65, 100))
+    # As many cells as are centred inside the image.
+    assert maps.objectness.shape == (1, 2, 9, 13)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["MODEL.SPOP.TRUNK.NAME", "resnet"], "Unknown MODEL.SPOP.TRUNK.NAME 'resnet'"),
+        (["MODEL.SPOP.TRUNK.NAME", "build_image_backbone"], "needs to know what its cells see"),
+        (["MODEL.TORCHVISION.OUT_FEATURES", ["stride8", "stride16"]], "SPOP reads one map"),
+        (
+            ["MODEL.TORCHVISION.OUT_FEATURES", ["stride4"],
+             "MODEL.TORCHVISION.NAME", "convnext_tiny"],
+            r"centred on pixel 4 \* i \+ 1.5",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_trunk_is_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        build(*TORCHVISION, *overrides, "MODEL.SPOP.LOCALIZATION", "fused")

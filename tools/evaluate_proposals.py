@@ -39,6 +39,7 @@ from d2proposals.evaluation.recall import check_limits, describe_idle_limits
 from d2proposals.files.annotation_file import find_categories, register_annotation_file
 from d2proposals.files.atomic_files import write_json
 from d2proposals.files.conversion import read_proposals, reinterpret_boxes
+from d2proposals.files.figure_file import beside_numbers
 from d2proposals.files.proposal_set import Fault
 
 # Seconds between two lines of progress.
@@ -219,7 +220,9 @@ def write_results(
     write_csv(os.path.join(folder, "results.csv"), rows)
     for kind, measurements in results.items():
         title = f"{'Boxes' if kind == 'box' else 'Masks'} of proposals on {dataset}"
-        plot_comparison(os.path.join(folder, f"{kind}_curves.png"), measurements, limits, title)
+        path = os.path.join(folder, f"{kind}_curves.png")
+        with beside_numbers(path):
+            plot_comparison(path, measurements, limits, title)
 
 
 def print_results(kind: str, measurements: dict[str, Measurement]) -> None:
@@ -285,12 +288,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     name: measure_run(run, ground_truth, limits, unseen, kind, f"{name}, {kind}")
                     for name, run in measurable.items()
                 }
-    print(f"{args.gt or dataset}: {len(ground_truth.image_ids)} images")
-    for kind, measurements in results.items():
-        print_results(kind, measurements)
-    if args.output:
-        write_results(args.output, args.gt or dataset, runs, results, limits)
-        print(f"\n{args.output}: results.json, results.csv and pictures")
+        print(f"{args.gt or dataset}: {len(ground_truth.image_ids)} images")
+        for kind, measurements in results.items():
+            print_results(kind, measurements)
+        if args.output:
+            write_results(args.output, args.gt or dataset, runs, results, limits)
+            print(f"\n{args.output}: results.json, results.csv and pictures")
 
 
 if __name__ == "__main__":

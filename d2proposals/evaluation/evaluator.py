@@ -14,6 +14,7 @@ from detectron2.utils import comm
 
 from ..files.atomic_files import write_json
 from ..files.conversion import write_proposals
+from ..files.figure_file import beside_numbers
 from ..files.precomputed_format import write_proposal_file
 from ..files.proposal_set import ProposalSet
 from .collection import ProposalCollector, in_dataset_order
@@ -119,7 +120,11 @@ class ProposalEvaluator(ProposalCollector):
         ordered = in_dataset_order(proposals, ground_truth.image_ids, self._dataset_name)
         usable = find_usable(ordered, ground_truth)
         if self._output_dir:
-            self._write_proposals(ordered, usable)
+            try:
+                self._write_proposals(ordered, usable)
+            # The numbers, which come after hours of inference, are worth more than the file.
+            except OSError as error:
+                logger.error(f"The proposals are not kept: {error}")
         if not ground_truth.is_annotated:
             logger.info(f"{self._dataset_name} has no annotations; proposals are not evaluated")
             return {}
@@ -208,4 +213,5 @@ class ProposalEvaluator(ProposalCollector):
             }
             write_json(os.path.join(self._output_dir, f"{prefix}proposal_results.json"), content)
             path = os.path.join(self._output_dir, f"{prefix}proposal_curves.png")
-            plot_curves(path, measurement.curves, f"{kind} on {self._dataset_name}")
+            with beside_numbers(path):
+                plot_curves(path, measurement.curves, f"{kind} on {self._dataset_name}")

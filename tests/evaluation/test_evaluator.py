@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from d2proposals.evaluation import ProposalEvaluator
+from d2proposals.evaluation import evaluator as evaluator_module
 from d2proposals.evaluation.simulation import simulate_dataset, simulate_outputs
 from d2proposals.files.precomputed_format import read_proposal_file
 from tests.common import make_cfg
@@ -323,3 +324,24 @@ def test_several_processes_give_the_results_of_one(tmp_path):
     assert results["1_0"]["box_proposals"]["AR@100"] > 10
     assert results["2_0"] == results["1_0"]
     assert results["2_1"] == {}
+
+
+def test_neither_a_picture_nor_a_full_disk_loses_the_numbers(
+    register_dataset, tmp_path, monkeypatch, caplog
+):
+    def fails(*args, **kwargs):
+        raise RuntimeError("no font\nanywhere")
+
+    def is_full(*args, **kwargs):
+        raise OSError("box_proposals.pkl cannot be written (No space left on device)")
+
+    monkeypatch.setattr(evaluator_module, "plot_curves", fails)
+    monkeypatch.setattr(evaluator_module, "write_proposal_file", is_full)
+    records = make_records(1)
+    name = register_dataset(records)
+    with caplog.at_level(logging.WARNING):
+        results = evaluate(name, records, [make_output([GT_BOX])], output_dir=str(tmp_path))
+    assert results["box_proposals"]["AR@100"] == 100
+    assert [path.name for path in tmp_path.iterdir()] == ["proposal_results.json"]
+    assert "proposals are not kept: box_proposals.pkl cannot be written" in caplog.text
+    assert "proposal_curves.png is not drawn (no font anywhere)" in caplog.text

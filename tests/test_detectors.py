@@ -15,7 +15,7 @@ from d2proposals import add_d2proposals_config
 from d2proposals.deepmask import DeepMask
 from d2proposals.detectornet import DetectorNet
 from d2proposals.engine import Trainer, check_config
-from d2proposals.sc_rpn import SCRPN
+from d2proposals.sc_rpn import SCRPN, DoubleHeadROIHeads
 from d2proposals.spop import SPOP
 from d2proposals.zip_rpn import ZIP
 from tests.common import CONFIGS, leaf_keys, make_cfg
@@ -32,6 +32,7 @@ GENERATORS = {
 DETECTORS = {
     "Base-RCNN-FPN.yaml": StandardROIHeads,
     "Base-Cascade-RCNN-FPN.yaml": CascadeROIHeads,
+    "Base-Double-Head-RCNN-FPN.yaml": DoubleHeadROIHeads,
 }
 # What belongs to a generator: its own nodes, and what it needs of the data and the optimizer.
 GENERATORS_OWN = ("MODEL.ANCHOR_GENERATOR.", "MODEL.PROPOSAL_GENERATOR.NAME", "MODEL.ZIP.",

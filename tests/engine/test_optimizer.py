@@ -121,11 +121,15 @@ def test_all_parameters_are_clipped_together(clip_type, value, expected):
     model = nn.Linear(2, 1)
     model.frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
     before = torch.cat([model.weight.flatten(), model.bias]).detach()
-    optimizer = build_optimizer(clipping(clip_type, value), model)
+    cfg = clipping(clip_type, value)
+    cfg.SOLVER.BIAS_LR_FACTOR = 2.0
+    optimizer = build_optimizer(cfg, model)
+    assert len(optimizer.param_groups) == 2
     model.weight.grad, model.bias.grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
     optimizer.step()
     after = torch.cat([model.weight.flatten(), model.bias]).detach()
-    torch.testing.assert_close(before - after, torch.tensor(expected))
+    rates = torch.tensor([1.0, 1.0, 2.0])
+    torch.testing.assert_close(before - after, rates * torch.tensor(expected))
 
 
 def test_gradients_are_clipped_when_their_scale_has_been_taken_back():

@@ -152,3 +152,19 @@ def test_settings_that_make_no_sense(overrides, message):
 
 def test_stages_of_the_tests_are_those_of_the_paper():
     assert [len(stage) for stage in STAGES] == [1, 1, 2, 2, 2]
+
+
+@torch.no_grad()
+def test_patches_go_through_the_trunk_with_the_channels_of_a_pixel_side_by_side():
+    network = build_network(patch_size=64)
+    patches = torch.randn(3, 3, 64, 64)
+    (maps,) = network.trunk(patches).values()
+    layouts = []
+    network.trunk.register_forward_pre_hook(
+        lambda module, x: layouts.append(x[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    masks, scores = network.mask_and_score_logits(patches, 2)
+    assert layouts == [True]
+    expected = network.mask_head(network.mask_head.embed(maps[:2]))
+    torch.testing.assert_close(masks, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(scores, network.score_head(maps), atol=1e-6, rtol=0)

@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Those that take a configuration or say what they parse by build_parser().
 TOOLS = sorted(
-    path.stem for path in (ROOT / "tools").glob("*.py") if "def build_parser" in path.read_text()
+    path.stem for path in (ROOT / "tools").glob("*.py") if "build_parser" in path.read_text()
 )
 
 

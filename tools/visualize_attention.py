@@ -9,6 +9,7 @@ without attention, and with it. A map is the mean over its channels.
 """
 
 import argparse
+import functools
 import os
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from d2proposals.engine.model_command import picture_images, picture_parser, running_command
+from d2proposals.engine.model_command import picture_parser, run_picture_command
 from d2proposals.zip_rpn.attention_pictures import (
     AttentionPicture,
     attention_maps,
@@ -28,29 +29,32 @@ from d2proposals.zip_rpn.attention_pictures import (
     write_attention_sheet,
 )
 
+build_parser = functools.partial(
+    picture_parser,
+    __doc__,
+    "attention.png",
+    level=(2, "1 or 2"),
+)
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = picture_parser(__doc__, "attention.png")
-    parser.add_argument("--level", type=int, default=2, help="1 or 2 (default: 2)")
-    return parser
+
+def make_picture(
+    args: argparse.Namespace, model: nn.Module, pixels: torch.Tensor, image: np.ndarray, name: str
+) -> AttentionPicture:
+    """The image's maps on the level that the arguments name."""
+    maps = attention_maps(model, pixels, args.level)
+    stride = model.backbone.strides[args.level - 1]
+    heat = heat_maps(maps, pixels.shape[-2:], stride, image.shape[:2])
+    return AttentionPicture(name, image, heat)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
-    with running_command(build_parser(), arguments) as args:
 
-        def make_picture(
-            model: nn.Module, pixels: torch.Tensor, image: np.ndarray, name: str
-        ) -> AttentionPicture:
-            maps = attention_maps(model, pixels, args.level)
-            stride = model.backbone.strides[args.level - 1]
-            heat = heat_maps(maps, pixels.shape[-2:], stride, image.shape[:2])
-            return AttentionPicture(name, image, heat)
-
-        pictures = picture_images(args, make_picture)
+    def write(args: argparse.Namespace, pictures: list[AttentionPicture]) -> str:
         write_attention_sheet(args.output, pictures, args.level)
-    print(f"{args.output}: level {args.level} of {len(pictures)} images")
+        return f"level {args.level} of "
+
+    run_picture_command(build_parser(), arguments, make_picture, write)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ colours. The masks are those of one scale of windows, merged.
 """
 
 import argparse
+import functools
 import os
 from collections.abc import Sequence
 
@@ -16,30 +17,34 @@ from collections.abc import Sequence
 # beside them, and themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from d2proposals.detectornet.mask_pictures import picture_masks, write_mask_sheet
-from d2proposals.engine.model_command import picture_images, picture_parser, running_command
+from d2proposals.detectornet.mask_pictures import MaskPicture, picture_masks, write_mask_sheet
+from d2proposals.engine.model_command import picture_parser, run_picture_command
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = picture_parser(__doc__, "box_masks.png")
-    parser.add_argument("--scale", type=int, default=2, help="of the windows (default: 2)")
-    parser.add_argument("--class-id", type=int, default=0, help="whose masks (default: 0)")
-    parser.add_argument("--top", type=int, default=5, help="best boxes (default: 5)")
-    return parser
+build_parser = functools.partial(
+    picture_parser,
+    __doc__,
+    "box_masks.png",
+    scale=(2, "of the windows"),
+    class_id=(0, "whose masks"),
+    top=(5, "best boxes"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
-    with running_command(build_parser(), arguments) as args:
-        pictures = picture_images(
-            args,
-            lambda model, pixels, image, name: picture_masks(
-                model, pixels, name=name, scale=args.scale, top=args.top, class_id=args.class_id
-            ),
-        )
+
+    def write(args: argparse.Namespace, pictures: list[MaskPicture]) -> str:
         write_mask_sheet(args.output, pictures)
-    print(f"{args.output}: scale {args.scale} of {len(pictures)} images")
+        return f"scale {args.scale} of "
+
+    run_picture_command(
+        build_parser(),
+        arguments,
+        lambda args, model, pixels, image, name: picture_masks(
+            model, pixels, name=name, scale=args.scale, top=args.top, class_id=args.class_id
+        ),
+        write,
+    )
 
 
 if __name__ == "__main__":

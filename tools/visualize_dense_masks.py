@@ -9,6 +9,7 @@ windows shows, its mask in colour, whatever its score.
 """
 
 import argparse
+import functools
 import os
 from collections.abc import Sequence
 
@@ -16,29 +17,28 @@ from collections.abc import Sequence
 # beside them, and themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from d2proposals.deepmask.dense_pictures import make_picture, write_sheet
-from d2proposals.engine.model_command import picture_images, picture_parser, running_command
+from d2proposals.deepmask.dense_pictures import make_dense_picture, write_sheet
+from d2proposals.engine.model_command import picture_parser, run_picture_command
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = picture_parser(__doc__, "dense_masks.png")
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on the image (default: 1)")
-    parser.add_argument("--windows", type=int, default=24, help="windows to draw (default: 24)")
-    return parser
+build_parser = functools.partial(
+    picture_parser,
+    __doc__,
+    "dense_masks.png",
+    scale=(1.0, "factor on the image"),
+    windows=(24, "windows to draw"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
-    with running_command(build_parser(), arguments) as args:
-        pictures = picture_images(
-            args,
-            lambda model, pixels, image, name: make_picture(
-                model, pixels, name=name, scale=args.scale, num_windows=args.windows
-            ),
-        )
+
+    def draw(args: argparse.Namespace, model, pixels, image, name: str):
+        return make_dense_picture(model, pixels, name, args.scale, args.windows)
+
+    def write(args: argparse.Namespace, pictures: list) -> None:
         write_sheet(args.output, pictures)
-    print(f"{args.output}: {len(pictures)} images")
+
+    run_picture_command(build_parser(), arguments, draw, write)
 
 
 if __name__ == "__main__":

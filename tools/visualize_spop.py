@@ -10,6 +10,7 @@ large object; magenta: of a small one.
 """
 
 import argparse
+import functools
 import os
 from collections.abc import Sequence
 
@@ -17,31 +18,28 @@ from collections.abc import Sequence
 # beside them, and themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from d2proposals.engine.model_command import picture_images, picture_parser, running_command
-from d2proposals.spop.pictures import make_picture, write_sheet
+from d2proposals.engine.model_command import picture_parser, run_picture_command
+from d2proposals.spop.pictures import SPOPPicture, make_picture, write_sheet
+
+build_parser = functools.partial(
+    picture_parser,
+    __doc__,
+    "spop.png",
+    scale=(1.0, "factor on the image as it was taken"),
+    boxes=(20, "boxes to draw"),
+)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = picture_parser(__doc__, "spop.png")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="factor on the image as it was taken (default: 1)"
-    )
-    parser.add_argument("--boxes", type=int, default=20, help="boxes to draw (default: 20)")
-    return parser
+def draw(args: argparse.Namespace, model, pixels, image, name: str) -> SPOPPicture:
+    """A row of the sheet; arguments as of ``run_picture_command``."""
+    return make_picture(model, pixels, name=name, scale=args.scale, num_boxes=args.boxes)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
-    with running_command(build_parser(), arguments) as args:
-        pictures = picture_images(
-            args,
-            lambda model, pixels, image, name: make_picture(
-                model, pixels, name=name, scale=args.scale, num_boxes=args.boxes
-            ),
-        )
-        write_sheet(args.output, pictures)
-    print(f"{args.output}: {len(pictures)} images")
+    run_picture_command(
+        build_parser(), arguments, draw, lambda args, rows: write_sheet(args.output, rows)
+    )
 
 
 if __name__ == "__main__":

@@ -50,13 +50,8 @@ class DensePicture(NamedTuple):
 
 
 @torch.no_grad()
-def make_picture(
-    model: nn.Module,
-    network_input: torch.Tensor,
-    *,
-    name: str = "",
-    scale: float = 1.0,
-    num_windows: int = 24,
+def make_dense_picture(
+    model: nn.Module, network_input: torch.Tensor, name: str, scale: float, num_windows: int
 ) -> DensePicture:
     """Run a model's network on the middle row of windows of an image.
 

@@ -22,10 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import torch
 from detectron2.config import CfgNode
-from torch import nn
 
 from ..files.image_files import read_rgb_image
 from ..proposals.native_size import ImageSizes, given_sizes
@@ -58,12 +55,15 @@ def model_parser(
     return parser
 
 
-def picture_parser(description: str, output: str) -> argparse.ArgumentParser:
+def picture_parser(
+    description: str, output: str, **options: tuple[int | float, str]
+) -> argparse.ArgumentParser:
     """A parser of a command that draws one picture of image files: ``--input``, ``--output``.
 
     Args:
         description: of the command, printed as it stands.
         output: the default.
+        **options: the command's own numbers: default, whose type they have, and help.
     """
     parser = model_parser(description)
     parser.add_argument(
@@ -74,6 +74,13 @@ def picture_parser(description: str, output: str) -> argparse.ArgumentParser:
         help="image files; between them and overrides stands another option",
     )
     parser.add_argument("--output", default=output, help="PNG file to write")
+    for name, (default, text) in options.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            help=f"{text} (default: {default:g})",
+        )
     return parser
 
 
@@ -126,29 +133,35 @@ def dataset_of(args: argparse.Namespace, cfg: CfgNode, parser: argparse.Argument
     return name
 
 
-def picture_images(
-    args: argparse.Namespace,
-    make_picture: Callable[[nn.Module, torch.Tensor, np.ndarray, str], Picture],
-) -> list[Picture]:
-    """Make a picture of each of some image files with the configuration's trained model.
+def run_picture_command(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    make_picture: Callable[..., Picture],
+    write_sheet: Callable[[argparse.Namespace, list[Picture]], str | None],
+) -> None:
+    """Run a command that draws one picture of image files with a trained model.
 
     Within ``make_picture``, a generator that asks knows the size of the image.
 
     Args:
-        args: of :func:`picture_parser`.
-        make_picture: takes the model, (3, h, w) network input before normalisation, the image
-            (H, W, 3) uint8 RGB, and its name.
+        parser: of :func:`picture_parser`.
+        arguments: those of the command line by default.
+        make_picture: takes the arguments, the model, (3, h, w) network input before normalisation,
+            the image (H, W, 3) uint8 RGB, and its name.
+        write_sheet: takes the arguments and the pictures, one of each image; may return what they
+            are of, e.g. "level 2 of ".
     """
-    cfg = command_config(args)
-    # Before the model, which takes longer.
-    images = {path: read_rgb_image(path) for path in args.input}
-    model = load_trained_model(cfg)
-    network_input = network_input_of(cfg)
-    pictures = []
-    for path, image in images.items():
-        height, width = image.shape[:2]
-        pixels = network_input(image)
-        mapped = {"image": pixels, "height": height, "width": width}
-        with given_sizes([ImageSizes.of_input(mapped)]):
-            pictures.append(make_picture(model, pixels, image, Path(path).name))
-    return pictures
+    with running_command(parser, arguments) as args:
+        cfg = command_config(args)
+        # Before the model, which takes longer.
+        images = {path: read_rgb_image(path) for path in args.input}
+        model = load_trained_model(cfg)
+        network_input = network_input_of(cfg)
+        pictures = []
+        for path, image in images.items():
+            height, width = image.shape[:2]
+            pixels = network_input(image)
+            mapped = {"image": pixels, "height": height, "width": width}
+            with given_sizes([ImageSizes.of_input(mapped)]):
+                pictures.append(make_picture(args, model, pixels, image, Path(path).name))
+        print(f"{args.output}: {write_sheet(args, pictures) or ''}{len(pictures)} images")

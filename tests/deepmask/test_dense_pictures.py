@@ -13,12 +13,16 @@ from PIL import Image
 from torch import nn
 
 from d2proposals.deepmask.dense_inference import predict_row_of_windows, predict_windows
-from d2proposals.deepmask.dense_pictures import MASK_COLOUR, make_picture, write_sheet
+from d2proposals.deepmask.dense_pictures import MASK_COLOUR, make_dense_picture, write_sheet
 from tests.common import CONFIGS, make_cfg
 from tests.deepmask.deepmask_networks import build_network
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "visualize_dense_masks.py"
 CONFIG = "shapes/deepmask_rpn_only.yaml"
+
+
+def make_picture(model, image, name="", scale=1.0, num_windows=24):
+    return make_dense_picture(model, image, name, scale, num_windows)
 
 
 def square_model():

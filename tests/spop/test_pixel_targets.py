@@ -95,6 +95,14 @@ def test_cells_of_a_copy_of_another_size(polygons, crowd_masks):
     assert labeler(large, map_size((25, 33)), (25, 33)).is_large.sum() == 4  # 90 pixels, not 72
 
 
+def test_cells_outside_a_copy_are_those_outside_its_own_size():
+    # Of 24 x 32 pixels, the last row and column of 4 x 5 cells; of 72 x 64 they would be inside.
+    targets = LABELER(make_gt((72, 64)), map_size((24, 32)), (24, 32))
+    expected = label(make_gt((24, 32)))
+    assert torch.equal(targets.objectness, expected.objectness)
+    assert (expected.objectness == IGNORED).sum() == 8
+
+
 def test_cells_of_a_copy_read_the_pixel_that_they_lie_in():
     # Of 10 columns, a copy of 24: cells at 0, 8 and 16, whose middles are 0.2, 3.5 and 6.9.
     gt = make_gt((1, 10), [[x, 0, x + 1, 1] for x in range(10)], [1.0] * 10)

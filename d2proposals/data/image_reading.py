@@ -12,7 +12,12 @@ from typing import IO, Any
 from detectron2.utils.file_io import PathHandler, PathManager
 from PIL import Image
 
-from ..files.image_files import as_annotated, is_deep, is_meant_as_stored
+from ..files.image_files import (
+    as_annotated,
+    is_deep,
+    is_meant_as_stored,
+    with_separators_of_here,
+)
 
 _PREFIX = "d2proposals-image://"
 # A picture without losses, and without the work of compressing it.
@@ -31,13 +36,13 @@ def readable_name(record: dict[str, Any]) -> str:
     Raises:
         OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError: if PIL cannot open it.
     """
-    name = record["file_name"]
+    name = with_separators_of_here(os.fspath(record["file_name"]))
     size = _size_of(record)
     with PathManager.open(name, "rb") as file, Image.open(file) as image:
         if not is_deep(image) and not is_meant_as_stored(image, size):
             return name
     height, width = size or (0, 0)
-    return f"{_PREFIX}{height}x{width}/{os.fspath(name)}"
+    return f"{_PREFIX}{height}x{width}/{name}"
 
 
 def _size_of(record: dict[str, Any]) -> tuple[int, int] | None:

@@ -41,7 +41,7 @@ def read_rgb_image(path: str | os.PathLike, size: tuple[int, int] | None = None)
         FileNotFoundError: if there is no such file.
         ValueError: if the file cannot be read as an image, or is larger than PIL takes.
     """
-    path = os.fspath(path)
+    path = with_separators_of_here(os.fspath(path))
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no image file {path}; check the path.")
     try:
@@ -126,18 +126,22 @@ def find_image_file(image_root: str, image: dict[str, Any]) -> str | None:
     Returns:
         the path: of several possible ones the first that exists; None without a name.
     """
-    name = image.get("file_name")
+    name, url = image.get("file_name"), image.get("coco_url")
     if isinstance(name, str) and name:
-        names = [name, name.replace("\\", "/")]  # what Windows writes
-    elif isinstance(url := image.get("coco_url"), str) and url:
-        parts = url.split("/")
-        names = ["/".join(parts[-2:]), parts[-1]]
-    else:
+        return with_separators_of_here(os.path.join(image_root, name))
+    if not isinstance(url, str) or not url:
         return None
-    paths = list(dict.fromkeys(os.path.join(image_root, name) for name in names))
-    if len(paths) == 1:
-        return paths[0]
+    parts = url.split("/")
+    paths = [os.path.join(image_root, *parts[-2:]), os.path.join(image_root, parts[-1])]
     return next(filter(os.path.isfile, paths), paths[-1])
+
+
+def with_separators_of_here(path: str) -> str:
+    """A path whose file is there only if the separators of Windows are taken for those of here."""
+    if "\\" not in path or os.path.exists(path):
+        return path
+    other = path.replace("\\", "/")
+    return other if os.path.isfile(other) else path
 
 
 def to_input_format(image: np.ndarray, input_format: str) -> np.ndarray:

@@ -88,6 +88,15 @@ def test_ordinary_images_keep_their_name(tmp_path):
     assert readable_name(item) == item["file_name"]
 
 
+def test_names_with_the_separators_of_windows(tmp_path, mapper):
+    (tmp_path / "images").mkdir()
+    save_with_object(tmp_path / "images" / "a.png")
+    out = mapper(record(f"{tmp_path}/images\\a.png", (40, 60), [30, 10, 50, 20]))
+    assert brightness(out) == (255, 0)
+    with pytest.raises(FileNotFoundError, match="b.png is missing"):
+        mapper(record(f"{tmp_path}/images\\b.png", (40, 60), [30, 10, 50, 20]))
+
+
 def test_too_large_and_mismatching_images_are_named(tmp_path, mapper, monkeypatch):
     save_with_object(tmp_path / "a.png", 6)
     with pytest.raises(ValueError, match=r"a\.png.*expect \(7, 5\).*EXIF"):

@@ -36,7 +36,7 @@ from tabulate import tabulate
 from torch import nn
 
 from d2proposals.engine import bad_input_in_one_line, check_config, fit_to_device, load_config
-from d2proposals.files.atomic_files import write_json
+from d2proposals.files.atomic_files import atomic_write, write_json
 from d2proposals.files.image_files import read_rgb_image
 
 
@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--warmup", type=int, default=1, help="rounds before them (default: 1)")
     parser.add_argument("--train", action="store_true", help="time training: losses and gradients")
     parser.add_argument("--input", help="image file to use, resized, instead of noise")
-    parser.add_argument("--output", help="JSON file to write")
+    parser.add_argument("--output", help="file to write: JSON, or Markdown if it ends in .md")
     return parser
 
 
@@ -396,6 +396,13 @@ def describe_conditions(args: Namespace, device: torch.device) -> dict[str, Any]
     }
 
 
+def format_report(conditions: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """Conditions and table in Markdown."""
+    given = ", ".join(f"{key} {value}" for key, value in conditions.items() if value != [])
+    note = "memory: peak of a pass beyond what was in use before it (all models)."
+    return f"{given}\n\n{format_table(rows)}\n\n{note}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
     args = parse_arguments(arguments)
@@ -407,10 +414,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     turns = measure(candidates, args.repeats, args.warmup, lambda line: print(line, flush=True))
     rows = summarize(candidates, turns, args.batch)
     conditions = describe_conditions(args, candidates[0].model.device)
-    print(", ".join(f"{key} {value}" for key, value in conditions.items() if value != []))
-    print(format_table(rows))
-    print("memory: peak of a pass beyond what was in use before it (all models).")
-    if args.output:
+    report = format_report(conditions, rows)
+    print(report)
+    if args.output and args.output.endswith(".md"):
+        with atomic_write(args.output, "w") as file:
+            file.write(report + "\n")
+    elif args.output:
         write_json(args.output, {"conditions": conditions, "results": rows})
 
 

@@ -51,6 +51,17 @@ def test_table_and_file(tool, tmp_path, capsys, mode):
     assert rpn["total"]["ratio"] == rpn["backbone"]["ratio"] == rpn["generator"]["ratio"] == 1
 
 
+def test_markdown_is_the_printed_report(tool, tmp_path, capsys):
+    output = tmp_path / "speed.md"
+    tool["main"]([RPN, *SIZE, "--repeats", "1", "--warmup", "0", "--output", str(output), *CPU])
+    written = output.read_text()
+    assert capsys.readouterr().out.endswith(written)
+    conditions, _, header, alignment, row, _, note = written.splitlines()
+    assert "mode inference, device cpu" in conditions and "batch 1" in conditions
+    assert header.startswith("| config") and set(alignment) <= set("|:-")
+    assert row.count("|") == header.count("|") == 13 and RPN in row and note.startswith("memory")
+
+
 def test_zip_on_a_plain_fpn(tool, capsys):
     """configs/zip_fpn_only.yaml builds, runs and trains beside the RPN on the same backbone."""
     configs = [str(CONFIGS / name) for name in ("rpn_only.yaml", "zip_fpn_only.yaml")]

@@ -139,15 +139,21 @@ def _depth(left: np.ndarray, right: np.ndarray) -> int:
 def check_scikit_learn() -> None:
     """
     Raises:
-        ValueError: what fits the trees is missing.
+        ValueError: what fits the trees is missing, or older than 1.6: AdaBoost would then be
+            SAMME.R without a word.
     """
+    remedy = "pip install 'scikit-learn>=1.6'"
     try:
+        import sklearn
         import sklearn.ensemble
         import sklearn.tree  # noqa: F401
     except ImportError as error:
+        raise ValueError(f"Fitting the boosting classifier needs scikit-learn: {remedy}") from error
+    if tuple(int(part) for part in sklearn.__version__.split(".")[:2]) < (1, 6):
         raise ValueError(
-            "Fitting the boosting classifier needs scikit-learn: pip install 'scikit-learn>=1.6'"
-        ) from error
+            f"Fitting the boosting classifier needs scikit-learn 1.6 or newer, whose AdaBoost is "
+            f"SAMME; this is {sklearn.__version__}: {remedy}"
+        )
 
 
 def fit_boosted_trees(

@@ -15,6 +15,7 @@ from torch import nn
 from d2proposals.zip_rpn.boosting import (
     BoostedTrees,
     check_savable,
+    check_scikit_learn,
     fit_boosted_trees,
     load_boosted_trees,
     save_boosted_trees,
@@ -184,6 +185,17 @@ def test_missing_file_and_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
     with pytest.raises(ValueError, match="needs scikit-learn: pip install 'scikit-learn>=1.6'"):
         fit_boosted_trees(*make_samples(2), 2)
+
+
+@pytest.mark.parametrize("version", ["1.5.2", "1.6.0", "1.10.0", "2.0.dev0"])
+def test_an_older_scikit_learn_is_named(monkeypatch, version):
+    """Before 1.6 AdaBoost is SAMME.R unless told otherwise."""
+    monkeypatch.setattr(sys.modules["sklearn"], "__version__", version)
+    if version == "1.5.2":
+        with pytest.raises(ValueError, match="1.6 or newer.* this is 1.5.2: pip install"):
+            check_scikit_learn()
+    else:
+        check_scikit_learn()
 
 
 def test_one_class_is_not_enough():

@@ -254,6 +254,23 @@ def test_zoom_network_with_mirrored_blocks(monkeypatch, tmp_path, public, public
     assert not any("bottom_up" in key for key in incompatible.missing_keys)
 
 
+def test_the_paper_s_network_gets_36_of_56_mirrored_layers():
+    """The others read maps of other channels than their originals, see docs/zip.md."""
+    with torch.device("meta"):
+        trunk = BNInception()
+        network = ZoomNetwork(bottom_up=trunk, in_features=list(trunk.level_blocks))
+    state = network.state_dict()
+    layers, copied = (
+        {key.rpartition(".norm.")[0] or key.rpartition(".")[0] for key in keys if "mirror_" in key}
+        for keys in (state, mirror_weights(trunk.state_dict(), state))
+    )
+    assert (len(layers), len(copied)) == (56, 36)
+    entries = ("conv_1x1", "conv_3x3_reduce", "conv_double_3x3_reduce", "conv_pool_proj")
+    assert {tuple(layer.split("mirror_")[1].split(".")) for layer in layers - copied} == {
+        (block, entry) for block in ("5a", "4c", "4b", "3b", "3a") for entry in entries
+    }
+
+
 def test_mirrored_layers_are_all_or_nothing(caplog):
     trunk = BNInception(width_factor=0.1)
     weights = trunk.state_dict()

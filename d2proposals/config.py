@@ -52,6 +52,10 @@ def add_datasets_config(cfg: CN) -> None:
     # then have: [[name, JSON file, folder of the images], ...] (data/coco_files.py). A fourth
     # entry, a year such as 2007, has detections measured as PASCAL VOC's of that year.
     cfg.DATASETS.COCO_FILES = []
+    # Whether anything that is wrong with the annotations of DATASETS.TRAIN or DATASETS.TEST ends
+    # the job before it begins. Otherwise each kind is one warning, and what means nothing is left
+    # out (engine/checked_datasets.py).
+    cfg.DATASETS.STRICT = False
 
 
 def add_input_config(cfg: CN) -> None:
@@ -98,6 +102,9 @@ def add_test_config(cfg: CN) -> None:
     # Whether the proposals of two-stage detectors are measured beside their detections, in the
     # same pass; not with test-time augmentation.
     cfg.TEST.PROPOSALS.OF_DETECTORS = True
+    # Whether objects that are marked "difficult" (PASCAL VOC's) count in the recall of proposals,
+    # as in SPOP's evaluation. They are trained on either way, as Detectron2 does.
+    cfg.TEST.PROPOSALS.COUNT_DIFFICULT = True
 
 
 def add_bn_inception_config(cfg: CN) -> None:

@@ -6,8 +6,8 @@
 
 Known formats, told by their content: Detectron2's precomputed proposals, COCO's results (boxes or
 run-length encodings), mmdetection's dumped proposals, Segment-Anything's automatic masks, own
-files. What looks wrong with a file is named; --strict makes it an error. The measures are those of
-the evaluation during training (docs/evaluation.md).
+files. What looks wrong with a file or the annotations is named; --strict makes it an error. The
+measures are those of the evaluation during training (docs/evaluation.md).
 """
 
 import argparse
@@ -36,6 +36,7 @@ from d2proposals.evaluation.measurement import (
 from d2proposals.evaluation.proposal_alignment import align_to_dataset
 from d2proposals.evaluation.proposal_checks import ImageProposals, find_faults
 from d2proposals.evaluation.recall import check_limits, describe_idle_limits
+from d2proposals.files.annotation_cleaning import NO_CATEGORY
 from d2proposals.files.annotation_file import find_categories, register_annotation_file
 from d2proposals.files.atomic_files import write_json
 from d2proposals.files.conversion import read_proposals, reinterpret_boxes
@@ -78,6 +79,11 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         metavar="[NAME=]PATH",
         help="files (Segment-Anything: folders) of proposals; NAME stands for it in the results",
+    )
+    parser.add_argument(
+        "--leave-out-difficult",
+        action="store_true",
+        help="objects marked 'difficult' do not count (default: they do)",
     )
     parser.add_argument(
         "--kind", choices=("box", "mask"), help="measure these alone (default: all there are)"
@@ -152,6 +158,8 @@ def measure_run(
 ) -> Measurement:  # fmt: skip
     """Measure the boxes or the masks of a file."""
     overlaps_of = box_overlaps_of if kind == "box" else mask_overlaps_of
+    if kind == "mask":
+        ground_truth = ground_truth.with_masks()
     overlaps = overlaps_of(ground_truth, run.proposals, run.usable, num_needed(limits, unseen))
     overlaps = with_progress(overlaps, len(run.proposals), label)
     return measure(overlaps, ground_truth, limits, unseen)
@@ -167,6 +175,12 @@ def unseen_categories(args: argparse.Namespace, ground_truth: GroundTruth) -> se
         unseen = everything - find_categories(args.seen, known)
     else:
         return set()
+    num_unknown = int((ground_truth.categories == NO_CATEGORY).sum())
+    if num_unknown:
+        raise SystemExit(
+            f"Error: {num_unknown} of the dataset's objects have no category that it lists: they "
+            "are neither seen nor unseen; mend their 'category_id', or take them out"
+        )
     is_unseen = np.isin(ground_truth.categories, list(unseen))
     if is_unseen.all() or not is_unseen.any():
         raise SystemExit(
@@ -176,13 +190,27 @@ def unseen_categories(args: argparse.Namespace, ground_truth: GroundTruth) -> se
     return unseen
 
 
-def report_faults(runs: dict[str, Aligned], strict: bool) -> None:
+def report_ground_truth(ground_truth: GroundTruth, counts_difficult: bool) -> None:
+    """Print what is wrong with the annotations, and how many objects are difficult."""
+    for fault in ground_truth.faults:
+        print(f"warning: annotations: [{fault.name}] {fault.message}", file=sys.stderr)
+    if ground_truth.num_difficult:
+        outcome = "they count" if counts_difficult else "they are left out"
+        print(f"{ground_truth.num_difficult} objects are difficult; {outcome}", file=sys.stderr)
+
+
+def report_faults(runs: dict[str, Aligned], ground_truth: GroundTruth, strict: bool) -> None:
     """Print what is wrong with each file; with ``strict`` that is the end."""
     for name, run in runs.items():
         for fault in run.faults:
             print(f"warning: {name}: [{fault.name}] {fault.message}", file=sys.stderr)
     faulty = {
-        name: sorted({f.name for f in run.faults}) for name, run in runs.items() if run.faults
+        name: sorted({f.name for f in faults})
+        for name, faults in (
+            ("annotations", ground_truth.faults),
+            *((name, run.faults) for name, run in runs.items()),
+        )
+        if faults
     }
     if strict and faulty:
         named = "; ".join(f"{name}: {', '.join(names)}" for name, names in faulty.items())
@@ -190,12 +218,18 @@ def report_faults(runs: dict[str, Aligned], strict: bool) -> None:
 
 
 def write_results(
-    folder: str, dataset: str, runs: dict[str, Aligned], results: dict[str, dict[str, Measurement]],
-    limits: Sequence[int],
+    folder: str, dataset: str, ground_truth: GroundTruth, runs: dict[str, Aligned],
+    results: dict[str, dict[str, Measurement]], limits: Sequence[int],
 ) -> None:  # fmt: skip
     """Write JSON, CSV and a picture for each kind into a folder."""
     rows = []
-    content = {"dataset": dataset, "limits": list(limits), "runs": {}}
+    content = {
+        "dataset": dataset,
+        "num_difficult": ground_truth.num_difficult,
+        "faults": {fault.name: fault.message for fault in ground_truth.faults},
+        "limits": list(limits),
+        "runs": {},
+    }
     for name, run in runs.items():
         entry = {
             "format": run.format,
@@ -258,7 +292,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             check_datasets([args.dataset])
             dataset = args.dataset
-        ground_truth = load_ground_truth(dataset, with_masks=args.kind != "box")
+        ground_truth = load_ground_truth(
+            dataset,
+            with_masks=args.kind != "box",
+            count_difficult=not args.leave_out_difficult,
+        )
+        report_ground_truth(ground_truth, not args.leave_out_difficult)
         if not ground_truth.is_annotated or not len(ground_truth.boxes):
             raise SystemExit(f"Error: {args.gt or dataset} has no objects to measure recall of")
         unseen = unseen_categories(args, ground_truth)
@@ -270,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             idle = describe_idle_limits(limits, numbers)
             if idle:
                 print(f"note: {name}: {idle}", file=sys.stderr)
-        report_faults(runs, args.strict)
+        report_faults(runs, ground_truth, args.strict)
         results: dict[str, dict[str, Measurement]] = {}
         for kind in (args.kind,) if args.kind else ("box", "mask"):
             measurable = {
@@ -292,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for kind, measurements in results.items():
             print_results(kind, measurements)
         if args.output:
-            write_results(args.output, args.gt or dataset, runs, results, limits)
+            write_results(args.output, args.gt or dataset, ground_truth, runs, results, limits)
             print(f"\n{args.output}: results.json, results.csv and pictures")
 
 

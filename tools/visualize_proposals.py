@@ -41,6 +41,7 @@ from d2proposals.evaluation.ground_truth import (
     GroundTruth,
     encode_segmentation,
     load_ground_truth,
+    warn_of_faults,
 )
 from d2proposals.evaluation.proposal_alignment import align_to_dataset
 from d2proposals.files.annotation_file import register_annotation_file
@@ -134,7 +135,9 @@ def make_pictures(
         if proposals.masks is not None and ground_truth.segmentations is not None:
             size, image_id = ground_truth.image_sizes[index], record["image_id"]
             segmentations = ground_truth.segmentations[index]
-            gt_masks = [encode_segmentation(item, size, image_id) for item in segmentations]
+            # Where an object has no mask, coverage is by boxes.
+            if all(item is not None for item in segmentations):
+                gt_masks = [encode_segmentation(item, size, image_id) for item in segmentations]
         yield ProposalPicture(
             name=str(record["image_id"]),
             image=_read_image(record, ground_truth.image_sizes[index]),
@@ -174,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cfg = load_config(args)
         dataset = find_dataset(args, cfg)
         ground_truth = load_ground_truth(dataset, with_masks=True)
+        warn_of_faults(ground_truth, dataset)
         records = DatasetCatalog.get(dataset)
         chosen = [records[index] for index in spread_evenly(args.num_images, len(records))]
         if args.proposals:

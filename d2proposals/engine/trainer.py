@@ -34,6 +34,7 @@ from ..data.size_grouping import SizeGroupedBatches
 from ..evaluation.evaluator import ProposalEvaluator
 from ..evaluation.voc_evaluator import VOCEvaluator
 from ..proposals.native_size_hosts import hand_over_native_sizes
+from .checked_datasets import checked_dataset, with_checked_datasets
 from .checkpointer import ProposalCheckpointer
 from .detector_proposals import DetectorProposalEvaluator, recorded_proposals
 from .freezing import check_trainable, freeze_parts, warn_of_frozen_random_parts
@@ -171,10 +172,13 @@ class Trainer(DefaultTrainer):
         """Build Detectron2's training loader with :class:`ProposalDatasetMapper`.
 
         With dyTrainScale, whose images are of very unequal sizes, it makes batches of like ones.
+        The datasets are checked (engine/checked_datasets.py), also those of the test: what is wrong
+        with them shows before the training.
 
         Raises:
-            ValueError: when the batch does not split evenly over the processes, or the datasets do
-                not fit the model (engine/training_records.py).
+            ValueError: when the batch does not split evenly over the processes, when annotations
+                mean nothing, or when the datasets do not fit the model
+                (engine/training_records.py).
         """
         num_processes = comm.get_world_size()
         if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % num_processes != 0:
@@ -182,6 +186,8 @@ class Trainer(DefaultTrainer):
                 f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a positive multiple "
                 f"of the number of processes ({num_processes})."
             )
+        with_checked_datasets(cfg, "TEST")
+        cfg = with_checked_datasets(cfg, "TRAIN")
         mapper, dataset = ProposalDatasetMapper(cfg, True), training_records(cfg)
         scale, batch_size = cfg.INPUT.DY_TRAIN_SCALE, cfg.SOLVER.IMS_PER_BATCH // num_processes
         if not scale.ENABLED or scale.GROUPED_BATCHES == 1 or batch_size == 1:
@@ -196,6 +202,8 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Build Detectron2's test loader with :class:`ProposalDatasetMapper`."""
         mapper = ProposalDatasetMapper(cfg, False)
+        dataset_name = checked_dataset(cfg, dataset_name, "TEST")
+        cfg = with_checked_datasets(cfg, "TEST")
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
@@ -227,7 +235,10 @@ class Trainer(DefaultTrainer):
         if evaluator_type == "pascal_voc" or (evaluator_type == "coco" and metadata.get("year")):
             return DatasetEvaluators([VOCEvaluator(dataset_name)])
         if evaluator_type == "coco":
-            return DatasetEvaluators([COCOEvaluator(dataset_name, output_dir=folder)])
+            # A mended copy has no file: the evaluator writes one, anew in each run.
+            name = checked_dataset(cfg, dataset_name, "TEST")
+            evaluator = COCOEvaluator(name, output_dir=folder, allow_cached_coco=False)
+            return DatasetEvaluators([evaluator])
         if evaluator_type == "lvis":
             return DatasetEvaluators([LVISEvaluator(dataset_name, output_dir=folder)])
         raise ValueError(
@@ -242,7 +253,11 @@ class Trainer(DefaultTrainer):
         """Build the evaluator of a dataset's proposals; arguments as ``build_evaluator``."""
         folder = _output_folder(cfg, dataset_name, output_folder)
         return ProposalEvaluator(
-            dataset_name, limits=cfg.TEST.PROPOSALS.LIMITS, distributed=True, output_dir=folder
+            dataset_name,
+            limits=cfg.TEST.PROPOSALS.LIMITS,
+            count_difficult=cfg.TEST.PROPOSALS.COUNT_DIFFICULT,
+            distributed=True,
+            output_dir=folder,
         )
 
     @classmethod

@@ -18,7 +18,7 @@ from ..files.figure_file import beside_numbers
 from ..files.precomputed_format import write_proposal_file
 from ..files.proposal_set import ProposalSet
 from .collection import ProposalCollector, in_dataset_order
-from .ground_truth import load_ground_truth
+from .ground_truth import load_ground_truth, warn_of_faults
 from .measurement import Measurement, box_overlaps_of, mask_overlaps_of, measure, num_needed
 from .proposal_checks import ImageProposals, find_usable
 from .recall import check_limits, describe_idle_limits
@@ -34,17 +34,18 @@ class ProposalEvaluator(ProposalCollector):
     "proposals": ``Instances`` with ``proposal_boxes`` and ``objectness_logits`` in pixels of the
     original image. The proposals are ranked by score; equal scores keep the model's order. Boxes
     that are not finite or have a negative side keep their place in the ranking and match nothing.
+    What is wrong with the dataset's annotations is one warning for each kind.
 
     Results are ``{"box_proposals": {name: percent}}``, Detectron2's name of the task, with AR under
     the same names and equal to Detectron2's where every image has proposals. In ``output_dir``
     there are afterwards ``box_proposals.pkl`` (Detectron2's precomputed format, all images),
     ``proposal_results.json`` (measures, curves and diagnostics) and ``proposal_curves.png``.
 
-    Where the proposals have a field ``proposal_masks`` (``ProposalMasks``) and the dataset has
-    masks, there is also ``{"mask_proposals": {name: percent}}``: the same measures with the IoU of
-    masks, of the 2,000 best-scored proposals. Their files are ``mask_proposals.json`` (run-length
-    encodings, see ``files.own_format``), ``mask_proposal_results.json`` and
-    ``mask_proposal_curves.png``.
+    Where the proposals have a field ``proposal_masks`` (``ProposalMasks``) and objects of the
+    dataset have masks, there is also ``{"mask_proposals": {name: percent}}``: the same measures
+    with the IoU of masks, on these objects, of the 2,000 best-scored proposals. Their files are
+    ``mask_proposals.json`` (run-length encodings, see ``files.own_format``),
+    ``mask_proposal_results.json`` and ``mask_proposal_curves.png``.
     """
 
     @configurable
@@ -53,6 +54,7 @@ class ProposalEvaluator(ProposalCollector):
         dataset_name: str,
         *,
         limits: Sequence[int] = (1, 10, 100, 300, 500, 1000),
+        count_difficult: bool = True,
         distributed: bool = True,
         output_dir: str | None = None,
     ) -> None:
@@ -60,22 +62,26 @@ class ProposalEvaluator(ProposalCollector):
         Args:
             dataset_name: a registered dataset.
             limits: numbers of best-scored proposals per image at which to measure, up to 2,000.
+            count_difficult: whether objects marked difficult count.
             distributed: collect the proposals of all processes and evaluate them in the first one;
                 False if this process sees the whole dataset.
             output_dir: folder for files; None for none.
 
         Raises:
-            ValueError: for wrong limits, and for a dataset that is unknown or has unusable boxes.
+            ValueError: for wrong limits, and for a dataset that is unknown or has image ids that
+                tell nothing.
         """
         super().__init__(distributed)
         self._dataset_name = dataset_name
         self._limits = check_limits(limits)
+        self._count_difficult = count_difficult
         self._output_dir = output_dir
         # Read now: what is wrong with the dataset shows before hours of inference. One process
         # evaluates, so one needs it.
         self._ground_truth = None
         if comm.is_main_process() or not distributed:
-            self._ground_truth = load_ground_truth(dataset_name)
+            self._ground_truth = load_ground_truth(dataset_name, count_difficult=count_difficult)
+            warn_of_faults(self._ground_truth, dataset_name)
 
     @classmethod
     def from_config(
@@ -98,6 +104,7 @@ class ProposalEvaluator(ProposalCollector):
         return {
             "dataset_name": dataset_name,
             "limits": cfg.TEST.PROPOSALS.LIMITS,
+            "count_difficult": cfg.TEST.PROPOSALS.COUNT_DIFFICULT,
             "distributed": distributed,
             "output_dir": output_dir,
         }
@@ -145,13 +152,16 @@ class ProposalEvaluator(ProposalCollector):
         self, ordered: list[ImageProposals], usable: list[np.ndarray]
     ) -> dict[str, float] | None:
         """Measures of the masks; None if the dataset has none to compare them with."""
-        ground_truth = load_ground_truth(self._dataset_name, with_masks=True)
+        ground_truth = load_ground_truth(
+            self._dataset_name, with_masks=True, count_difficult=self._count_difficult
+        )
         if ground_truth.segmentations is None:
             logger.info(
                 f"objects of {self._dataset_name} have no masks; the proposals' masks are not "
                 "evaluated"
             )
             return None
+        ground_truth = ground_truth.with_masks()
         overlaps = mask_overlaps_of(ground_truth, ordered, usable, num_needed(self._limits))
         measurement = measure(overlaps, ground_truth, self._limits)
         self._report(measurement, "mask_")

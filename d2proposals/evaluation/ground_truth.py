@@ -7,17 +7,29 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode, PolygonMasks
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
-from pycocotools import mask as mask_util
+from detectron2.utils.logger import log_first_n
 
-from ..files.proposal_set import DatasetImages
-from ..files.run_length_encodings import check_size, make_encodings
+from ..data.dataset_reading import DatasetReading, read_dataset
+from ..files.annotation_cleaning import area_of
+from ..files.annotation_values import is_finite, read_flag, read_number
+from ..files.proposal_set import DatasetImages, Fault
+from ..files.segmentations import encode_segmentation
+from .ground_truth_checks import find_ground_truth_faults
+
+__all__ = [
+    "GroundTruth",
+    "encode_segmentation",
+    "ground_truth_of",
+    "load_ground_truth",
+    "warn_of_faults",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +43,15 @@ class GroundTruth:
         image_sizes: (height, width) of each image in pixels, None where the dataset has none.
         boxes: (M, 4) float32, XYXY in pixels of the original image, image by image.
         areas: (M,) float32, annotated area in square pixels.
-        categories: (M,) int, 0 for annotations without category.
+        categories: (M,) int, -1 for annotations without category or of one that is not listed.
         num_per_image: (number of images,) int, G of each image.
         is_annotated: whether the dataset has annotations at all; a test set has none.
         file_names: of the images, "" where the dataset has none.
         category_names: by category, as far as the dataset names them.
-        segmentations: per image the G segmentations as the dataset has them; None if it has none
-            for at least one object, or if they were not asked for.
+        segmentations: per image the G segmentations as the dataset has them, None of objects
+            without mask; None if no object has one, or if they were not asked for.
+        num_difficult: how many objects are marked difficult.
+        faults: what is wrong with the annotations.
     """
 
     image_ids: list[int | str]
@@ -50,12 +64,37 @@ class GroundTruth:
     file_names: list[str] = field(default_factory=list)
     category_names: dict[int, str] = field(default_factory=dict)
     segmentations: list[list[Any]] | None = None
+    num_difficult: int = 0
+    faults: list[Fault] = field(default_factory=list)
 
     @property
     def images(self) -> DatasetImages:
         """What readers of files of proposals need to know of the images."""
         names = self.file_names or [""] * len(self.image_ids)
         return DatasetImages(self.image_ids, names, self.image_sizes)
+
+    def with_masks(self) -> "GroundTruth":
+        """The objects that have masks alone.
+
+        Raises:
+            ValueError: if no object has one.
+        """
+        if self.segmentations is None:
+            raise ValueError("no object of the dataset has a mask")
+        has_mask = [[item is not None for item in items] for items in self.segmentations]
+        flat = np.array([item for items in has_mask for item in items], bool)
+        if flat.all():
+            return self
+        return replace(
+            self,
+            boxes=self.boxes[flat],
+            areas=self.areas[flat],
+            categories=self.categories[flat],
+            num_per_image=np.array([sum(items) for items in has_mask], np.int64),
+            segmentations=[
+                [item for item in items if item is not None] for items in self.segmentations
+            ],
+        )
 
     def masks_by_image(self) -> Iterator[list[dict[str, Any]]]:
         """G run-length encodings of each image, made when they are asked for."""
@@ -69,184 +108,135 @@ class GroundTruth:
         return np.split(self.boxes, np.cumsum(self.num_per_image))[:-1]
 
 
-def load_ground_truth(dataset_name: str, *, with_masks: bool = False) -> GroundTruth:
-    """Read the ground truth of a registered dataset from its dictionaries.
-
-    Annotations with ``iscrowd`` are left out; without the key an annotation is an object. The area,
-    which decides between small, medium and large, is the first of these that there is:
-
-    1. the annotation's own ``area``;
-    2. ``area`` in the dataset's COCO or LVIS file (``json_file`` of its metadata), whose areas
-       Detectron2 drops when it loads one: the area of the object's mask, as in COCO's evaluation
-       and in Detectron2's;
-    3. the area of ``segmentation``, as in Detectron2's conversion to COCO;
-    4. the area of the box.
+def load_ground_truth(
+    dataset_name: str, *, with_masks: bool = False, count_difficult: bool = True
+) -> GroundTruth:
+    """Read the ground truth of a registered dataset.
 
     Args:
         dataset_name: of a registered dataset.
         with_masks: keep the objects' segmentations, to measure masks.
+        count_difficult: whether objects marked ``difficult`` count.
 
     Raises:
-        ValueError: if the dataset is not registered, or an image id or a box is not usable.
+        ValueError: if the dataset is not registered, or an image id is not usable.
     """
-    if dataset_name not in DatasetCatalog.list():
-        raise ValueError(
-            f"the dataset {dataset_name!r} is not registered; names are those of DATASETS.TEST, "
-            "and a dataset of your own is registered with DatasetCatalog.register or "
-            "register_coco_instances"
-        )
-    records = DatasetCatalog.get(dataset_name)
-    unnamed = sum("image_id" not in record for record in records)
-    if unnamed:
-        raise ValueError(f"{unnamed} images of the dataset {dataset_name!r} have no 'image_id'")
-    image_ids = [record["image_id"] for record in records]
-    if len({str(image_id) for image_id in image_ids}) < len(image_ids):
-        raise ValueError(f"an 'image_id' of the dataset {dataset_name!r} occurs more than once")
+    reading = read_dataset(dataset_name)
+    return ground_truth_of(reading, with_masks=with_masks, count_difficult=count_difficult)
+
+
+def ground_truth_of(
+    reading: DatasetReading, *, with_masks: bool = False, count_difficult: bool = True
+) -> GroundTruth:
+    """The objects of a dataset that was read, as arrays.
+
+    Annotations with ``iscrowd`` are left out; without the key an annotation is an object. The area,
+    which decides between small, medium and large, is the first of these that there is:
+
+    1. the annotation's own ``area``, also that in the dataset's COCO or LVIS file (``json_file`` of
+       its metadata), whose areas Detectron2 drops when it loads one: the area of the object's mask,
+       as in COCO's evaluation and in Detectron2's;
+    2. the area of ``segmentation``, as in Detectron2's conversion to COCO;
+    3. the area of the box.
+
+    Args:
+        reading: of the dataset.
+        with_masks: keep the objects' segmentations, to measure masks.
+        count_difficult: whether objects marked ``difficult`` count.
+    """
+    records = reading.records
     objects = [
-        [item for item in record.get("annotations", []) if not item.get("iscrowd", 0)]
+        [item for item in record.get("annotations", []) if not item["iscrowd"]]
         for record in records
     ]
-    boxes = _read_boxes(objects, image_ids, dataset_name)
-    return GroundTruth(
-        image_ids=image_ids,
+    is_difficult = [[_is_difficult(item) for item in items] for items in objects]
+    num_difficult = sum(map(sum, is_difficult))
+    if num_difficult and not count_difficult:
+        objects = [[item for item in items if not _is_difficult(item)] for items in objects]
+    boxes = _read_boxes(objects)
+    segmentations = [
+        [item.get("segmentation") if _has_size(item, record) else None for item in items]
+        for record, items in zip(records, objects, strict=True)
+    ]
+    has_mask = np.array([item is not None for items in segmentations for item in items], bool)
+    ground_truth = GroundTruth(
+        image_ids=[record.get("image_id", index) for index, record in enumerate(records)],
         image_sizes=[
             (record["height"], record["width"]) if {"height", "width"} <= record.keys() else None
             for record in records
         ],
         boxes=boxes.astype(np.float32),
-        areas=_read_areas(objects, image_ids, boxes, dataset_name),
-        categories=np.array(
-            [item.get("category_id", 0) for items in objects for item in items], np.int64
-        ),
+        areas=_read_areas(objects, boxes, reading),
+        categories=np.array([item["category_id"] for items in objects for item in items], np.int64),
         num_per_image=np.array([len(items) for items in objects], np.int64),
         is_annotated=any("annotations" in record for record in records),
         file_names=[str(record.get("file_name", "")) for record in records],
-        category_names=dict(
-            enumerate(MetadataCatalog.get(dataset_name).get("thing_classes") or [])
-        ),
-        segmentations=_read_segmentations(objects) if with_masks else None,
+        category_names=dict(enumerate(reading.category_names)),
+        segmentations=segmentations if with_masks and has_mask.any() else None,
+        num_difficult=num_difficult,
+    )
+    faults = reading.faults.to_list() + find_ground_truth_faults(
+        ground_truth.boxes,
+        has_mask,
+        ground_truth.num_per_image,
+        ground_truth.image_ids,
+        ground_truth.image_sizes,
+    )
+    return replace(ground_truth, faults=faults)
+
+
+def warn_of_faults(ground_truth: GroundTruth, dataset_name: str) -> None:
+    """Log what is wrong with the annotations, and how many objects are difficult, once a run."""
+    for fault in ground_truth.faults:
+        message = f"{dataset_name}: [{fault.name}] {fault.message}"
+        log_first_n(logging.WARNING, message, key="message", name=__name__)
+    if ground_truth.num_difficult:
+        message = f"{dataset_name}: {ground_truth.num_difficult} objects are difficult"
+        log_first_n(logging.INFO, message, key="message", name=__name__)
+
+
+def _has_size(item: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Whether an object's mask, if it has one, has a size: polygons have that of their image."""
+    return isinstance(item.get("segmentation"), (dict, np.ndarray)) or (
+        "height" in record and "width" in record
     )
 
 
-def _read_segmentations(objects: list[list[dict]]) -> list[list[Any]] | None:
-    """Segmentations of each image's objects; None if one of the objects has none."""
-    segmentations = [[item.get("segmentation") for item in items] for items in objects]
-    # Not by truth alone: a bitmap is an array.
-    is_missing = [item is None or len(item) == 0 for items in segmentations for item in items]
-    return None if any(is_missing) or not is_missing else segmentations
+def _is_difficult(item: dict[str, Any]) -> bool:
+    return "difficult" in item or "ignore" in item
 
 
-def encode_segmentation(
-    segmentation: list | dict | np.ndarray, size: tuple[int, int] | None, image_id: int | str
-) -> dict[str, Any]:
-    """Polygons, a run-length encoding (compressed or not) or a bitmap as an encoding.
-
-    Args:
-        segmentation: as in a dataset's dictionaries.
-        size: (height, width) of the image in pixels, which polygons need.
-        image_id: named in errors.
-
-    Raises:
-        ValueError: if it is none of these, or its size is not the image's.
-    """
-    if isinstance(segmentation, np.ndarray):
-        mask = mask_util.encode(np.asfortranarray(segmentation > 0, np.uint8))
-    elif isinstance(segmentation, dict):
-        size_of_mask = check_size(segmentation.get("size"))
-        mask = make_encodings([segmentation.get("counts")], [size_of_mask])[0]
-    elif size is None:
-        raise ValueError(
-            f"image {image_id} has polygons but no height and width in its dataset dictionary, "
-            "which masks need"
-        )
-    else:
-        mask = _encode_polygons(segmentation, size, image_id)
-    if size is not None and tuple(mask["size"]) != tuple(size):
-        raise ValueError(
-            f"a mask of image {image_id} has the size {tuple(mask['size'])}, the image has "
-            f"{tuple(size)}"
-        )
-    return mask
-
-
-def _encode_polygons(polygons: list, size: tuple[int, int], image_id: int | str) -> dict[str, Any]:
-    """The union of polygons (x1, y1, x2, y2, ...) as an encoding."""
-    try:
-        arrays = [np.asarray(polygon, np.float64).reshape(-1) for polygon in polygons]
-    except (TypeError, ValueError):
-        arrays = []
-    # pycocotools takes any list that is shorter for something else.
-    if not arrays or any(len(a) < 6 or len(a) % 2 or not np.isfinite(a).all() for a in arrays):
-        raise ValueError(
-            f"a segmentation of image {image_id} is neither polygons of at least three points, nor "
-            "a run-length encoding, nor a bitmap"
-        )
-    return mask_util.merge(mask_util.frPyObjects([a.tolist() for a in arrays], *size))
-
-
-def _read_boxes(
-    objects: list[list[dict]], image_ids: list[int | str], dataset_name: str
-) -> np.ndarray:
+def _read_boxes(objects: list[list[dict]]) -> np.ndarray:
     """(M, 4) float64 XYXY of all annotations, whatever their ``bbox_mode``."""
     by_mode = defaultdict(list)
-    for items, image_id in zip(objects, image_ids, strict=True):
+    for items in objects:
         for item in items:
-            if "bbox" not in item or "bbox_mode" not in item:
-                raise ValueError(
-                    f"an annotation of image {image_id} in {dataset_name!r} lacks 'bbox' or "
-                    "'bbox_mode'"
-                )
             by_mode[BoxMode(item["bbox_mode"])].append(item["bbox"])
     # The boxes of each mode are converted at once and go back to where they came from.
     modes = np.array([item["bbox_mode"] for items in objects for item in items], np.int64)
     boxes = np.zeros((len(modes), 4))
     for mode, boxes_of_mode in by_mode.items():
-        if mode in (BoxMode.XYXY_REL, BoxMode.XYWH_REL):
-            raise ValueError(
-                f"{dataset_name!r} has boxes relative to the image ({mode.name}), which Detectron2 "
-                "does not convert; give them in pixels"
-            )
         converted = BoxMode.convert(np.array(boxes_of_mode, np.float64), mode, BoxMode.XYXY_ABS)
         boxes[modes == mode.value] = converted
-    _check_boxes(boxes, [len(items) for items in objects], image_ids, dataset_name)
     return boxes
 
 
-def _check_boxes(
-    boxes: np.ndarray, num_per_image: list[int], image_ids: list[int | str], dataset_name: str
-) -> None:
-    """Raise ValueError for a box that is not finite or has a negative side."""
-    wrong = np.flatnonzero(~np.isfinite(boxes).all(1) | (boxes[:, 2:] < boxes[:, :2]).any(1))
-    if len(wrong):
-        image = np.repeat(np.arange(len(image_ids)), num_per_image)[wrong[0]]
-        raise ValueError(
-            f"{len(wrong)} ground-truth boxes of {dataset_name!r} are not finite or have a "
-            f"negative side, the first in image {image_ids[image]}: {boxes[wrong[0]].tolist()} "
-            "(XYXY); check its 'bbox' and 'bbox_mode'"
-        )
-
-
 def _read_areas(
-    objects: list[list[dict]],
-    image_ids: list[int | str],
-    boxes: np.ndarray,
-    dataset_name: str,
+    objects: list[list[dict]], boxes: np.ndarray, reading: DatasetReading
 ) -> np.ndarray:
     """(M,) float32 areas in square pixels; for their origin see ``load_ground_truth``."""
     has_all = all("area" in item for items in objects for item in items)
-    file_areas = {} if has_all else _areas_of_json_file(dataset_name)
+    file_areas = {} if has_all or reading.is_of_file else _areas_of_json_file(reading.name)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     index = 0
-    for items, image_id in zip(objects, image_ids, strict=True):
+    for record, items in zip(reading.records, objects, strict=True):
         for item in items:
-            in_file = file_areas.get((str(image_id), tuple(item["bbox"])))
-            if "area" in item:
-                areas[index] = item["area"]
-            elif in_file:
+            in_file = file_areas.get((str(record.get("image_id")), tuple(map(float, item["bbox"]))))
+            if in_file and "area" not in item:
                 # Of annotations with the same box each has its own area, in the file's order.
                 areas[index] = in_file.pop(0) if len(in_file) > 1 else in_file[0]
-            elif item.get("segmentation") is not None and len(item["segmentation"]):
-                areas[index] = _segmentation_area(item["segmentation"])
+            else:
+                areas[index] = area_of(item) or areas[index]
             index += 1
     return areas.astype(np.float32)
 
@@ -260,9 +250,11 @@ def _areas_of_json_file(dataset_name: str) -> dict[tuple[str, tuple], list[float
         content = json.load(file)
     areas = defaultdict(list)
     for annotation in _annotations(content):
-        if "area" in annotation and not annotation.get("iscrowd", 0):
-            key = (str(annotation.get("image_id")), tuple(annotation.get("bbox", ())))
-            areas[key].append(float(annotation["area"]))
+        area = read_number(annotation.get("area"))
+        box = [read_number(x) for x in annotation.get("bbox") or ()]
+        is_usable = area is not None and is_finite(area) and area > 0 and None not in box
+        if is_usable and not read_flag(annotation.get("iscrowd")):
+            areas[(str(annotation.get("image_id")), tuple(map(float, box)))].append(float(area))
     if not areas:
         logger.warning(
             f"{json_file} of {dataset_name!r} has no areas; sizes are those of masks or boxes"
@@ -274,14 +266,3 @@ def _annotations(content: object) -> Iterable[dict]:
     """The annotations in a parsed COCO or LVIS file, none in anything else."""
     annotations = content.get("annotations") if isinstance(content, dict) else None
     return (item for item in annotations or [] if isinstance(item, dict))
-
-
-def _segmentation_area(segmentation: list | dict | np.ndarray) -> float:
-    """Area of polygons, of a bitmap or of a run-length encoding, in square pixels."""
-    if isinstance(segmentation, np.ndarray):
-        return float(np.count_nonzero(segmentation))
-    if isinstance(segmentation, list):
-        return float(PolygonMasks([segmentation]).area()[0])
-    if isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-    return float(mask_util.area(segmentation))

@@ -6,13 +6,10 @@ Shape shorthand: R proposals of an image, S of all images.
 import numpy as np
 
 from ..files.proposal_set import Fault, ProposalSet, name_some
+from .box_checks import SHARE_AGAINST, SHARE_FOR, are_corners
 from .ground_truth import GroundTruth
 from .proposal_checks import ImageProposals
 
-# A convention of boxes is taken for the other one if so many boxes speak against it, as a share,
-# and nearly all for the other.
-_SHARE_AGAINST = 0.05
-_SHARE_FOR = 0.99
 # Boxes of many proposals reach nearly to the image's ends; less tells of another scale.
 _LEAST_EXTENT = 0.8
 _LEAST_PROPOSALS = 100
@@ -166,30 +163,29 @@ def _check_convention(
     boxes, sizes = _all_boxes(aligned, ground_truth)
     if not len(boxes):
         return []
-    x1, y1, x2, y2 = boxes.T
-    height, width = sizes.T + _OUTSIDE_PIXELS
     if format_name == "coco":
         # XYWH, which has become x, y, x + w, y + h on reading.
-        against = (x2 > width) | (y2 > height)
-        other_x2, other_y2 = x2 - x1, y2 - y1
-        agrees = (other_x2 >= x1) & (other_y2 >= y1) & (other_x2 <= width) & (other_y2 <= height)
+        against, is_other = are_corners(boxes, sizes)
         fault = Fault(
             "xyxy-boxes",
             f"{against.sum()} of {len(boxes)} boxes end outside of their image, and as XYXY nearly "
             "all fit; COCO's results have XYWH (x, y, width, height): convert them (--box-mode "
             "xyxy)",
         )
-    else:
-        against = (x2 < x1) | (y2 < y1)
-        agrees = (x2 >= 0) & (y2 >= 0) & (x1 + x2 <= width) & (y1 + y2 <= height)
-        fault = Fault(
+        return [fault] if is_other else []
+    x1, y1, x2, y2 = boxes.T
+    height, width = sizes.T + _OUTSIDE_PIXELS
+    against = (x2 < x1) | (y2 < y1)
+    agrees = (x2 >= 0) & (y2 >= 0) & (x1 + x2 <= width) & (y1 + y2 <= height)
+    if against.mean() <= SHARE_AGAINST or agrees.mean() < SHARE_FOR:
+        return []
+    return [
+        Fault(
             "xywh-boxes",
             f"{against.sum()} of {len(boxes)} boxes end before they begin, and as XYWH nearly all "
             "fit; this format has XYXY (two corners): convert them (--box-mode xywh)",
         )
-    if against.mean() > _SHARE_AGAINST and agrees.mean() >= _SHARE_FOR:
-        return [fault]
-    return []
+    ]
 
 
 def _check_extent(aligned: list[ImageProposals], ground_truth: GroundTruth) -> list[Fault]:

@@ -9,13 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..files.proposal_set import Fault, name_some
+from .box_checks import reach_outside
 from .ground_truth import GroundTruth
 
 logger = logging.getLogger(__name__)
 
-# Boxes may end so far outside of their image, in image sides and in pixels: less is rounding.
-_OUTSIDE_SIDES = 0.05
-_OUTSIDE_PIXELS = 1
 # Boxes relative to the image's size end at 1.
 _LARGEST_RELATIVE = 2
 
@@ -85,7 +83,7 @@ def find_faults(
             "have a negative side and match nothing; are they XYWH instead of XYXY?",
         ),
         "outside": (
-            usable & _reach_outside(boxes, lengths, ground_truth.image_sizes),
+            usable & reach_outside(boxes, lengths, ground_truth.image_sizes),
             "reach outside of their image; are they in its original pixels?",
         ),
         "relative": (
@@ -102,22 +100,6 @@ def find_faults(
             faults.append(Fault(name, f"{text}{message} Images: {named}"))
     faults += _check_sizes(proposals, ground_truth)
     return np.split(usable, np.cumsum(lengths))[:-1], faults
-
-
-def _reach_outside(
-    boxes: np.ndarray, lengths: list[int], image_sizes: list[tuple[int, int] | None]
-) -> np.ndarray:
-    """(S,) bool, which boxes leave their image; none if its size is unknown."""
-    sizes = np.array([size or (np.inf, np.inf) for size in image_sizes], np.float32)
-    margin = np.where(np.isfinite(sizes), _OUTSIDE_SIDES * sizes, 0) + _OUTSIDE_PIXELS
-    height_end, width_end = (sizes + margin).T
-    height_margin, width_margin = margin.T
-    return (
-        (boxes[:, 0] < np.repeat(-width_margin, lengths))
-        | (boxes[:, 1] < np.repeat(-height_margin, lengths))
-        | (boxes[:, 2] > np.repeat(width_end, lengths))
-        | (boxes[:, 3] > np.repeat(height_end, lengths))
-    )
 
 
 def _look_relative(boxes: np.ndarray, lengths: list[int]) -> np.ndarray:

@@ -1,17 +1,25 @@
-"""Ground truth of a COCO-style JSON file that is not registered, with as little in it as possible.
+"""Ground truth of a COCO-style JSON file, with as little in it as possible.
 
-Needed are ``images`` with ``id`` and ``annotations`` with ``image_id`` and ``bbox`` (XYWH, pixels).
-Used where they are there: ``file_name``, ``height``, ``width``; ``category_id``, ``area``,
-``iscrowd``, ``segmentation``; ``categories`` with ``id`` and ``name``.
+Needed are ``images`` with ``id``, for objects ``annotations`` with ``image_id`` and ``bbox`` (XYWH,
+pixels). Used where they are there: ``file_name``, ``height``, ``width``; ``category_id``, ``area``,
+``iscrowd``, ``difficult``, ``segmentation``; ``categories`` with ``id`` and ``name``.
+
+What is wrong with annotations is mended or left out, and counted (``annotation_faults.KINDS``).
 """
 
 import json
 import os
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+
+from .annotation_cleaning import NO_CATEGORY, AnnotationCleaner
+from .annotation_faults import AnnotationFaults
+from .annotation_values import read_id, read_side, read_whole
+from .segmentations import is_dropped_by_detectron2
 
 # The categories of PASCAL VOC under the names that COCO has for them.
 VOC_CATEGORIES = (
@@ -19,6 +27,39 @@ VOC_CATEGORIES = (
     "dining table", "dog", "horse", "motorcycle", "person", "potted plant", "sheep", "couch",
     "train", "tv",
 )  # fmt: skip
+# Of an annotation besides what is read of it.
+_PASSED_ON = ("keypoints", "num_keypoints")
+
+
+class NoAnnotationFileError(ValueError):
+    """A file is not a COCO-style file of annotations."""
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """What a COCO-style file says.
+
+    Attributes:
+        path: of the file.
+        records: Detectron2's dataset dictionaries, an image each, in the file's order. Without
+            ``annotations`` where the file has none at all.
+        category_names: by category, in the order of the ids; empty if the file lists none.
+        category_ids: those ids.
+        faults: what was wrong with the annotations.
+        num_read_by_detectron2: annotations of each image, by its id as text, that Detectron2's
+            reader keeps: it drops those with polygons none of which is valid.
+    """
+
+    path: str
+    records: list[dict[str, Any]]
+    category_names: list[str]
+    category_ids: list[int]
+    faults: AnnotationFaults
+    num_read_by_detectron2: dict[str, int]
+
+
+# By the name under which :func:`register_annotation_file` registered them.
+_REGISTERED: dict[str, AnnotationFile] = {}
 
 
 def register_annotation_file(path: str | os.PathLike, image_root: str | None = None) -> str:
@@ -39,10 +80,16 @@ def register_annotation_file(path: str | os.PathLike, image_root: str | None = N
     image_root = os.path.dirname(path) if image_root is None else os.path.abspath(image_root)
     name = f"{path} with images in {image_root}"
     if name not in DatasetCatalog:
-        records, categories = _read_records(path, image_root)
-        DatasetCatalog.register(name, lambda: records)
-        MetadataCatalog.get(name).set(thing_classes=categories)
+        file = read_annotation_file(path, image_root)
+        DatasetCatalog.register(name, lambda: file.records)
+        MetadataCatalog.get(name).set(thing_classes=file.category_names)
+        _REGISTERED[name] = file
     return name
+
+
+def registered_annotation_file(name: str) -> AnnotationFile | None:
+    """The file of a dataset that :func:`register_annotation_file` registered; None for others."""
+    return _REGISTERED.get(name)
 
 
 def find_categories(names: Sequence[str], known: dict[int, str]) -> set[int]:
@@ -53,18 +100,20 @@ def find_categories(names: Sequence[str], known: dict[int, str]) -> set[int]:
         known: names of the dataset's categories.
 
     Raises:
-        ValueError: for a name that the dataset does not have.
+        ValueError: for a name that the dataset does not have, or has twice.
     """
-    by_name = {name: index for index, name in known.items()}
+    by_name = defaultdict(list)
+    for index, name in known.items():
+        by_name[name].append(index)
     found = set()
     for name in names:
         if name == "voc" and name not in by_name:
             missing = [item for item in VOC_CATEGORIES if item not in by_name]
             if missing:
                 raise ValueError(f"'voc' needs COCO's categories; {missing[0]!r} is not one here")
-            found.update(by_name[item] for item in VOC_CATEGORIES)
+            found.update(_only_one(item, by_name[item]) for item in VOC_CATEGORIES)
         elif name in by_name:
-            found.add(by_name[name])
+            found.add(_only_one(name, by_name[name]))
         elif name.isdecimal() and (not known or int(name) in known):
             found.add(int(name))
         else:
@@ -75,76 +124,180 @@ def find_categories(names: Sequence[str], known: dict[int, str]) -> set[int]:
     return found
 
 
-def _read_records(path: str, image_root: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Dictionaries in Detectron2's format and the names of the categories."""
+def _only_one(name: str, indices: list[int]) -> int:
+    if len(indices) > 1:
+        numbers = " and ".join(map(str, indices))
+        raise ValueError(
+            f"{len(indices)} categories of the dataset are called {name!r}; name the one that is "
+            f"meant by its number, counted from 0 in the order of the ids: {numbers}"
+        )
+    return indices[0]
+
+
+def read_annotation_file(path: str, image_root: str) -> AnnotationFile:
+    """Read a COCO-style file; annotations that mean nothing are left out, and counted.
+
+    Args:
+        path: of the file.
+        image_root: folder of the images.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        NoAnnotationFileError: in one line, if it is not a file of annotations.
+        ValueError: in one line, if an image or a category has no id, or that of another one.
+    """
+    content = _parse(path)
+    faults = AnnotationFaults()
+    category_ids, category_names = _read_categories(content, path)
+    records = _read_images(content["images"], image_root, path, faults)
+    if "annotations" not in content:
+        return AnnotationFile(path, records, category_names, category_ids, faults, {})
+    for record in records:
+        record["annotations"] = []
+    # In the order of their ids and without gaps, as Detectron2 numbers them.
+    index_of = {category_id: index for index, category_id in enumerate(category_ids)}
+    if category_ids:
+        cleaner = AnnotationCleaner(faults, lambda number: index_of.get(number, NO_CATEGORY))
+    else:
+        cleaner = AnnotationCleaner(faults, lambda number: max(number, NO_CATEGORY))
+    num_read = _read_annotations(content["annotations"], records, cleaner, faults)
+    return AnnotationFile(path, records, category_names, category_ids, faults, num_read)
+
+
+def _parse(path: str) -> dict[str, Any]:
+    """A file with a list of images and, if at all, a list of annotations."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no annotation file at {path}")
     try:
         with open(path, encoding="utf-8-sig") as file:
             content = json.load(file)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON file ({' '.join(str(error).split())})") from error
-    lists = (
-        [content.get(key) for key in ("images", "annotations")] if isinstance(content, dict) else []
-    )
-    if not lists or not all(
-        isinstance(items, list) and all(isinstance(item, dict) for item in items) for items in lists
-    ):
-        raise ValueError(
-            f"{path} is not a COCO-style file of annotations: it needs lists of 'images' and of "
-            "'annotations'"
+        raise NoAnnotationFileError(
+            f"{path} is no JSON file ({' '.join(str(error).split())})"
+        ) from error
+    needed = ("images", "annotations")
+    lists = [content.get(key, []) for key in needed] if isinstance(content, dict) else []
+    is_right = lists and "images" in content and all(isinstance(items, list) for items in lists)
+    if not is_right or not all(isinstance(item, dict) for item in lists[0]):
+        raise NoAnnotationFileError(
+            f"{path} is not a COCO-style file of annotations: it needs a list of 'images' and, for "
+            "objects, one of 'annotations'"
         )
-    images, annotations = lists
-    categories = [item for item in content.get("categories") or [] if isinstance(item, dict)]
-    categories = {item.get("id"): str(item.get("name", item.get("id"))) for item in categories}
-    # In the order of their ids and without gaps, as Detectron2 numbers them.
-    ids = sorted(item for item in categories if type(item) is int)
-    contiguous = {category_id: index for index, category_id in enumerate(ids)}
-    records = {}
+    return content
+
+
+def _read_categories(content: dict[str, Any], path: str) -> tuple[list[int], list[str]]:
+    """Ids in ascending order, and names."""
+    categories = content.get("categories")
+    names: dict[int, str] = {}
+    for item in categories if isinstance(categories, list) else []:
+        category_id = read_whole(item.get("id")) if isinstance(item, dict) else None
+        if category_id is None:
+            continue
+        name = str(item.get("name", category_id))
+        if names.setdefault(category_id, name) != name:
+            raise ValueError(
+                f"{path}: the category id {category_id} is given twice, to "
+                f"{names[category_id]!r} and to {name!r}; give each category an id of its own"
+            )
+    ids = sorted(names)
+    return ids, [names[category_id] for category_id in ids]
+
+
+def _read_images(
+    images: list[dict[str, Any]], image_root: str, path: str, faults: AnnotationFaults
+) -> list[dict[str, Any]]:
+    records: dict[str, dict[str, Any]] = {}
     for image in images:
-        if not isinstance(image.get("id"), (int, str)):
-            raise ValueError(f"{path}: an image has no 'id'")
-        record = {"image_id": image["id"], "annotations": []}
+        image_id = read_id(image.get("id"))
+        if image_id is None:
+            raise ValueError(
+                f"{path}: an image has no 'id' that is a whole number or text "
+                f"({str(image.get('file_name', image))[:80]!r})"
+            )
+        if type(image["id"]) is float:
+            faults.add("gt-text", f"image {image['id']}", {"id": image["id"]})
+        record = {"image_id": image_id}
         if isinstance(image.get("file_name"), str):
             record["file_name"] = os.path.join(image_root, image["file_name"])
-        if all(type(image.get(key)) is int and image[key] > 0 for key in ("height", "width")):
-            record.update(height=image["height"], width=image["width"])
-        records[image["id"]] = record
-    for annotation in annotations:
-        record = records.get(annotation.get("image_id"))
-        if record is None:
+        record.update(_read_size(image, faults))
+        # Compared as text, as Detectron2 does with proposals.
+        if str(image_id) in records:
+            other = records[str(image_id)].get("file_name", "?")
             raise ValueError(
-                f"{path}: an annotation is of image {annotation.get('image_id')!r}, which is not "
-                "among its images"
+                f"{path}: the image id {image_id} is given twice, to {os.path.basename(other)!r} "
+                f"and to {os.path.basename(record.get('file_name', '?'))!r}; give each image an id "
+                "of its own"
             )
-        record["annotations"].append(_read_annotation(annotation, contiguous, path))
-    return list(records.values()), [categories[category_id] for category_id in ids]
+        records[str(image_id)] = record
+    return list(records.values())
 
 
-def _read_annotation(
-    annotation: dict[str, Any], contiguous: dict[int, int], path: str
-) -> dict[str, Any]:
-    image_id = annotation["image_id"]
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        raise ValueError(f"{path}: an annotation of image {image_id} needs a 'bbox' [x, y, w, h]")
-    category = annotation.get("category_id", 0)
-    if type(category) is not int:
-        raise ValueError(f"{path}: a 'category_id' of image {image_id} is not an integer")
-    item = {
-        "bbox": box,
-        "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": contiguous.get(category, category),
-        "iscrowd": 1 if annotation.get("iscrowd") else 0,
-    }
-    if annotation.get("area") is not None:
-        if not _is_number(annotation["area"]):
-            raise ValueError(f"{path}: an 'area' of image {image_id} is not a number")
-        item["area"] = annotation["area"]
-    if isinstance(annotation.get("segmentation"), (list, dict)):
-        item["segmentation"] = annotation["segmentation"]
-    return item
+def _read_size(image: dict[str, Any], faults: AnnotationFaults) -> dict[str, int]:
+    """Height and width, {} unless both are there."""
+    where = f"image {image['id']}"
+    sides = {}
+    for name in ("height", "width"):
+        value = image.get(name)
+        if value is None:
+            continue
+        side = read_side(value)
+        if side is None:
+            faults.add("gt-image-size", where, {name: value})
+            continue
+        if type(value) is not int:
+            faults.add("gt-text", where, {name: value})
+        sides[name] = side
+    return sides if len(sides) == 2 else {}
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _read_annotations(
+    annotations: list[Any],
+    records: list[dict[str, Any]],
+    cleaner: AnnotationCleaner,
+    faults: AnnotationFaults,
+) -> dict[str, int]:
+    """Put the annotations into their records; count those of each image that Detectron2 keeps."""
+    by_id = {str(record["image_id"]): record for record in records}
+    num_read: Counter[str] = Counter()
+    ids: set = set()
+    for position, annotation in enumerate(annotations):
+        if not isinstance(annotation, dict):
+            faults.add("gt-no-box", f"annotation number {position}", annotation)
+            continue
+        where = f"annotation {annotation.get('id', f'number {position}')} of image "
+        where += str(annotation.get("image_id"))
+        record = _find_image(annotation.get("image_id"), by_id, where, faults)
+        if record is None:
+            continue
+        annotation_id = annotation.get("id")
+        if isinstance(annotation_id, (int, str, float)):
+            if annotation_id in ids:
+                faults.add("gt-same-id", where)
+            ids.add(annotation_id)
+        if not is_dropped_by_detectron2(annotation.get("segmentation")):
+            num_read[str(record["image_id"])] += 1
+        size = (record["height"], record["width"]) if "height" in record else None
+        item = cleaner.clean(annotation, where, size)
+        if item is not None:
+            item.update({key: annotation[key] for key in _PASSED_ON if key in annotation})
+            record["annotations"].append(item)
+    cleaner.finish()
+    return num_read
+
+
+def _find_image(
+    image_id: Any, by_id: dict[str, dict[str, Any]], where: str, faults: AnnotationFaults
+) -> dict[str, Any] | None:
+    """The image of an annotation; None, and a fault, for one that is not there."""
+    record = by_id.get(str(image_id)) if type(image_id) in (int, str) else None
+    if record is not None and type(image_id) is type(record["image_id"]):
+        return record
+    whole = read_whole(image_id)
+    if record is None and whole is not None:
+        record = by_id.get(str(whole))
+    if record is None:
+        faults.add("gt-unknown-images", where)
+        return None
+    faults.add("gt-text", where, {"image_id": image_id})
+    return record

@@ -1,0 +1,221 @@
+"""One reading of a registered dataset's ground truth, for measuring and for training.
+
+Detectron2's reader of COCO-style files drops areas, ``difficult`` and every annotation whose
+polygons are invalid, and stops at the first annotation that it cannot read; its evaluator and
+pycocotools read the file itself. So does this: where the dataset is a COCO-style file, the file's
+annotations count. A dataset whose own function chooses among them, or reads something else, counts
+as its function gives it.
+"""
+
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import coco, lvis
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+from ..files.annotation_cleaning import NO_CATEGORY, AnnotationCleaner
+from ..files.annotation_faults import AnnotationFaults
+from ..files.annotation_file import (
+    AnnotationFile,
+    NoAnnotationFileError,
+    read_annotation_file,
+    registered_annotation_file,
+)
+from ..files.annotation_values import read_side
+
+# Whose errors are about a file that they read.
+_READERS = (coco.__file__, lvis.__file__)
+# What `AnnotationCleaner` reads: left out where it leaves it out.
+_CLEANED = {
+    "bbox", "bbox_mode", "iscrowd", "difficult", "ignore", "category_id", "area", "segmentation",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DatasetReading:
+    """The ground truth of a registered dataset.
+
+    Attributes:
+        name: of the dataset.
+        records: dataset dictionaries, with annotations as ``AnnotationCleaner`` has them; without
+            ``annotations`` where the dataset has none.
+        category_names: by category, as far as the dataset names them.
+        faults: what was wrong with the annotations.
+        is_of_file: whether they were read from the dataset's COCO-style file.
+        is_readable: whether the dataset's own function can read it.
+    """
+
+    name: str
+    records: list[dict[str, Any]]
+    category_names: list[str]
+    faults: AnnotationFaults
+    is_of_file: bool
+    is_readable: bool = True
+
+
+def read_dataset(name: str, *, needs_ids: bool = True) -> DatasetReading:
+    """Read the ground truth of a registered dataset.
+
+    Args:
+        name: of the dataset.
+        needs_ids: whether each image must have an id of its own; training needs none.
+
+    Raises:
+        ValueError: in one line, if the dataset is not registered, if an image has no id or that of
+            another one, or if boxes are relative to the image's size or of unknown mode.
+    """
+    if name not in DatasetCatalog.list():
+        raise ValueError(
+            f"the dataset {name!r} is not registered; names are those of DATASETS.TEST, "
+            "and a dataset of your own is registered with DatasetCatalog.register or "
+            "register_coco_instances"
+        )
+    file = registered_annotation_file(name)
+    if file is not None:
+        return DatasetReading(name, file.records, file.category_names, file.faults, True)
+    file = _file_of(name)
+    records = _records_of(name, file)
+    if records is None:
+        # In the order of Detectron2's reader, which has failed.
+        records = sorted(file.records, key=lambda record: _sorting_key(record["image_id"]))
+        return DatasetReading(name, records, file.category_names, file.faults, True, False)
+    if file is not None and _is_reading_of(records, file):
+        by_id = {str(record["image_id"]): record for record in file.records}
+        kept = [
+            {**record, **by_id[str(record["image_id"])], **_path_of(record)} for record in records
+        ]
+        return DatasetReading(name, kept, file.category_names, file.faults, True)
+    if needs_ids:
+        _check_ids(records, name)
+    return _clean_records(records, name)
+
+
+def _sorting_key(image_id: int | str) -> tuple:
+    return (isinstance(image_id, str), image_id)
+
+
+def _path_of(record: dict[str, Any]) -> dict[str, Any]:
+    return {"file_name": record["file_name"]} if "file_name" in record else {}
+
+
+def _file_of(name: str) -> AnnotationFile | None:
+    """The COCO-style file of a dataset; None without one."""
+    metadata = MetadataCatalog.get(name)
+    # Asked for first: a dataset that makes its own files does so now.
+    json_file = metadata.get("json_file")
+    if not json_file or not PathManager.isfile(json_file):
+        return None
+    try:
+        return read_annotation_file(
+            PathManager.get_local_path(json_file), metadata.get("image_root") or ""
+        )
+    except NoAnnotationFileError:
+        return None
+
+
+def _records_of(name: str, file: AnnotationFile | None) -> list[dict[str, Any]] | None:
+    """What the dataset's function returns; None where Detectron2's reader cannot read its file."""
+    try:
+        return DatasetCatalog.get(name)
+    except (AssertionError, KeyError, ValueError, TypeError, IndexError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if file is None or not any(frame.filename in _READERS for frame in frames):
+            raise
+        return None
+
+
+def _is_reading_of(records: list[dict[str, Any]], file: AnnotationFile) -> bool:
+    """Whether records are what Detectron2's reader makes of a file, or of some of its images."""
+    by_id = {str(record["image_id"]): record for record in file.records}
+    for record in records:
+        known = by_id.get(str(record.get("image_id")))
+        if known is None or ("annotations" in known) != ("annotations" in record):
+            return False
+        annotations = record.get("annotations", [])
+        number = file.num_read_by_detectron2.get(str(record["image_id"]), 0)
+        if len(annotations) != number:
+            return False
+        if any(item.get("bbox_mode") != BoxMode.XYWH_ABS for item in annotations):
+            return False
+    return True
+
+
+def _clean_records(records: list[dict[str, Any]], name: str) -> DatasetReading:
+    """Records of a dataset's own function, their annotations mended or left out."""
+    names = list(MetadataCatalog.get(name).get("thing_classes") or [])
+    number = len(names) or float("inf")
+    faults = AnnotationFaults()
+    cleaner = AnnotationCleaner(
+        faults, lambda category: category if 0 <= category < number else NO_CATEGORY
+    )
+    cleaned = [
+        _clean_record(record, f"image {record.get('image_id', position)}", name, cleaner, faults)
+        for position, record in enumerate(records)
+    ]
+    cleaner.finish()
+    return DatasetReading(name, cleaned, names, faults, False)
+
+
+def _check_ids(records: list[dict[str, Any]], name: str) -> None:
+    unnamed = sum("image_id" not in record for record in records)
+    if unnamed:
+        raise ValueError(f"{unnamed} images of the dataset {name!r} have no 'image_id'")
+    if len({str(record["image_id"]) for record in records}) < len(records):
+        raise ValueError(f"an 'image_id' of the dataset {name!r} occurs more than once")
+
+
+def _clean_record(
+    record: dict[str, Any],
+    where: str,
+    name: str,
+    cleaner: AnnotationCleaner,
+    faults: AnnotationFaults,
+) -> dict[str, Any]:
+    """A record of which only annotations and size change."""
+    cleaned = {key: value for key, value in record.items() if key not in ("height", "width")}
+    sides = {key: record[key] for key in ("height", "width") if record.get(key) is not None}
+    for key, value in sides.items():
+        side = read_side(value)
+        if side is None:
+            faults.add("gt-image-size", where, {key: value})
+            continue
+        if isinstance(value, (str, float)):
+            faults.add("gt-text", where, {key: value})
+        cleaned[key] = side
+    if "annotations" in record:
+        size = None
+        if "height" in cleaned and "width" in cleaned:
+            size = (cleaned["height"], cleaned["width"])
+        annotations = record["annotations"] or []
+        cleaned["annotations"] = list(_clean_annotations(annotations, where, size, name, cleaner))
+    return cleaned
+
+
+def _clean_annotations(
+    annotations: list[dict[str, Any]],
+    image: str,
+    size: tuple[int, int] | None,
+    name: str,
+    cleaner: AnnotationCleaner,
+) -> Iterator[dict[str, Any]]:
+    for position, annotation in enumerate(annotations):
+        if "bbox" not in annotation or "bbox_mode" not in annotation:
+            raise ValueError(
+                f"an annotation of {image} in {name!r} lacks 'bbox' or 'bbox_mode'; Detectron2 "
+                "needs both"
+            )
+        mode = BoxMode(annotation["bbox_mode"])
+        if mode in (BoxMode.XYXY_REL, BoxMode.XYWH_REL):
+            raise ValueError(
+                f"{name!r} has boxes relative to the image ({mode.name}), which Detectron2 "
+                "does not convert; give them in pixels"
+            )
+        where = f"annotation number {position} of {image}"
+        item = cleaner.clean(annotation, where, size, mode)
+        if item is not None:
+            others = {key: annotation[key] for key in annotation.keys() - _CLEANED}
+            yield {**others, **item}

@@ -1,0 +1,153 @@
+"""Datasets as a job reads them: annotations that would end or spoil it are mended or left out.
+
+Detectron2's reader stops at the first annotation that it cannot read, often after hours of training
+where it is in the test set, and takes others for something else (``iscrowd`` "0" for a crowd).
+Here every dataset of a job is read before it begins (``data.dataset_reading``); each kind of fault
+is one warning, or with ``DATASETS.STRICT`` an error. Where Detectron2 would stop or err, the job
+reads the mended records, under the name of the dataset with an end of its own; elsewhere it reads
+the dataset itself.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..data.dataset_reading import DatasetReading, read_dataset
+from ..evaluation.ground_truth import ground_truth_of, warn_of_faults
+from ..files.annotation_cleaning import BAD_MASK, NO_CATEGORY
+from ..files.proposal_set import Fault
+from ..files.segmentations import encode_segmentation
+
+logger = logging.getLogger(__name__)
+
+# What the mended datasets' names end with.
+_SUFFIXES = {"TRAIN": "_checked_for_training", "TEST": "_checked"}
+
+
+class _Checked(NamedTuple):
+    """A dataset that was checked.
+
+    Attributes:
+        function: that it was registered with then.
+        name: under which the job reads it.
+        faults: that it has.
+        num_unlisted: objects whose category it does not list.
+    """
+
+    function: Callable[[], list[dict]]
+    name: str
+    faults: list[Fault]
+    num_unlisted: int
+
+
+_CHECKED: dict[tuple[str, str], _Checked] = {}
+
+
+def with_checked_datasets(cfg: CfgNode, part: str) -> CfgNode:
+    """Check the datasets of a job.
+
+    Args:
+        cfg: of the job.
+        part: "TRAIN" or "TEST".
+
+    Returns:
+        the configuration, naming instead of datasets that Detectron2 could not read their mended
+        copies.
+
+    Raises:
+        ValueError: in one line, for what cannot be mended, for objects of unlisted categories
+            where the model tells categories apart, and with ``DATASETS.STRICT`` for any fault.
+    """
+    names = {name: checked_dataset(cfg, name, part) for name in cfg.DATASETS[part]}
+    if all(name == checked for name, checked in names.items()):
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS[part] = tuple(names.values())
+    # Newer versions of Detectron2 have weights by name.
+    factors = cfg.DATASETS.get("TRAIN_REPEAT_FACTOR", [])
+    if part == "TRAIN" and factors:
+        cfg.DATASETS.TRAIN_REPEAT_FACTOR = [(names[name], factor) for name, factor in factors]
+    cfg.freeze()
+    return cfg
+
+
+def checked_dataset(cfg: CfgNode, name: str, part: str) -> str:
+    """Check a dataset, once a run; arguments and errors as :func:`with_checked_datasets`.
+
+    Args:
+        name: of the dataset.
+
+    Returns:
+        the name under which to read it: its own, or that of its mended copy.
+    """
+    checked = _CHECKED.get((name, part))
+    if checked is None or checked.function is not DatasetCatalog[name]:
+        checked = _check(name, part)
+        _CHECKED[name, part] = checked
+    if checked.faults and cfg.DATASETS.STRICT:
+        first = checked.faults[0]
+        others = ", ".join(fault.name for fault in checked.faults[1:])
+        raise ValueError(
+            f"DATASETS.STRICT, and something is wrong with {name!r}: [{first.name}] "
+            f"{first.message}{'; also ' + others if others else ''}"
+        )
+    if checked.num_unlisted and cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork":
+        raise ValueError(
+            f"{checked.num_unlisted} objects of {name!r} have no category that the dataset lists, "
+            f"which MODEL.META_ARCHITECTURE '{cfg.MODEL.META_ARCHITECTURE}' needs; mend their "
+            "'category_id' or the list of 'categories', or take them out"
+        )
+    return checked.name
+
+
+def _check(name: str, part: str) -> _Checked:
+    """Read a dataset, name its faults, and register its mended copy where that is needed."""
+    reading = read_dataset(name, needs_ids=False)
+    ground_truth = ground_truth_of(reading)
+    warn_of_faults(ground_truth, name)
+    num_unlisted = int((ground_truth.categories == NO_CATEGORY).sum())
+    function = DatasetCatalog[name]
+    if reading.is_readable and not reading.faults.need_mending:
+        return _Checked(function, name, ground_truth.faults, num_unlisted)
+    return _Checked(function, _register_mended(reading, part), ground_truth.faults, num_unlisted)
+
+
+def _register_mended(reading: DatasetReading, part: str) -> str:
+    name = reading.name + _SUFFIXES[part]
+    names = reading.category_names or ["object"]
+    records = [_mended(record, part, bool(reading.category_names)) for record in reading.records]
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: records)
+    # Without the file, which evaluators would read instead.
+    metadata = MetadataCatalog.get(reading.name).as_dict()
+    metadata = {key: metadata[key] for key in metadata.keys() - {"json_file", "name"}}
+    MetadataCatalog.get(name).set(**{"thing_classes": names, **metadata})
+    logger.info(f"{reading.name} is read as {name}: with its annotations mended")
+    return name
+
+
+def _mended(record: dict[str, Any], part: str, has_categories: bool) -> dict[str, Any]:
+    """A record as Detectron2's reader would have it."""
+    if "annotations" not in record:
+        return record
+    annotations = []
+    for item in record["annotations"]:
+        is_bad = item.get(BAD_MASK) or (has_categories and item["category_id"] == NO_CATEGORY)
+        if is_bad and part == "TRAIN":
+            continue
+        item = {key: item[key] for key in item.keys() - {BAD_MASK}}
+        if not has_categories:
+            item["category_id"] = 0
+        if item.pop("ignore", 0):
+            item["iscrowd"] = 1
+        segmentation = item.get("segmentation")
+        if isinstance(segmentation, dict):
+            item["segmentation"] = encode_segmentation(segmentation, None, "")
+        annotations.append(item)
+    return {**record, "annotations": annotations}

@@ -33,6 +33,6 @@ setup(
         # Feature boosting of ZIP's detector (tools/boost_detector.py). AdaBoostClassifier of older
         # versions is SAMME.R by default.
         "boosting": ["scikit-learn>=1.6"],
-        "dev": ["pytest", "pytest-xdist", "ruff", "scikit-learn>=1.6"],
+        "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scikit-learn>=1.6"],
     },
 )

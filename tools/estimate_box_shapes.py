@@ -16,8 +16,8 @@ from collections.abc import Sequence
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import yaml
-from detectron2.data import DatasetCatalog
 
+from d2proposals.data.dataset_reading import read_dataset
 from d2proposals.detectornet.box_shapes import cluster_aspect_ratios, dataset_aspect_ratios
 from d2proposals.engine import bad_input_in_one_line, check_datasets
 from d2proposals.files.atomic_files import atomic_write
@@ -39,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     with bad_input_in_one_line():
         check_datasets(args.dataset)
-        records = [record for name in args.dataset for record in DatasetCatalog.get(name)]
+        records = [
+            record
+            for name in args.dataset
+            for record in read_dataset(name, needs_ids=False).records
+        ]
         ratios = dataset_aspect_ratios(records)
         found = [round(x, 3) for x in cluster_aspect_ratios(ratios, args.number).tolist()]
         # A flow sequence, as in the other configurations.

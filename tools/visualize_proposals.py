@@ -27,8 +27,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 
+from d2proposals.data.dataset_reading import read_dataset
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.engine import check_datasets, load_config, load_trained_model
 from d2proposals.engine.model_command import (
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dataset = find_dataset(args, cfg)
         ground_truth = load_ground_truth(dataset, with_masks=True)
         warn_of_faults(ground_truth, dataset)
-        records = DatasetCatalog.get(dataset)
+        records = read_dataset(dataset).records
         chosen = [records[index] for index in spread_evenly(args.num_images, len(records))]
         if args.proposals:
             source = load_file_source(args.proposals, ground_truth)

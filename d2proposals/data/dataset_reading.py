@@ -77,8 +77,8 @@ def read_dataset(name: str, *, needs_ids: bool = True) -> DatasetReading:
     file = registered_annotation_file(name)
     if file is not None:
         return DatasetReading(name, file.records, file.category_names, file.faults, True)
-    file = _file_of(name)
-    records = _records_of(name, file)
+    file, error = _file_of(name)
+    records = _records_of(name, file, error)
     if records is None:
         # In the order of Detectron2's reader, which has failed.
         records = sorted(file.records, key=lambda record: _sorting_key(record["image_id"]))
@@ -86,7 +86,8 @@ def read_dataset(name: str, *, needs_ids: bool = True) -> DatasetReading:
     if file is not None and _is_reading_of(records, file):
         by_id = {str(record["image_id"]): record for record in file.records}
         kept = [
-            {**record, **by_id[str(record["image_id"])], **_path_of(record)} for record in records
+            {**_others(record), **by_id[str(record["image_id"])], **_path_of(record)}
+            for record in records
         ]
         return DatasetReading(name, kept, file.category_names, file.faults, True)
     if needs_ids:
@@ -98,32 +99,46 @@ def _sorting_key(image_id: int | str) -> tuple:
     return (isinstance(image_id, str), image_id)
 
 
+def _others(record: dict[str, Any]) -> dict[str, Any]:
+    """What a record has besides what is read of the file."""
+    return {key: value for key, value in record.items() if key not in ("height", "width")}
+
+
 def _path_of(record: dict[str, Any]) -> dict[str, Any]:
     return {"file_name": record["file_name"]} if "file_name" in record else {}
 
 
-def _file_of(name: str) -> AnnotationFile | None:
-    """The COCO-style file of a dataset; None without one."""
+def _file_of(name: str) -> tuple[AnnotationFile | None, NoAnnotationFileError | None]:
+    """The COCO-style file of a dataset, or why its file is none; (None, None) without a file."""
     metadata = MetadataCatalog.get(name)
     # Asked for first: a dataset that makes its own files does so now.
     json_file = metadata.get("json_file")
     if not json_file or not PathManager.isfile(json_file):
-        return None
+        return None, None
+    path = PathManager.get_local_path(json_file)
     try:
-        return read_annotation_file(
-            PathManager.get_local_path(json_file), metadata.get("image_root") or ""
-        )
-    except NoAnnotationFileError:
-        return None
+        return read_annotation_file(path, metadata.get("image_root") or ""), None
+    except NoAnnotationFileError as error:
+        return None, error
 
 
-def _records_of(name: str, file: AnnotationFile | None) -> list[dict[str, Any]] | None:
-    """What the dataset's function returns; None where Detectron2's reader cannot read its file."""
+def _records_of(
+    name: str, file: AnnotationFile | None, file_error: NoAnnotationFileError | None
+) -> list[dict[str, Any]] | None:
+    """What the dataset's function returns; None where Detectron2's reader cannot read its file.
+
+    Raises:
+        NoAnnotationFileError: ``file_error``, if that is why it cannot.
+    """
     try:
         return DatasetCatalog.get(name)
-    except (AssertionError, KeyError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        if file is None or not any(frame.filename in _READERS for frame in frames):
+        if not any(frame.filename in _READERS for frame in frames):
+            raise
+        if file_error is not None:
+            raise file_error from error
+        if file is None:
             raise
         return None
 
@@ -177,7 +192,7 @@ def _clean_record(
 ) -> dict[str, Any]:
     """A record of which only annotations and size change."""
     cleaned = {key: value for key, value in record.items() if key not in ("height", "width")}
-    sides = {key: record[key] for key in ("height", "width") if record.get(key) is not None}
+    sides = {key: record[key] for key in ("height", "width") if key in record}
     for key, value in sides.items():
         side = read_side(value)
         if side is None:

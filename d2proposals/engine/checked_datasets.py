@@ -109,7 +109,10 @@ def _check(name: str, part: str) -> _Checked:
     reading = read_dataset(name, needs_ids=False)
     ground_truth = ground_truth_of(reading)
     warn_of_faults(ground_truth, name)
-    num_unlisted = int((ground_truth.categories == NO_CATEGORY).sum())
+    is_unlisted = ground_truth.categories == NO_CATEGORY
+    if reading.is_of_file and not reading.category_names:
+        is_unlisted[:] = True
+    num_unlisted = int(is_unlisted.sum())
     function = DatasetCatalog[name]
     if reading.is_readable and not reading.faults.need_mending:
         return _Checked(function, name, ground_truth.faults, num_unlisted)
@@ -119,7 +122,7 @@ def _check(name: str, part: str) -> _Checked:
 def _register_mended(reading: DatasetReading, part: str) -> str:
     name = reading.name + _SUFFIXES[part]
     names = reading.category_names or ["object"]
-    records = [_mended(record, part, bool(reading.category_names)) for record in reading.records]
+    records = [_mended(record, part, reading) for record in reading.records]
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -132,8 +135,9 @@ def _register_mended(reading: DatasetReading, part: str) -> str:
     return name
 
 
-def _mended(record: dict[str, Any], part: str, has_categories: bool) -> dict[str, Any]:
+def _mended(record: dict[str, Any], part: str, reading: DatasetReading) -> dict[str, Any]:
     """A record as Detectron2's reader would have it."""
+    has_categories = bool(reading.category_names)
     if "annotations" not in record:
         return record
     annotations = []
@@ -142,10 +146,15 @@ def _mended(record: dict[str, Any], part: str, has_categories: bool) -> dict[str
         if is_bad and part == "TRAIN":
             continue
         item = {key: item[key] for key in item.keys() - {BAD_MASK}}
-        if not has_categories:
+        if reading.is_of_file and not has_categories:
             item["category_id"] = 0
-        if item.pop("ignore", 0):
+        if item.pop("ignore", 0) and part == "TRAIN":
             item["iscrowd"] = 1
+        if reading.is_of_file and "keypoints" in item:
+            # From indices of pixels to coordinates; every third number is the visibility.
+            item["keypoints"] = [
+                x if k % 3 == 2 else x + 0.5 for k, x in enumerate(item["keypoints"])
+            ]
         segmentation = item.get("segmentation")
         if isinstance(segmentation, dict):
             item["segmentation"] = encode_segmentation(segmentation, None, "")

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
+from ..data.dataset_reading import read_dataset
 from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.proposal_alignment import align_to_dataset
 from ..evaluation.proposal_checks import ImageProposals, find_faults
@@ -256,7 +256,7 @@ def _warn(faults: list[Fault], where: str) -> None:
 
 def _read_images(dataset_name: str) -> GroundTruth:
     """The images of a dataset; its objects do not matter here and are left out."""
-    records = DatasetCatalog.get(dataset_name)
+    records = read_dataset(dataset_name).records
     return GroundTruth(
         image_ids=[record["image_id"] for record in records],
         image_sizes=[

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
+from ..data.dataset_reading import read_dataset
 from .evaluator import ProposalEvaluator
 
 
@@ -108,7 +108,7 @@ def evaluate_fixed_grid(
     evaluator = ProposalEvaluator(dataset_name, **{"distributed": False, **evaluator_kwargs})
     # By image size, because many images of a dataset share one.
     grids: dict[tuple[int, int], Instances] = {}
-    for record in DatasetCatalog.get(dataset_name):
+    for record in read_dataset(dataset_name).records:
         if not {"height", "width"} <= record.keys():
             raise ValueError(
                 f"image {record['image_id']} of the dataset {dataset_name!r} has no 'height' or "

@@ -113,18 +113,20 @@ class AnnotationCleaner:
             values = (
                 box if all(type(x) in (int, float) for x in box) else list(map(read_number, box))
             )
-        if None in values:
+        is_of_mask = None in values
+        if is_of_mask:
             if segmentation is None:
                 self._faults.add("gt-no-box", where, box)
                 return None, bbox_mode
-            self._faults.add("gt-box-of-mask", where)
             values, bbox_mode = segmentation_box(segmentation), BoxMode.XYWH_ABS
-        elif values is not box and any(isinstance(x, str) for x in box):
-            self._faults.add("gt-text", where, box)
         fault = _fault_of_box(values, bbox_mode)
         if fault:
             self._faults.add(fault, where, list(values))
             return None, bbox_mode
+        if is_of_mask:
+            self._faults.add("gt-box-of-mask", where)
+        elif any(isinstance(x, str) for x in box):
+            self._faults.add("gt-text", where, box)
         return list(values), bbox_mode
 
     def _read_category(self, annotation: dict[str, Any], where: str) -> int:

@@ -96,6 +96,10 @@ class AnnotationFaults:
             shown = "" if value is None else f": {value!r}"
             self._first[name] = f"{where}{shown}"[:160]
 
+    def count(self, name: str) -> int:
+        """How many there are of a kind."""
+        return self._number.get(name, 0)
+
     @property
     def need_mending(self) -> bool:
         """Whether Detectron2 cannot read the dataset as it is."""

@@ -27,8 +27,6 @@ VOC_CATEGORIES = (
     "dining table", "dog", "horse", "motorcycle", "person", "potted plant", "sheep", "couch",
     "train", "tv",
 )  # fmt: skip
-# Of an annotation besides what is read of it.
-_PASSED_ON = ("keypoints", "num_keypoints")
 
 
 class NoAnnotationFileError(ValueError):
@@ -238,9 +236,9 @@ def _read_size(image: dict[str, Any], faults: AnnotationFaults) -> dict[str, int
     where = f"image {image['id']}"
     sides = {}
     for name in ("height", "width"):
-        value = image.get(name)
-        if value is None:
+        if name not in image:
             continue
+        value = image[name]
         side = read_side(value)
         if side is None:
             faults.add("gt-image-size", where, {name: value})
@@ -280,10 +278,15 @@ def _read_annotations(
         size = (record["height"], record["width"]) if "height" in record else None
         item = cleaner.clean(annotation, where, size)
         if item is not None:
-            item.update({key: annotation[key] for key in _PASSED_ON if key in annotation})
+            if _is_list_of_numbers(annotation.get("keypoints")):
+                item["keypoints"] = annotation["keypoints"]
             record["annotations"].append(item)
     cleaner.finish()
     return num_read
+
+
+def _is_list_of_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(x) in (int, float) for x in value)
 
 
 def _find_image(

@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.coco import convert_to_coco_dict, register_coco_instances
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 from d2proposals.evaluation.ground_truth import load_ground_truth
+from d2proposals.files.annotation_file import register_annotation_file
 
 SQUARE = [0.0, 0.0, 4.0, 0.0, 4.0, 4.0, 0.0, 4.0]  # 16 square pixels
 
@@ -50,7 +52,7 @@ def test_box_modes_images_and_crowd(register_dataset):
     assert ground_truth.boxes.tolist() == [[1, 2, 11, 22], [1, 2, 10, 20], [1, 2, 11, 22]]
     assert ground_truth.boxes.dtype == np.float32
     assert ground_truth.areas.tolist() == [200, 9 * 18, 200]
-    assert ground_truth.categories.tolist() == [0, 3, 5]
+    assert ground_truth.categories.tolist() == [-1, 3, 5]
     assert [len(boxes) for boxes in ground_truth.boxes_by_image()] == [1, 0, 0, 2]
     assert ground_truth.is_annotated
 
@@ -129,7 +131,7 @@ def test_areas_equal_those_of_detectron2s_conversion(register_dataset):
         make_annotation(segmentation=make_rle(compressed=True), category_id=0),
         make_annotation((1.5, 2, 7, 9), BoxMode.XYXY_ABS, category_id=0),
     ]
-    record = make_record(1, *annotations, height=50, width=60, file_name="1.jpg")
+    record = make_record(1, *annotations, height=10, width=10, file_name="1.jpg")
     name = register_dataset([record], thing_classes=["thing"])
     converted = convert_to_coco_dict(name)["annotations"]
     ground_truth = load_ground_truth(name)
@@ -158,14 +160,6 @@ def test_empty_dataset(register_dataset):
         ([{"image_id": 1}, {"image_id": "1"}], "'image_id' .* occurs more than once"),
         ([make_record(1, {"bbox": [0, 0, 1, 1]})], "image 1 in .* lacks 'bbox' or 'bbox_mode'"),
         (
-            [make_record(1), make_record(2, make_annotation((5, 5, float("nan"), 2)))],
-            r"1 ground-truth boxes .* the first in image 2: \[5.0, 5.0, nan",
-        ),
-        (
-            [make_record(1, make_annotation((9, 9, 2, 2), BoxMode.XYXY_ABS))],
-            "not finite or have a negative side, the first in image 1",
-        ),
-        (
             [make_record(1, make_annotation((0, 0, 1, 1), BoxMode.XYXY_REL))],
             r"relative to the image \(XYXY_REL\)",
         ),
@@ -174,6 +168,172 @@ def test_empty_dataset(register_dataset):
 def test_unusable_ground_truth_is_named(register_dataset, records, message):
     with pytest.raises(ValueError, match=message):
         load_ground_truth(register_dataset(records))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "name"),
+    [
+        (make_annotation((5, 5, float("nan"), 2)), "gt-not-finite"),
+        (make_annotation((5, 5, 1e20, 2)), "gt-not-finite"),
+        (make_annotation((9, 9, 2, 2), BoxMode.XYXY_ABS), "gt-negative-side"),
+        (make_annotation((9, 9, -2, 2)), "gt-negative-side"),
+        (make_annotation((9, 9, 9, 12), BoxMode.XYXY_ABS), "gt-empty-box"),
+        (make_annotation((9, 9, 2)), "gt-no-box"),
+        (make_annotation((1, 2, -1, 20, 30), BoxMode.XYWHA_ABS), "gt-negative-side"),
+    ],
+)
+def test_boxes_that_mean_nothing_are_left_out_and_named(register_dataset, annotation, name):
+    records = [make_record(1, make_annotation()), make_record(2, annotation, make_annotation())]
+    ground_truth = load_ground_truth(register_dataset(records))
+    assert ground_truth.boxes.tolist() == [[1, 2, 11, 22]] * 2
+    (fault,) = ground_truth.faults
+    assert fault.name == name and fault.message.startswith("1 annotations have ")
+    assert "The first: annotation number 0 of image 2" in fault.message
+
+
+def test_categories_that_are_not_listed_are_one_of_their_own(register_dataset):
+    annotations = [make_annotation(category_id=k) for k in (0, 1, 2, -1, None)]
+    name = register_dataset([make_record(1, *annotations)], thing_classes=["cat", "dog"])
+    ground_truth = load_ground_truth(name)
+    assert ground_truth.categories.tolist() == [0, 1, -1, -1, -1]
+    (fault,) = ground_truth.faults
+    assert fault.name == "gt-category" and fault.message.startswith("3 annotations")
+
+
+def write_coco(path, annotations, images=None):
+    """A COCO-style file; annotations have ids of their own."""
+    images = images or [
+        {"id": i, "height": 50, "width": 60, "file_name": f"{i}.jpg"} for i in (5, 3)
+    ]
+    content = {
+        "images": images,
+        "annotations": [{"id": k, "category_id": 4, **x} for k, x in enumerate(annotations, 1)],
+        "categories": [{"id": 4, "name": "thing"}],
+    }
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def in_file(bbox=(1, 2, 10, 20), image_id=3, **extra):
+    return {"image_id": image_id, "bbox": list(bbox), "iscrowd": 0, "area": 50, **extra}
+
+
+@pytest.fixture
+def register_coco(tmp_path):
+    names = []
+
+    def register(annotations, name="evaluated_coco_file", images=None):
+        json_file = write_coco(tmp_path / f"{name}.json", annotations, images)
+        register_coco_instances(name, {}, json_file, str(tmp_path))
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+# Detectron2's reader drops the first, and stops at the others.
+READ_OTHERWISE = {
+    "four numbers": in_file(segmentation=[[30, 20, 90, 60]]),
+    "odd number": in_file(segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
+    "one list": in_file(segmentation=[1, 2, 3, 4, 5, 6]),
+    "same id": in_file(id=1),
+    "category": in_file(category_id=99),
+    "ignore": in_file(ignore=1),
+}
+
+
+@pytest.mark.parametrize("kind", READ_OTHERWISE)
+def test_a_registered_file_is_read_as_the_file_itself(register_coco, kind):
+    good = in_file((5, 5, 9, 9), segmentation=[SQUARE], area=16, difficult=1)
+    name = register_coco([good, READ_OTHERWISE[kind], in_file(image_id=5, iscrowd=1)])
+    own = load_ground_truth(register_annotation_file(MetadataCatalog.get(name).json_file))
+    ground_truth = load_ground_truth(name)
+    # Detectron2 sorts images by their ids, the file has its own order.
+    assert ground_truth.image_ids == [3, 5] and own.image_ids == [5, 3]
+    for each in (own, ground_truth):
+        assert each.boxes.tolist() == [[5, 5, 14, 14], [1, 2, 11, 22]]
+        assert each.areas.tolist() == [16, 50]
+        assert [fault.name for fault in each.faults] == [fault.name for fault in own.faults]
+    assert own.num_difficult == ground_truth.num_difficult == (2 if kind == "ignore" else 1)
+
+
+def test_a_function_that_chooses_keeps_its_choice(register_dataset, register_coco, tmp_path):
+    """Its metadata name a file, of which it returns a part."""
+    annotations = [in_file(), in_file((5, 5, 9, 9), difficult=1), in_file(image_id=5)]
+    json_file = MetadataCatalog.get(register_coco(annotations)).json_file
+    records = load_coco_json(json_file, str(tmp_path))
+    one_image = register_dataset(records[:1], "one_image", json_file=json_file)
+    assert len(load_ground_truth(one_image).boxes) == 2
+    assert load_ground_truth(one_image).num_difficult == 1
+    without = [{**records[0], "annotations": records[0]["annotations"][1:]}, records[1]]
+    chosen = register_dataset(without, "without_some", json_file=json_file)
+    assert load_ground_truth(chosen).boxes.tolist() == [[5, 5, 14, 14], [1, 2, 11, 22]]
+    assert load_ground_truth(chosen).areas.tolist() == [50, 50]
+
+
+def test_an_error_of_an_own_function_is_not_hidden(register_coco):
+    def broken():
+        raise KeyError("mine")
+
+    json_file = MetadataCatalog.get(register_coco([in_file()])).json_file
+    DatasetCatalog.register("broken_one", broken)
+    MetadataCatalog.get("broken_one").set(json_file=json_file)
+    try:
+        with pytest.raises(KeyError, match="mine"):
+            load_ground_truth("broken_one")
+    finally:
+        DatasetCatalog.remove("broken_one")
+        MetadataCatalog.remove("broken_one")
+
+
+def test_difficult_objects_count_unless_they_are_left_out(register_dataset):
+    annotations = [make_annotation(), make_annotation((5, 5, 9, 9), difficult=1, area=7),
+                   make_annotation((5, 5, 9, 9), difficult=1, iscrowd=1)]  # fmt: skip
+    name = register_dataset([make_record(1, *annotations), make_record(2, annotations[1])])
+    ground_truth = load_ground_truth(name)
+    assert len(ground_truth.boxes) == 3 and ground_truth.num_difficult == 2
+    ground_truth = load_ground_truth(name, count_difficult=False)
+    assert ground_truth.boxes.tolist() == [[1, 2, 11, 22]] and ground_truth.num_difficult == 2
+    assert ground_truth.num_per_image.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("area", [0, -3, float("nan"), "big", None])
+def test_an_area_that_is_none_is_that_of_the_mask_or_box(register_dataset, area):
+    annotations = [make_annotation(area=area, segmentation=[SQUARE]), make_annotation(area=area),
+                   make_annotation(area=5)]  # fmt: skip
+    name = register_dataset([make_record(1, *annotations, height=50, width=60)])
+    ground_truth = load_ground_truth(name)
+    assert ground_truth.areas.tolist() == [16, 200, 5]
+    assert [fault.name for fault in ground_truth.faults] == ["gt-area", "gt-some-masks"]
+    assert ground_truth.faults[0].message.startswith("2 annotations have an 'area' that is missing")
+
+
+def test_masks_are_measured_where_they_are(register_dataset):
+    tiny = {"size": [5, 5], "counts": [25]}  # of another image
+    annotations = [make_annotation(segmentation=[SQUARE], area=3), make_annotation(area=4),
+                   make_annotation(segmentation=tiny, area=5)]  # fmt: skip
+    records = [
+        make_record(1, *annotations, height=50, width=60),
+        make_record(2, make_annotation(segmentation=[SQUARE], area=6)),
+    ]
+    name = register_dataset(records)
+    ground_truth = load_ground_truth(name, with_masks=True)
+    assert ground_truth.num_per_image.tolist() == [3, 1]
+    with_masks = ground_truth.with_masks()
+    assert with_masks.areas.tolist() == [3] and with_masks.num_per_image.tolist() == [1, 0]
+    assert [len(masks) for masks in with_masks.masks_by_image()] == [1, 0]
+    named = {fault.name: fault.message for fault in ground_truth.faults}
+    assert set(named) == {"gt-no-mask", "gt-some-masks"}
+    # Polygons need the size of their image.
+    assert named["gt-some-masks"].startswith("3 of 4 objects have no mask")
+    del records[0]["annotations"][0]["segmentation"]
+    bare = load_ground_truth(name, with_masks=True)
+    assert bare.segmentations is None
+    with pytest.raises(ValueError, match="no object of the dataset has a mask"):
+        bare.with_masks()
 
 
 def test_unknown_dataset_is_named():

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
 from d2proposals.engine import bad_input_in_one_line
@@ -235,6 +237,96 @@ def test_faults_are_named_and_strict_fails(gt, tmp_path, name):
 def test_strict_passes_what_is_right(gt, perfect_file):
     out, err = evaluate("--gt", gt, "--proposals", perfect_file, "--strict")
     assert "AR@1000" in out and "warning" not in err
+
+
+def spoil_annotations(name, content):
+    """Spoil two annotations of the first image, or all of them."""
+    first, second = content["annotations"][:2]
+    if name == "gt-negative-side":
+        first["bbox"][2] = -10
+    elif name == "gt-category":
+        first["category_id"] = 77
+    elif name == "gt-bad-mask":
+        first["segmentation"] = [[2, 3, 12, 13]]
+    elif name == "gt-some-masks":
+        del first["segmentation"]
+    elif name == "gt-area":
+        first["area"], second["area"] = 100, 0
+    elif name == "gt-flag":
+        first["iscrowd"] = "0"
+    elif name == "gt-text":
+        content["images"][0]["height"] = str(SIZE[0])
+    elif name == "gt-xyxy-boxes":
+        for item in content["annotations"]:
+            item["bbox"] = [30, 20, 45, 35]
+    elif name == "gt-relative":
+        for item in content["annotations"]:
+            item["bbox"] = [0.1, 0.1, 0.5, 0.5]
+    elif name == "gt-outside":
+        second["bbox"] = [20, 5, 60, 30]
+    elif name == "gt-unknown-images":
+        content["annotations"].append({**second, "id": 99, "image_id": 88})
+
+
+@pytest.mark.parametrize(
+    ("name", "num_objects"),
+    [("gt-negative-side", 5), ("gt-category", 6), ("gt-bad-mask", 6), ("gt-some-masks", 6),
+     ("gt-area", 6), ("gt-flag", 6), ("gt-text", 6), ("gt-xyxy-boxes", 6), ("gt-relative", 6),
+     ("gt-outside", 6), ("gt-unknown-images", 6)],
+)  # fmt: skip
+def test_faults_of_annotations_are_named(gt, perfect_file, coco_name, name, num_objects):
+    content = json.loads(gt.read_text())
+    spoil_annotations(name, content)
+    gt.write_text(json.dumps(content))
+    # As a file and as a dataset that Detectron2 registered, in turn: they are read alike.
+    is_dataset = name in ("gt-negative-side", "gt-category", "gt-bad-mask", "gt-text", "gt-area")
+    source = ("--dataset", coco_name) if is_dataset else ("--gt", gt)
+    out, err = evaluate(*source, "--proposals", perfect_file)
+    named = re.findall(r"^warning: annotations: \[([a-z-]+)\]", err, re.MULTILINE)
+    together = {"gt-xyxy-boxes": ["gt-outside"], "gt-bad-mask": ["gt-some-masks"]}
+    assert named == [name, *together.get(name, [])]
+    assert f"Boxes, in percent ({num_objects} all" in out
+    num_masks = num_objects - (name in ("gt-bad-mask", "gt-some-masks"))
+    assert f"Masks, in percent ({num_masks} all" in out
+    line = stop_line(*source, "--proposals", perfect_file, "--strict")
+    assert "--strict" in line and f"annotations: {', '.join(sorted(named))}" in line
+
+
+@pytest.fixture
+def coco_name(gt, tmp_path):
+    """The file, registered as Detectron2 does."""
+    name = f"registered {tmp_path.name}"
+    register_coco_instances(name, {}, str(gt), str(tmp_path))
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_categories_that_tell_nothing_are_errors_where_they_matter(gt, perfect_file):
+    content = json.loads(gt.read_text())
+    arguments = ("--gt", gt, "--proposals", perfect_file, "--unseen")
+    content["annotations"][0]["category_id"] = 0
+    gt.write_text(json.dumps(content))
+    assert "1 of the dataset's objects have no category" in stop_line(*arguments, "dog")
+    content["annotations"][0]["category_id"] = 3
+    content["categories"].append({"id": 0, "name": "dog"})
+    renamed = gt.with_name("renamed.json")
+    renamed.write_text(json.dumps(content))
+    arguments = ("--gt", renamed, "--proposals", perfect_file, "--limits", 1, "--unseen")
+    assert "called 'dog'" in stop_line(*arguments, "dog")
+    assert "AR@1" in evaluate(*arguments, "2")[0]
+
+
+def test_difficult_objects(gt, perfect_file, tmp_path):
+    content = json.loads(gt.read_text())
+    content["annotations"][0]["difficult"] = 1
+    gt.write_text(json.dumps(content))
+    folder = tmp_path / "results"
+    out, err = evaluate("--gt", gt, "--proposals", perfect_file, "--strict", "--output", folder)
+    assert "1 objects are difficult; they count" in err and "(6 all" in out
+    assert json.loads((folder / "results.json").read_text())["num_difficult"] == 1
+    out, err = evaluate("--gt", gt, "--proposals", perfect_file, "--leave-out-difficult")
+    assert "1 objects are difficult; they are left out" in err and "(5 all" in out
 
 
 def test_box_mode_mends(gt, tmp_path):

@@ -84,6 +84,8 @@ def checked_dataset(cfg: CfgNode, name: str, part: str) -> str:
     Returns:
         the name under which to read it: its own, or that of its mended copy.
     """
+    if name not in DatasetCatalog.list():
+        return name  # whoever reads it says so
     checked = _CHECKED.get((name, part))
     if checked is None or checked.function is not DatasetCatalog[name]:
         checked = _check(name, part)

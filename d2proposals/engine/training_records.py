@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
+from .checked_datasets import checked_dataset
 from .job import is_two_stage
 
 logger = logging.getLogger(__name__)
@@ -100,9 +101,8 @@ def _check_number_of_classes(cfg: CfgNode, name: str) -> None:
     key, number = _classes_of(cfg)
     if number is None:
         return
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("thing_classes") is None:
-        DatasetCatalog.get(name)  # which reads them
+    # Which reads them, where nobody has yet.
+    metadata = MetadataCatalog.get(checked_dataset(cfg, name, "TEST"))
     classes = metadata.get("thing_classes")
     if classes and len(classes) < number:
         raise ValueError(

@@ -237,8 +237,8 @@ class Trainer(DefaultTrainer):
         if evaluator_type == "coco":
             # A mended copy has no file: the evaluator writes one, anew in each run.
             name = checked_dataset(cfg, dataset_name, "TEST")
-            evaluator = COCOEvaluator(name, output_dir=folder, allow_cached_coco=False)
-            return DatasetEvaluators([evaluator])
+            anew = {"allow_cached_coco": False} if name != dataset_name else {}
+            return DatasetEvaluators([COCOEvaluator(name, output_dir=folder, **anew)])
         if evaluator_type == "lvis":
             return DatasetEvaluators([LVISEvaluator(dataset_name, output_dir=folder)])
         raise ValueError(

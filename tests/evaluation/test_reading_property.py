@@ -160,7 +160,7 @@ def our_metrics(ground_truth, proposals):
 SUMS = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 1]], np.float32)
 
 
-@settings(max_examples=40, **SETTINGS)
+@settings(max_examples=25, **SETTINGS)
 @given(coco_files())
 def test_valid_files_have_the_numbers_of_detectron2_and_of_brute_force(generated):
     content, proposals = generated
@@ -281,7 +281,7 @@ def without_mask(annotation):
 CFG = make_cfg(None, "MODEL.META_ARCHITECTURE", "ProposalNetwork")
 
 
-@settings(max_examples=120, **SETTINGS)
+@settings(max_examples=80, **SETTINGS)
 @given(spoiled_files())
 def test_spoiled_files_give_a_result_or_one_line(content):
     with written(content) as (path, name):

@@ -12,6 +12,7 @@ from detectron2.modeling import build_model, build_proposal_generator
 from PIL import Image
 from torch import nn
 
+from d2proposals.deepmask import trunk_maps
 from d2proposals.deepmask.dense_inference import predict_row_of_windows, predict_windows
 from d2proposals.deepmask.dense_pictures import MASK_COLOUR, make_dense_picture, write_sheet
 from tests.common import CONFIGS, make_cfg
@@ -64,21 +65,29 @@ def test_few_windows_are_spread_and_scales_are_drawn():
     picture = make_picture(model, image, scale=2.0, num_windows=3)
     assert picture.image.shape == (180, 260, 3)
     assert picture.centres.tolist() == [[0, 88], [128, 88], [256, 88]]
+    # Each of them with its own mask.
+    head = model.proposal_generator.network.mask_head
+    nn.init.normal_(head.classify.weight, std=10.0)
+    few, every = (make_picture(model, image, scale=2.0, num_windows=n) for n in (3, 100))
+    assert np.array_equal(few.windows, every.windows[[0, 16, 32]])
 
 
+@pytest.mark.parametrize("tile_pixels", [2**21, 2**15])
 @torch.no_grad()
-def test_a_row_of_windows_is_that_of_the_whole():
-    network, image = build_network(patch_size=64), torch.randn(3, 70, 90)
+def test_a_row_of_windows_is_that_of_the_whole(tile_pixels, monkeypatch):
+    # The smaller tiles give two bands of rows.
+    monkeypatch.setattr(trunk_maps, "TILE_PIXELS", tile_pixels)
+    network, image = build_network(patch_size=64), torch.randn(3, 140, 90)
     whole = predict_windows(network, nn.Identity(), image, [1.0], 10**6)
-    for row in range(70 // 16 + 1):
+    for row in range(140 // 16 + 1):
         windows = predict_row_of_windows(network, nn.Identity(), image, 1.0, row)
         assert len(windows.frames) == 90 // 16 + 1
         for k, frame in enumerate(windows.frames):
             (same,) = (whole.frames == frame).all(dim=1).nonzero()[:, 0].tolist()
             assert whole.score_logits[same] == windows.score_logits[k]
             torch.testing.assert_close(whole.mask_logits[same], windows.mask_logits[k])
-    with pytest.raises(IndexError, match="no row 5"):
-        predict_row_of_windows(network, nn.Identity(), image, 1.0, 5)
+    with pytest.raises(IndexError, match="no row 9"):
+        predict_row_of_windows(network, nn.Identity(), image, 1.0, 9)
 
 
 def test_sheet(tmp_path):

@@ -114,23 +114,14 @@ def precision_recall(
             strict=True,
         )
     ]  # fmt: skip
-    truth = COCO()
-    truth.dataset = {
-        "images": [{"id": image_id} for image_id in range(len(records))],
-        "annotations": [{"id": i + 1, **x} for i, x in enumerate(annotations)],
-        "categories": [{"id": class_id} for class_id in classes],
-    }
-    # It reports its progress on the standard output.
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        found = truth.loadRes(results) if results else COCO()
-        evaluation = COCOeval(truth, found, "bbox")
-        evaluation.params.imgIds, evaluation.params.catIds = list(range(len(records))), classes
-        evaluation.params.iouThrs = np.array([iou_threshold])
-        evaluation.params.maxDets = [max([len(x.boxes) for x in boxes], default=1) or 1]
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-        evaluation.evaluate()
-        evaluation.accumulate()
+    evaluation = _evaluate(
+        annotations,
+        results,
+        classes,
+        num_images=len(records),
+        iou_threshold=iou_threshold,
+        max_boxes=max([len(x.boxes) for x in boxes], default=0),
+    )
     precisions = evaluation.eval["precision"][0, :, :, 0, 0].clip(min=0).T  # (classes, 101)
     recalls = evaluation.eval["recall"][0, :, 0, 0].clip(min=0)
     return {
@@ -139,6 +130,36 @@ def precision_recall(
         )
         for class_id, precision, recall in zip(classes, precisions, recalls, strict=True)
     }
+
+
+def _evaluate(
+    annotations: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    classes: list[int],
+    *,
+    num_images: int,
+    iou_threshold: float,
+    max_boxes: int,
+) -> COCOeval:
+    """COCO's evaluation of results at one IoU threshold, accumulated."""
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": image_id} for image_id in range(num_images)],
+        "annotations": [{"id": i + 1, **x} for i, x in enumerate(annotations)],
+        "categories": [{"id": class_id} for class_id in classes],
+    }
+    # It reports its progress on the standard output.
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        found = truth.loadRes(results) if results else COCO()
+        evaluation = COCOeval(truth, found, "bbox")
+        evaluation.params.imgIds, evaluation.params.catIds = list(range(num_images)), classes
+        evaluation.params.iouThrs = np.array([iou_threshold])
+        evaluation.params.maxDets = [max(max_boxes, 1)]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
 
 
 def plot_precision_recall(

@@ -16,7 +16,8 @@ COMMANDS = [
     for line in re.findall(r"^ {4}python (.+)$", PAGE, re.MULTILINE)
 ]
 # AlexNet's public weights, 244 MB, are read by tests/backbones/test_alexnet.py.
-ELSEWHERE = {"tools/convert_weights.py"}
+# Times need the full size.
+ELSEWHERE = {"tools/convert_weights.py", "tools/benchmark.py"}
 MODEL = {"train_net.py", "tools/compare_refinement.py", "tools/visualize_box_masks.py",
          "tools/mine_hard_negatives.py", "tools/reuse_classifier.py"}  # fmt: skip
 TINY = ["MODEL.DEVICE", "cpu", "MODEL.DETECTORNET.WIDTH_FACTOR", "0.01",

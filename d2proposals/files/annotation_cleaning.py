@@ -11,6 +11,7 @@ from detectron2.structures import BoxMode
 
 from .annotation_faults import AnnotationFaults
 from .annotation_values import is_finite, is_flag, read_flag, read_number, read_whole
+from .run_length_encodings import is_text_of_bytes
 from .segmentations import (
     is_dropped_by_detectron2,
     is_given,
@@ -85,6 +86,8 @@ class AnnotationCleaner:
             self._read_area(annotation, item, where)
         if segmentation is not None:
             item["segmentation"] = segmentation
+            if isinstance(segmentation, dict) and is_text_of_bytes(segmentation["counts"]):
+                self._faults.add("gt-text", where, {"counts": segmentation["counts"]})
             if is_outside(segmentation, size):
                 self._faults.add("gt-mask-outside", where)
         elif is_given(given):

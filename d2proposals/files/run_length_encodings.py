@@ -7,6 +7,7 @@ highest of the number's bits is its sign. From the fourth number on it is the di
 number two places before. The numbers are the lengths of the runs.
 """
 
+import ast
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +50,17 @@ def make_encodings(counts: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> l
     return encodings
 
 
+def is_text_of_bytes(counts: Any) -> bool:
+    """Whether counts are what ``str`` makes of bytes, ``"b'...'"``: no encoding has that mark."""
+    return isinstance(counts, str) and counts[:2] in ("b'", 'b"') and counts[-1] == counts[1]
+
+
 def _make_encoding(counts: Any, size: tuple[int, int]) -> dict[str, Any]:
+    if is_text_of_bytes(counts):
+        try:
+            counts = ast.literal_eval(counts)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise ValueError("the counts of a mask are no text of bytes") from None
     if isinstance(counts, str) and counts.isascii():
         counts = counts.encode("ascii")
     elif isinstance(counts, list):

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from pycocotools import mask as mask_util
 
 from d2proposals.files.annotation_faults import KINDS, AnnotationFaults
 from d2proposals.files.annotation_file import (
@@ -11,6 +13,7 @@ from d2proposals.files.annotation_file import (
     read_annotation_file,
     register_annotation_file,
 )
+from d2proposals.files.segmentations import encode_segmentation
 
 SQUARE = [10.0, 20.0, 40.0, 20.0, 40.0, 60.0, 10.0, 60.0]
 BOX = [10.0, 20.0, 30.0, 40.0]
@@ -173,6 +176,22 @@ def test_masks_that_are_none_keep_their_box(read, segmentation, name):
     (item,) = file.records[0]["annotations"]
     assert item["bbox"] == BOX and "segmentation" not in item
     assert names_of(file) == [name]
+
+
+def test_counts_that_are_the_text_of_bytes(read):
+    """Encodings may have a backslash, which such a text doubles."""
+    bitmap = np.zeros((100, 200), np.uint8)
+    bitmap.ravel(order="K")[np.random.default_rng(0).permutation(20000)[:4000]] = 1
+    right = mask_util.encode(np.asfortranarray(bitmap))
+    assert b"\\" in right["counts"]
+    given = {"size": [100, 200], "counts": str(right["counts"])}
+    file = read([image()], [annotation(segmentation=given)])
+    assert names_of(file) == ["gt-text"]
+    (item,) = file.records[0]["annotations"]
+    assert encode_segmentation(item["segmentation"], (100, 200), 1) == right
+    for wrong in ("b'\\x'", "b'", "b'zz'", "b''"):
+        given["counts"] = wrong
+        assert names_of(read([image()], [annotation(segmentation=given)])) == ["gt-no-mask"]
 
 
 @pytest.mark.parametrize("segmentation", [None, [], {}, ""])

@@ -87,11 +87,14 @@ def _check_ids(
             )
         )
     if missing:
+        # A writer that forgets to count gives all proposals the same id.
+        one = len(by_id) == 1 and not unknown
+        hint = f" All proposals are of image {next(iter(by_id))}: is that meant?" if one else ""
         faults.append(
             Fault(
                 "missing-images",
                 f"{len(missing)} of {total} images of the dataset are not in the file and count as "
-                f"images without proposals. Images: {name_some(missing)}",
+                f"images without proposals.{hint} Images: {name_some(missing)}",
             )
         )
     if twice:

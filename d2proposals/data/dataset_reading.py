@@ -26,6 +26,7 @@ from ..files.annotation_file import (
     registered_annotation_file,
 )
 from ..files.annotation_values import read_side
+from ..files.image_files import image_size
 
 # Whose errors are about a file that they read.
 _READERS = (coco.__file__, lvis.__file__)
@@ -201,6 +202,9 @@ def _clean_record(
         if isinstance(value, (str, float)):
             faults.add("gt-text", where, {key: value})
         cleaned[key] = side
+    if not sides and isinstance(record.get("file_name"), str):
+        size_of_file = image_size(record["file_name"])
+        cleaned.update(zip(("height", "width"), size_of_file or (), strict=False))
     if "annotations" in record:
         size = None
         if "height" in cleaned and "width" in cleaned:

@@ -1,8 +1,9 @@
 """Ground truth of a COCO-style JSON file, with as little in it as possible.
 
 Needed are ``images`` with ``id``, for objects ``annotations`` with ``image_id`` and ``bbox`` (XYWH,
-pixels). Used where they are there: ``file_name``, ``height``, ``width``; ``category_id``, ``area``,
-``iscrowd``, ``difficult``, ``segmentation``; ``categories`` with ``id`` and ``name``.
+pixels). Used where they are there: ``file_name`` or ``coco_url``, ``height``, ``width`` (else those
+of the image's file); ``category_id``, ``area``, ``iscrowd``, ``difficult``, ``segmentation``;
+``categories`` with ``id`` and ``name``.
 
 What is wrong with annotations is mended or left out, and counted (``annotation_faults.KINDS``).
 """
@@ -19,6 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from .annotation_cleaning import NO_CATEGORY, AnnotationCleaner
 from .annotation_faults import AnnotationFaults
 from .annotation_values import read_id, read_side, read_whole
+from .image_files import find_image_file, image_size
 from .segmentations import is_dropped_by_detectron2
 
 # The categories of PASCAL VOC under the names that COCO has for them.
@@ -216,9 +218,10 @@ def _read_images(
         if type(image["id"]) is float:
             faults.add("gt-text", f"image {image['id']}", {"id": image["id"]})
         record = {"image_id": image_id}
-        if isinstance(image.get("file_name"), str):
-            record["file_name"] = os.path.join(image_root, image["file_name"])
-        record.update(_read_size(image, faults))
+        file_name = find_image_file(image_root, image)
+        if file_name is not None:
+            record["file_name"] = file_name
+        record.update(_read_size(image, faults) or _size_of_file(record))
         # Compared as text, as Detectron2 does with proposals.
         if str(image_id) in records:
             other = records[str(image_id)].get("file_name", "?")
@@ -247,6 +250,12 @@ def _read_size(image: dict[str, Any], faults: AnnotationFaults) -> dict[str, int
             faults.add("gt-text", where, {name: value})
         sides[name] = side
     return sides if len(sides) == 2 else {}
+
+
+def _size_of_file(record: dict[str, Any]) -> dict[str, int]:
+    """Height and width of an image whose annotations do not say; {} if it is not there."""
+    size = image_size(record["file_name"]) if "file_name" in record else None
+    return {"height": size[0], "width": size[1]} if size else {}
 
 
 def _read_annotations(

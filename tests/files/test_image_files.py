@@ -1,12 +1,16 @@
 """Tests of reading single image files: orientation, depth, size, and where the file is."""
 
+import json
 import logging
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
+from d2proposals.evaluation.ground_truth import load_ground_truth
 from d2proposals.files import image_files
+from d2proposals.files.annotation_file import register_annotation_file
 from d2proposals.files.image_files import find_image_file, image_size, read_rgb_image
 
 
@@ -130,3 +134,37 @@ def test_where_an_image_is(tmp_path):
     ]:
         assert find_image_file(root, image) == str(tmp_path / expected)
     assert find_image_file(root, {"id": 1}) is None
+
+
+def test_annotation_files_find_their_images_and_sizes(tmp_path):
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "sub").mkdir()
+    Image.new("RGB", (30, 20)).save(tmp_path / "val2017" / "1.png")
+    save_turned(tmp_path / "sub" / "2.png", 6)
+    content = {
+        "images": [
+            {"id": 1, "coco_url": "http://images.example.org/val2017/1.png"},
+            {"id": 2, "file_name": "sub\\2.png", "width": 6},
+            {"id": 3, "file_name": "gone.png"},
+            {"id": 4},
+        ],
+        "annotations": [{"id": 1, "image_id": 1, "bbox": [1, 2, 3, 4]}],
+    }
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    records = DatasetCatalog.get(register_annotation_file(tmp_path / "gt.json"))
+    assert records[0]["file_name"] == str(tmp_path / "val2017" / "1.png")
+    assert records[1]["file_name"] == str(tmp_path / "sub" / "2.png")
+    sizes = [(record.get("height"), record.get("width")) for record in records]
+    assert sizes == [(20, 30), (6, 4), (None, None), (None, None)]
+    assert "file_name" not in records[3]
+
+
+def test_records_of_own_functions_have_the_sizes_of_their_images(tmp_path):
+    save_turned(tmp_path / "1.png", 6)
+    names = [str(tmp_path / "1.png"), str(tmp_path / "gone.png")]
+    records = [{"file_name": x, "image_id": x, "annotations": []} for x in names]
+    DatasetCatalog.register("sizes_of_images", lambda: records)
+    try:
+        assert load_ground_truth("sizes_of_images").image_sizes == [(6, 4), None]
+    finally:
+        DatasetCatalog.remove("sizes_of_images")

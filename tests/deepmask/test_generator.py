@@ -468,23 +468,32 @@ def test_images_of_any_size(size):
 
 
 PEAK = """
-import resource, torch
+import resource, sys, torch
 from detectron2.modeling import build_model
 from tests.common import make_cfg
 torch.set_num_threads(1)
-model = build_model(make_cfg("deepmask_rpn_only.yaml")).eval()
+height, width, *scales = sys.argv[1:]
+scales = ["MODEL.DEEPMASK.LOG2_SCALES", tuple(float(x) for x in scales)] if scales else []
+model = build_model(make_cfg("deepmask_rpn_only.yaml", *scales)).eval()
 with torch.no_grad():
-    model([{"image": torch.rand(3, 800, 1333) * 255}])
+    model([{"image": torch.rand(3, int(height), int(width)) * 255}])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-@pytest.mark.slow
-def test_memory_of_a_large_image_at_full_size_is_bounded():
+def peak(*arguments):
+    """GiB of a process that proposes on one image: its height and width, and octaves."""
     output = subprocess.run(
-        [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True,
-        cwd=CONFIGS.parent,
+        [sys.executable, "-c", PEAK, *(str(x) for x in arguments)],
+        capture_output=True, text=True, check=True, cwd=CONFIGS.parent,
     )  # fmt: skip
     gibibytes = int(output.stdout.split()[-1]) / 2**20
-    print(f"peak: {gibibytes:.2f} GiB")
-    assert gibibytes < 6
+    print(f"peak of {arguments}: {gibibytes:.2f} GiB")
+    return gibibytes
+
+
+@pytest.mark.slow
+def test_memory_of_a_large_image_at_full_size_is_bounded():
+    assert peak(800, 1333) < 6
+    # At scale 1, larger than any scale of the other.
+    assert peak(3000, 4000, 0.0) < 3

@@ -27,12 +27,13 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from ..proposals.candidates import clip_candidates, make_empty_proposals, make_proposals
+from ..proposals.candidates import clip_candidates, make_proposals
 from ..proposals.evaluation_mode import in_evaluation
 from ..proposals.mask_proposals import ProposalMasks
 from ..proposals.native_size import NativeSizes, scale_between
 from ..proposals.patches import crop_patches
 from ..proposals.pixel_normalization import PixelNormalization
+from ..proposals.proposal_generator import ProposalGenerator
 from ..proposals.ranking import first_of_nms
 from .dense_inference import WindowPredictions, predict_windows
 from .losses import idle_branch_loss, mask_loss, score_loss
@@ -68,7 +69,7 @@ class TrainingPatches:
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class DeepMask(nn.Module):
+class DeepMask(ProposalGenerator):
     """DeepMask with a trunk of its own; the features of a detector's backbone are not used."""
 
     @configurable
@@ -300,44 +301,23 @@ class DeepMask(nn.Module):
             for name, loss in losses.items()
         }
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, torch.Tensor],
-        gt_instances: list[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """
-        Args:
-            images: N images, normalised and padded.
-            features: not used.
-            gt_instances: of each image, with ``gt_boxes`` and ``gt_masks`` in pixels of the network
-                input; needed in training. Of crowd regions see :class:`PatchSampler`.
-
-        Returns:
-            list[Instances]: of each image, ``proposal_boxes`` (XYXY, pixels of the network input,
-            clipped, not empty: the boxes around the masks inside the image) and
-            ``objectness_logits`` (logit of the score, descending), in evaluation
-            ``proposal_masks`` (:class:`ProposalMasks`) as well. Empty in training without
-            ``proposals_in_training``.
-            dict[str, Tensor]: see :meth:`losses`; empty in evaluation.
+    def training_losses(
+        self, predictions: ImageList, gt_instances: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """See :meth:`losses`; of images, with ``gt_masks``. Of crowd see :class:`PatchSampler`.
 
         Raises:
-            ValueError: objects without masks in training.
+            ValueError: objects without masks.
         """
-        losses = {}
-        if self.training:
-            assert gt_instances is not None, "DeepMask needs gt_instances in training"
-            patches = self.label_and_sample_patches(images, gt_instances)
-            losses = self.losses(patches)
-            # Smoothed curves of losses that are zero in every second iteration say nothing.
-            storage = get_event_storage()
-            if patches.trains_mask:
-                storage.put_scalar("deepmask/mask_loss", losses["loss_deepmask_mask"].detach())
-            if patches.trains_score:
-                storage.put_scalar("deepmask/score_loss", losses["loss_deepmask_score"].detach())
-            if not self.proposals_in_training:
-                return make_empty_proposals(images.image_sizes, images.tensor.device), losses
-        return self.predict_proposals(images), losses
+        patches = self.label_and_sample_patches(predictions, gt_instances)
+        losses = self.losses(patches)
+        # Smoothed curves of losses that are zero in every second iteration say nothing.
+        storage = get_event_storage()
+        if patches.trains_mask:
+            storage.put_scalar("deepmask/mask_loss", losses["loss_deepmask_mask"].detach())
+        if patches.trains_score:
+            storage.put_scalar("deepmask/score_loss", losses["loss_deepmask_score"].detach())
+        return losses
 
     @torch.no_grad()
     def predict_proposals(self, images: ImageList) -> list[Instances]:

@@ -30,6 +30,7 @@ from torch import nn
 from ..proposals.candidates import clip_candidates, make_proposals
 from ..proposals.evaluation_mode import in_evaluation
 from ..proposals.patches import crop_patches
+from ..proposals.proposal_generator import ProposalGenerator
 from .box_search import box_shapes
 from .crop_sampling import enlarge_boxes
 from .detection import Detections, SearchGrid, best_boxes, detect_boxes
@@ -37,7 +38,7 @@ from .suppression import NMS_TYPES
 from .windows import make_windows, merge_masks
 
 
-class CoarseToFine(nn.Module):
+class CoarseToFine(ProposalGenerator):
     """A mask network and its two stages of inference."""
 
     def __init__(

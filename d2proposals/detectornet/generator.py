@@ -26,7 +26,6 @@ from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 
-from ..proposals.candidates import make_empty_proposals
 from .classifier_training import ClassifierTraining
 from .coarse_to_fine import CoarseToFine, check_settings
 from .crop_sampling import CropSampler, RefinementCrops
@@ -204,38 +203,22 @@ class DetectorNet(CoarseToFine):
         loss = mask_loss(pred_masks, gt_masks, self.zero_weight, is_unknown)
         return {"loss_detectornet_mask": loss * self.loss_weight}
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, torch.Tensor],
-        gt_instances: list[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """
-        Args:
-            images: N images, normalised and padded.
-            features: not used.
-            gt_instances: of each image, with ``gt_boxes`` in pixels of the network input and
-                ``gt_classes``; needed in training. Where there are ``crowd_regions``, no negative
-                crops are drawn, and cells without an object do not count.
+    def training_losses(
+        self, predictions: ImageList, gt_instances: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """See :meth:`losses`; "loss_detectornet_pruning" where a classifier prunes; of images.
 
-        Returns:
-            list[Instances]: see :meth:`predict_proposals`. Empty in training without
-            ``proposals_in_training``.
-            dict[str, Tensor]: see :meth:`losses`, and "loss_detectornet_pruning" where a classifier
-            prunes; empty in evaluation.
+        Where there are ``crowd_regions``, no negative crops are drawn, and cells without an object
+        do not count.
         """
-        losses = {}
-        if self.training:
-            assert gt_instances is not None, "DetectorNet needs gt_instances in training"
-            samples = self.label_and_sample_crops(images.image_sizes, gt_instances)
-            pred_masks = self._regress(images, samples.crops, samples.image_index, samples.classes)
-            losses = self.losses(pred_masks, samples.gt_masks, samples.is_unknown)
-            if self.classifier is not None:
-                losses["loss_detectornet_pruning"] = self.classifier_training.loss(
-                    lambda crops, index: self._classify(images, crops, index),
-                    images.image_sizes,
-                    gt_instances,
-                )
-            if not self.proposals_in_training:
-                return make_empty_proposals(images.image_sizes, images.tensor.device), losses
-        return self.predict_proposals(images), losses
+        images = predictions
+        samples = self.label_and_sample_crops(images.image_sizes, gt_instances)
+        pred_masks = self._regress(images, samples.crops, samples.image_index, samples.classes)
+        losses = self.losses(pred_masks, samples.gt_masks, samples.is_unknown)
+        if self.classifier is not None:
+            losses["loss_detectornet_pruning"] = self.classifier_training.loss(
+                lambda crops, index: self._classify(images, crops, index),
+                images.image_sizes,
+                gt_instances,
+            )
+        return losses

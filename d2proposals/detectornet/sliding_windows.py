@@ -12,7 +12,6 @@ Shape shorthand in this module:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +19,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import ImageList, Instances
-from torch import nn
 
-from ..proposals.candidates import make_empty_proposals, make_proposals
+from ..proposals.candidates import make_proposals
+from ..proposals.proposal_generator import ProposalGenerator
 from .box_search import box_shapes, num_positions
 
 
@@ -106,7 +105,7 @@ class SlidingGrid:
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class SlidingWindows(nn.Module):
+class SlidingWindows(ProposalGenerator):
     """Proposes every window of the grid, in evaluation; in training none: nothing is learnt here.
 
     ``DetectorNetHeads`` with ``MODEL.DETECTORNET.CLASS_AGNOSTIC`` make it the baseline: they
@@ -121,33 +120,20 @@ class SlidingWindows(nn.Module):
         """
         super().__init__()
         self.grid = grid
+        self.proposals_in_training = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec] | None = None) -> dict:
         return {"grid": SlidingGrid.from_config(cfg)}
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, torch.Tensor],
-        gt_instances: Sequence[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """
-        Args:
-            images: N images, normalised and padded.
-            features: not used.
-            gt_instances: not used.
+    def training_losses(self, predictions: ImageList, gt_instances: list[Instances]) -> dict:
+        """Nothing is learnt."""
+        return {}
 
-        Returns:
-            list[Instances]: of each image, ``proposal_boxes`` (XYXY, pixels of the network input)
-            and ``objectness_logits``, which only say the order, the largest windows first. Empty
-            in training.
-            dict[str, Tensor]: empty.
-        """
-        device = images.tensor.device
-        if self.training:
-            return make_empty_proposals(images.image_sizes, device), {}
-        return [self._propose(tuple(size), device) for size in images.image_sizes], {}
+    def propose(self, predictions: ImageList) -> list[Instances]:
+        """Of each image, windows whose logits only say the order, the largest first."""
+        device = predictions.tensor.device
+        return [self._propose(tuple(size), device) for size in predictions.image_sizes]
 
     def _propose(self, image_size: tuple[int, int], device: torch.device) -> Instances:
         windows = self.grid.windows(image_size, device)

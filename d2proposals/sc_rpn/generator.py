@@ -27,8 +27,9 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from ..proposals.candidates import make_empty_proposals, select_input_shapes
+from ..proposals.candidates import select_input_shapes
 from ..proposals.image_extent import valid_cells
+from ..proposals.proposal_generator import ProposalGenerator
 from .duplicates import best_of_each_map, filter_duplicates
 from .head import SCRPNHead
 from .late_regression import can_regress_late, late_candidates
@@ -41,7 +42,7 @@ from .stage_sampling import Samples, StageSampler, sample_statistics
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class SCRPN(nn.Module):
+class SCRPN(ProposalGenerator):
     """SC-RPN on the feature maps of any FPN-like backbone."""
 
     @configurable
@@ -215,26 +216,10 @@ class SCRPN(nn.Module):
         """
         return self.stage_losses(predictions, locations, ground_truth, samples)
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, torch.Tensor],
-        gt_instances: list[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """
-        Args:
-            images: N images, normalised and padded.
-            features: feature maps by name, (N, C, Hi, Wi); those of ``in_features`` are used.
-            gt_instances: of each image, with ``gt_boxes`` in pixels of the network input; needed
-                in training. Crowd regions are not used, as in Detectron2's RPN: their locations
-                are background.
-
-        Returns:
-            list[Instances]: of each image, ``proposal_boxes`` (XYXY, pixels of the network input,
-            clipped, not empty) and ``objectness_logits`` (logit of the score, descending). Empty
-            in training without ``proposals_in_training``.
-            dict[str, Tensor]: see :meth:`losses`; empty in evaluation.
-        """
+    def predict(
+        self, images: ImageList, features: dict[str, torch.Tensor]
+    ) -> tuple[InitialPredictions, PyramidLocations, list[tuple[int, int]]]:
+        """The first stage everywhere, where that is, and the images' sizes."""
         maps = [features[name] for name in self.in_features]
         # Sizes are tensors where the generator is traced.
         image_sizes = torch.stack(
@@ -246,20 +231,22 @@ class SCRPN(nn.Module):
             else None
             for x, stride in zip(maps, self.strides, strict=True)
         ]
-        initial = self.head.predict_initial(maps, valid)
         locations = PyramidLocations.build(
             [tuple(x.shape[-2:]) for x in maps], self.strides, image_sizes, maps[0].device
         )
-        losses = {}
-        if self.training:
-            assert gt_instances is not None, "SCRPN needs gt_instances in training"
-            ground_truth = GroundTruth.from_instances(gt_instances)
-            samples = self.label_and_sample_locations(initial, locations, ground_truth)
-            predictions = self._predict_samples(initial, samples)
-            losses = self.losses(predictions, locations, ground_truth, samples)
-            if not self.proposals_in_training:
-                return make_empty_proposals(images.image_sizes, maps[0].device), losses
-        return self._propose(initial, locations, images.image_sizes), losses
+        return self.head.predict_initial(maps, valid), locations, images.image_sizes
+
+    def training_losses(
+        self,
+        predictions: tuple[InitialPredictions, PyramidLocations, list[tuple[int, int]]],
+        gt_instances: list[Instances],
+    ) -> dict[str, torch.Tensor]:
+        """See :meth:`losses`. Crowd regions are background, as in Detectron2's RPN."""
+        initial, locations, _ = predictions
+        ground_truth = GroundTruth.from_instances(gt_instances)
+        samples = self.label_and_sample_locations(initial, locations, ground_truth)
+        sampled = self._predict_samples(initial, samples)
+        return self.losses(sampled, locations, ground_truth, samples)
 
     def _predict_samples(self, initial: InitialPredictions, samples: Samples) -> SampledPredictions:
         """The last stage where a loss reads it."""
@@ -271,16 +258,14 @@ class SCRPN(nn.Module):
         return self.head.predict_refined(initial).at(is_needed)
 
     @torch.no_grad()
-    def _propose(
-        self,
-        initial: InitialPredictions,
-        locations: PyramidLocations,
-        image_sizes: list[tuple[int, int]],
+    def propose(
+        self, predictions: tuple[InitialPredictions, PyramidLocations, list[tuple[int, int]]]
     ) -> list[Instances]:
         """:meth:`predict_proposals`, with no more of the second stage than that needs."""
+        initial, locations, image_sizes = predictions
         if not can_regress_late(self.head, self.use_iou_mask_at_test):
-            predictions = self.head.predict_refined(initial)
-            return self.predict_proposals(predictions, locations, image_sizes)
+            refined = self.head.predict_refined(initial)
+            return self.predict_proposals(refined, locations, image_sizes)
         scores = self.scores(self.head.predict_classes(initial))
         usable = self._check_finite(scores) & valid_samples(self.head.representation, locations)
         boxes, scores, levels = late_candidates(

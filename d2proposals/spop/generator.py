@@ -32,10 +32,10 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from ..proposals.candidates import make_empty_proposals
 from ..proposals.evaluation_mode import in_evaluation
 from ..proposals.image_pyramid import resize_image, scaled_size
 from ..proposals.native_size import NativeSizes
+from ..proposals.proposal_generator import ProposalGenerator
 from .building import build_networks, build_refinement
 from .losses import LOCALIZATION_LOSS_TYPES, localization_loss, two_way_loss
 from .pixel_networks import PixelPredictions
@@ -46,7 +46,7 @@ from .superpixel_refinement import SuperpixelRefinement
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class SPOP(nn.Module):
+class SPOP(ProposalGenerator):
     """SPOP on the images themselves; the meta-architecture's feature maps are not used."""
 
     @configurable
@@ -237,39 +237,20 @@ class SPOP(nn.Module):
             )
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, torch.Tensor],
-        gt_instances: list[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """
-        Args:
-            images: N images, normalised and padded.
-            features: not used.
-            gt_instances: of each image, with ``gt_boxes`` (pixels of the network input) and
-                ``gt_masks``; needed in training.
-
-        Returns:
-            Proposals of each image with ``proposal_boxes`` (clipped, not empty) and
-            ``objectness_logits`` (strictly decreasing), or empty instances in training where
-            proposals are not wanted; and the losses, empty in evaluation.
+    def training_losses(
+        self, predictions: ImageList, gt_instances: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """See :meth:`losses`; of images, with ``gt_masks``.
 
         Raises:
-            ValueError: in training, when the ground truth has no masks.
+            ValueError: the ground truth has no masks.
         """
-        losses = {}
-        if self.training:
-            assert gt_instances is not None, "SPOP needs gt_instances in training"
-            shown = self.training_images(images)
-            predictions = self.networks(shown)
-            targets, size_cells = self.label_and_sample_pixels(
-                predictions.map_sizes, gt_instances, shown.image_sizes
-            )
-            losses = self.losses(predictions, targets, size_cells)
-            if not self.proposals_in_training:
-                return make_empty_proposals(images.image_sizes, images.tensor.device), losses
-        return self.predict_proposals(images), losses
+        shown = self.training_images(predictions)
+        maps = self.networks(shown)
+        targets, size_cells = self.label_and_sample_pixels(
+            maps.map_sizes, gt_instances, shown.image_sizes
+        )
+        return self.losses(maps, targets, size_cells)
 
     def training_images(self, images: ImageList) -> ImageList:
         """The images that the networks learn from: as they come, or at their own size."""

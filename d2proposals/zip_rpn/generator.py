@@ -29,11 +29,11 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from ..proposals.candidates import (
-    make_empty_proposals,
     make_proposals,
     select_input_shapes,
 )
 from ..proposals.image_extent import valid_cells
+from ..proposals.proposal_generator import ProposalGenerator
 from ..proposals.ranking import (
     check_multi_threshold_settings,
     multi_threshold_nms,
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class ZIP(nn.Module):
+class ZIP(ProposalGenerator):
     """Zoom out-and-in network for object proposals; runs on the zoom network or on any FPN."""
 
     @configurable
@@ -241,36 +241,20 @@ class ZIP(nn.Module):
         losses = {"loss_zip_cls": class_loss, "loss_zip_loc": box_loss}
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, torch.Tensor],
-        gt_instances: list[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """
-        Args:
-            images: N images, normalised and padded.
-            features: maps by name; those of ``in_features`` are used.
-            gt_instances: of each image, with ``gt_boxes`` (pixels of the network input); needed
-                in training.
+    def training_losses(
+        self, predictions, gt_instances: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """See :meth:`losses`."""
+        anchors, valid, logits, deltas, _ = predictions
+        labels, gt_boxes = self.label_and_sample_anchors(anchors, valid, gt_instances)
+        return self.losses(anchors, logits, deltas, labels, gt_boxes)
 
-        Returns:
-            Proposals of each image with ``proposal_boxes`` (clipped, not empty) and
-            ``objectness_logits`` (strictly decreasing), or empty instances in training where
-            proposals are not wanted; and the losses, empty in evaluation.
-        """
-        anchors, valid, logits, deltas = self._predict(images, features)
-        losses = {}
-        if self.training:
-            assert gt_instances is not None, "ZIP needs gt_instances in training"
-            labels, gt_boxes = self.label_and_sample_anchors(anchors, valid, gt_instances)
-            losses = self.losses(anchors, logits, deltas, labels, gt_boxes)
-            if not self.proposals_in_training:
-                return make_empty_proposals(images.image_sizes, logits[0].device), losses
-        return self.predict_proposals(anchors, valid, logits, deltas, images.image_sizes), losses
+    def propose(self, predictions) -> list[Instances]:
+        """See :meth:`predict_proposals`."""
+        return self.predict_proposals(*predictions)
 
-    def _predict(self, images: ImageList, features: dict[str, torch.Tensor]):
-        """Anchors, valid cells, class logits and offsets of each level."""
+    def predict(self, images: ImageList, features: dict[str, torch.Tensor]):
+        """Anchors, valid cells, class logits and offsets of each level, and the images' sizes."""
         image_sizes = torch.as_tensor(
             [tuple(size) for size in images.image_sizes], device=images.tensor.device
         )
@@ -281,7 +265,7 @@ class ZIP(nn.Module):
             for x, stride in zip(maps, self.strides, strict=True)
         ]
         maps = [x * v for x, v in zip(maps, valid, strict=True)]
-        return self.anchor_generator(maps), valid, *self.heads(maps)
+        return self.anchor_generator(maps), valid, *self.heads(maps), images.image_sizes
 
     def _check_extent(self, image_sizes: torch.Tensor, features: dict[str, torch.Tensor]) -> None:
         """Warn once if the zoom network took the border of an image for padding."""
@@ -336,7 +320,7 @@ class ZIP(nn.Module):
         self, images: ImageList, features: dict[str, torch.Tensor]
     ) -> list[LevelCandidates]:
         """What :meth:`candidates` returns, by level and without the biases: of each image."""
-        anchors, valid, logits, deltas = self._predict(images, features)
+        anchors, valid, logits, deltas, _ = self.predict(images, features)
         return self._level_candidates(anchors, valid, logits, deltas, images.image_sizes)
 
     @torch.no_grad()

@@ -98,7 +98,7 @@ def test_labels_never_lie_in_the_padding_and_match_the_objects():
         make_instances((64, 64), [[4, 4, 36, 36]]),
         make_instances((128, 160), [[30, 40, 90, 100]]),
     ]
-    anchors, valid, _, _ = generator._predict(images, make_features(images))
+    anchors, valid, *_ = generator.predict(images, make_features(images))
     labels, boxes = generator.label_and_sample_anchors(anchors, valid, gt)
     for level, (stride, _) in zip(labels, LEVELS.values(), strict=True):
         cells = level[0].view(128 // stride, 160 // stride, 10)
@@ -214,7 +214,7 @@ def test_counts_are_logged():
 def test_score_is_the_probability_of_an_object_without_the_gray_class():
     generator = build("MODEL.ZIP.MULTI_NMS_THRESHOLDS", (), "MODEL.ZIP.MULTI_NMS_TOPKS", ()).eval()
     images = make_images((32, 32))
-    anchors, valid, logits, deltas = generator._predict(images, make_features(images))
+    anchors, valid, logits, deltas, _ = generator.predict(images, make_features(images))
     logits = [torch.zeros_like(x) for x in logits]
     logits[1][0, 7] = torch.tensor([0.0, 2.0, 3.0])  # the gray class is the likeliest
     (proposals,) = generator.predict_proposals(anchors, valid, logits, deltas, [(32, 32)])
@@ -264,7 +264,7 @@ def test_pre_nms_topk_boxes_of_each_level_enter_its_nms(training, topk):
     ).train(training)  # fmt: skip
     images = make_images((128, 160), (96, 128))
     features = make_features(images)
-    _, valid, logits, _ = generator._predict(images, features)
+    _, valid, logits, *_ = generator.predict(images, features)
     candidates = generator.candidates(images, features)
     for n, (boxes, scores) in enumerate(candidates):
         assert len(boxes) == 3 * topk
@@ -344,7 +344,7 @@ def test_a_wrong_extent_is_warned_of_once(caplog):
 def test_infinite_predictions_end_training_and_are_dropped_in_evaluation():
     generator = build()
     images = make_images((64, 64))
-    anchors, valid, logits, deltas = generator._predict(images, make_features(images))
+    anchors, valid, logits, deltas, _ = generator.predict(images, make_features(images))
     logits, deltas = [x * 0 for x in logits], [x * 0 for x in deltas]
     deltas[2][0, 3] = float("nan")
     arguments = anchors, valid, logits, deltas, images.image_sizes

@@ -8,7 +8,12 @@ no weights are needed.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch

@@ -9,7 +9,12 @@ average recall are searched for. Prints them as an override.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from detectron2.data import DatasetCatalog

@@ -67,9 +67,11 @@ def test_proposals_of_training_are_late_too(monkeypatch):
     with EventStorage():
         proposals, _ = built.train()(*make_batch())
     assert calls == [] and all(len(x) for x in proposals)
-    torch.nn.init.constant_(built.head.classification.bias, float("nan"))
-    with EventStorage(), pytest.raises(FloatingPointError, match="training has diverged"):
-        built.train()(*make_batch())
+    for layer in (built.head.classification, built.head.secondary_offset):
+        torch.nn.init.constant_(layer.bias, float("nan"))
+        with EventStorage(), pytest.raises(FloatingPointError, match="training has diverged"):
+            built.train()(*make_batch())
+        torch.nn.init.zeros_(layer.bias)
 
 
 def random_candidates(number):

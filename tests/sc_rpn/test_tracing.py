@@ -23,6 +23,8 @@ def build_network(row):
         *("MODEL.FPN.OUT_CHANNELS", CHANNELS, "MODEL.SCRPN.HEAD_CHANNELS", CHANNELS),
         # Less than the largest map has at the second size, more than it has at the first.
         *("MODEL.SCRPN.PRE_NMS_TOPK_TEST", 900),
+        # So few that suppression would need less than all boxes.
+        *("MODEL.SCRPN.POST_NMS_TOPK_TEST", 400),
         *rows.node(rows.ROWS[row]),
     )
     torch.manual_seed(0)
@@ -36,7 +38,8 @@ def build_network(row):
 @pytest.mark.parametrize("row", ["III IoU mask", "III IoU loss"])
 def test_a_trace_proposes_what_the_network_does_at_another_size(row):
     model = build_network(row)
-    first, second = random_image(96, 128), random_image(160, 224)
+    # The second is padded, to 160 x 224.
+    first, second = random_image(96, 128), random_image(150, 220)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Detectron2's and torchvision's own Python values
         adapter = TracingAdapter(model, [{"image": first}])

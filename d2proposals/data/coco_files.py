@@ -17,8 +17,10 @@ def register_coco_files(entries: Sequence[Any]) -> None:
         entries: of ``DATASETS.COCO_FILES``: (name, path of the JSON file, folder of the images),
             and of PASCAL VOC's objects the year, by which detections are measured as VOC does.
 
+    Nothing is read yet: that a file is missing, ``engine.check_datasets`` says of those that a job
+    needs.
+
     Raises:
-        FileNotFoundError: when a file or a folder is missing.
         ValueError: when an entry is of another form, or its name is another dataset's.
     """
     if isinstance(entries, str) or not all(map(_is_entry, entries)):
@@ -48,12 +50,4 @@ def _register(name: str, json_file: str, image_root: str, metadata: dict[str, An
                 f"({known[0] or 'without a JSON file'}); take another name"
             )
         return
-    if not os.path.isfile(json_file):
-        raise FileNotFoundError(
-            f"DATASETS.COCO_FILES: {name!r} needs the file {json_file}, which is missing"
-        )
-    if not os.path.isdir(image_root):
-        raise FileNotFoundError(
-            f"DATASETS.COCO_FILES: {name!r} needs the folder {image_root}, which is missing"
-        )
     register_coco_instances(name, metadata, json_file, image_root)

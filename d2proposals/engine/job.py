@@ -34,8 +34,7 @@ def load_config(args: Namespace) -> CfgNode:
         a configuration, not frozen.
 
     Raises:
-        FileNotFoundError: when there is no such configuration file, or a file of
-            ``DATASETS.COCO_FILES`` is missing.
+        FileNotFoundError: when there is no such configuration file.
         ValueError: when the file or an override has an unknown key or a value of another type.
     """
     cfg = get_cfg()
@@ -210,8 +209,8 @@ def _missing_dataset_error(name: str, path: str | None) -> FileNotFoundError:
     root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     return FileNotFoundError(
         f"Dataset '{name}' needs {path}, which is missing. Set DETECTRON2_DATASETS (now '{root}') "
-        "to the folder that has the datasets; the configurations in configs/shapes/ need no "
-        "download."
+        "to the folder that has the datasets, or mend DATASETS.COCO_FILES; the configurations in "
+        "configs/shapes/ need no download."
     )
 
 

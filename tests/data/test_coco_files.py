@@ -59,10 +59,6 @@ def test_what_is_wrong_with_an_entry_is_named(entry, tmp_path):
     for wrong in ("text", [entry[:2]], [{"name": "a"}], *bad_names, *bad_years):
         with pytest.raises(ValueError, match=r"COCO_FILES is a list of \[name, JSON file, folder"):
             register_coco_files(wrong)
-    with pytest.raises(FileNotFoundError, match="'mine_of_coco_files' needs the file .*gone.json"):
-        register_coco_files([[entry[0], str(tmp_path / "gone.json"), entry[2]]])
-    with pytest.raises(FileNotFoundError, match="needs the folder .*gone, which is missing"):
-        register_coco_files([[*entry[:2], str(tmp_path / "gone")]])
     register_coco_files([entry])
     other = tmp_path / "other"
     other.mkdir()
@@ -82,3 +78,11 @@ def test_a_year_has_detections_measured_as_voc_does(entry):
     check_evaluations(cfg)
     (evaluator,) = Trainer.build_evaluator(cfg, entry[0])._evaluators
     assert isinstance(evaluator, VOCEvaluator)
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_files_that_are_missing_are_named_when_they_are_needed(entry, tmp_path, part):
+    entry[part] = str(tmp_path / "gone")
+    register_coco_files([entry])
+    with pytest.raises(FileNotFoundError, match="needs .*gone, which is missing.*COCO_FILES"):
+        check_datasets([entry[0]])

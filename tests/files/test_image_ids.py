@@ -35,6 +35,7 @@ def images(ids, names):
         (images([1, 2], ["x\\a.png", "y\\a.png"]), ["y/a.jpg", "x/a.png"], [2, 1]),
         # Some are of another split: what stands for itself stays.
         (images([139, 285], NAMES), ["139", "000000000285", "77"], [139, 285, "77"]),
+        (images([1, 2], ["2.jpg", "1.jpg"]), [1, "2", "x"], [1, 2, "x"]),
         # Numbers of other images are not taken for numbers in file names.
         (images([1, 2], NAMES), [1, 2, 139], [1, 2, 139]),
         # A 1-based file of a dataset that counts from 0, with the numbers of its files.

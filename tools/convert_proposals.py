@@ -46,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--dataset", help="registered dataset: its images, their names and order")
     source.add_argument("--gt", metavar="FILE.json", help="COCO-style annotations instead")
     parser.add_argument(
-        "--box-mode", choices=("xyxy", "xywh"), help="of the input, against its format's own"
+        "--box-mode",
+        choices=("xyxy", "xywh", "yxyx"),
+        help="of the input, against its format's own",
     )
     parser.add_argument("--top", type=int, metavar="K", help="keep the K best of each image")
     parser.add_argument(

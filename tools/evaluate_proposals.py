@@ -101,7 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="or those that were; 'voc' for PASCAL VOC's among COCO's",
     )  # fmt: skip
     parser.add_argument(
-        "--box-mode", choices=("xyxy", "xywh"), help="of all files, against their formats' own"
+        "--box-mode",
+        choices=("xyxy", "xywh", "yxyx"),
+        help="of all files, against their formats' own",
     )
     parser.add_argument("--strict", action="store_true", help="fail on whatever looks wrong")
     parser.add_argument("--output", metavar="FOLDER", help="for JSON, CSV and pictures")
@@ -299,7 +301,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         report_ground_truth(ground_truth, not args.leave_out_difficult)
         if not ground_truth.is_annotated or not len(ground_truth.boxes):
-            raise SystemExit(f"Error: {args.gt or dataset} has no objects to measure recall of")
+            left = ground_truth.num_crowd
+            why = (
+                f": what it has is {left} crowd regions (iscrowd), which do not count"
+                if left
+                else ""
+            )
+            raise SystemExit(
+                f"Error: {args.gt or dataset} has no objects to measure recall of{why}"
+            )
         unseen = unseen_categories(args, ground_truth)
         runs = {}
         for name, path in paths.items():

@@ -51,6 +51,7 @@ class GroundTruth:
         segmentations: per image the G segmentations as the dataset has them, None of objects
             without mask; None if no object has one, or if they were not asked for.
         num_difficult: how many objects are marked difficult.
+        num_crowd: how many crowd regions there are.
         faults: what is wrong with the annotations.
     """
 
@@ -65,6 +66,7 @@ class GroundTruth:
     category_names: dict[int, str] = field(default_factory=dict)
     segmentations: list[list[Any]] | None = None
     num_difficult: int = 0
+    num_crowd: int = 0
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -146,8 +148,7 @@ def ground_truth_of(
     """
     records = reading.records
     objects = [
-        [item for item in record.get("annotations", []) if not item["iscrowd"]]
-        for record in records
+        [item for item in _annotations_of(record) if not item["iscrowd"]] for record in records
     ]
     is_difficult = [[_is_difficult(item) for item in items] for items in objects]
     num_difficult = sum(map(sum, is_difficult))
@@ -174,6 +175,7 @@ def ground_truth_of(
         category_names=dict(enumerate(reading.category_names)),
         segmentations=segmentations if with_masks and has_mask.any() else None,
         num_difficult=num_difficult,
+        num_crowd=sum(item["iscrowd"] for record in records for item in _annotations_of(record)),
     )
     faults = reading.faults.to_list() + find_ground_truth_faults(
         ground_truth.boxes,
@@ -193,6 +195,10 @@ def warn_of_faults(ground_truth: GroundTruth, dataset_name: str) -> None:
     if ground_truth.num_difficult:
         message = f"{dataset_name}: {ground_truth.num_difficult} objects are difficult"
         log_first_n(logging.INFO, message, key="message", name=__name__)
+
+
+def _annotations_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return record.get("annotations", [])
 
 
 def _has_size(item: dict[str, Any], record: dict[str, Any]) -> bool:

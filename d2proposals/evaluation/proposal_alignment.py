@@ -33,7 +33,7 @@ def align_to_dataset(
         The proposals of every image of the dataset, none for an image that the file does not list,
         and the faults: those of the file and "unknown-images", "missing-images",
         "duplicate-images", "empty-images", "duplicate-proposals", "unsorted-scores",
-        "xywh-boxes", "xyxy-boxes", "small-extent".
+        "xywh-boxes", "xyxy-boxes", "yxyx-boxes", "small-extent".
     """
     faults = list(proposals.faults)
     by_id: dict[str, list[int]] = {}
@@ -178,6 +178,17 @@ def _check_convention(
         return [fault] if is_other else []
     x1, y1, x2, y2 = boxes.T
     height, width = sizes.T + _OUTSIDE_PIXELS
+    outside = (x2 > width) | (y2 > height)
+    fits = (x1 >= 0) & (y1 >= 0) & (y2 <= width) & (x2 <= height)
+    if outside.mean() > SHARE_AGAINST and fits.mean() >= SHARE_FOR:
+        return [
+            Fault(
+                "yxyx-boxes",
+                f"{outside.sum()} of {len(boxes)} boxes end outside of their image, and with rows "
+                "before columns (y1, x1, y2, x2), as MATLAB's tools write, nearly all fit: convert "
+                "them (--box-mode yxyx)",
+            )
+        ]
     against = (x2 < x1) | (y2 < y1)
     agrees = (x2 >= 0) & (y2 >= 0) & (x1 + x2 <= width) & (y1 + y2 <= height)
     if against.mean() <= SHARE_AGAINST or agrees.mean() < SHARE_FOR:

@@ -111,7 +111,7 @@ def reinterpret_boxes(proposals: ProposalSet, box_mode: str) -> None:
 
     Args:
         proposals: of a file; those of Segment-Anything have the boxes of their masks anyway.
-        box_mode: "xyxy" or "xywh", what stands in the file.
+        box_mode: "xyxy", "xywh" or "yxyx" (rows before columns), what stands in the file.
     """
     convention = "xywh" if proposals.format == "coco" else "xyxy"
     if proposals.format == "sam" or box_mode == convention:
@@ -119,7 +119,10 @@ def reinterpret_boxes(proposals: ProposalSet, box_mode: str) -> None:
     # On reading, XYWH has become XYXY by adding the corner.
     sign = -1 if convention == "xywh" else 1
     for boxes_i in proposals.boxes:
-        boxes_i[:, 2:] += sign * boxes_i[:, :2]
+        if box_mode != "yxyx" or convention == "xywh":
+            boxes_i[:, 2:] += sign * boxes_i[:, :2]
+        if box_mode == "yxyx":
+            boxes_i[:] = boxes_i[:, [1, 0, 3, 2]]
 
 
 def merge_images(proposals: ProposalSet, images: DatasetImages | None = None) -> ProposalSet:

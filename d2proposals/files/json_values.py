@@ -28,7 +28,11 @@ def plain_id(image_id: Any) -> int | str:
     """
     if type(image_id) is float and image_id.is_integer():
         image_id = int(image_id)
-    is_id = isinstance(image_id, str) or (type(image_id) is int and abs(image_id) < 2**63)
+    if type(image_id) is int and abs(image_id) >= 2**63:
+        raise ContentError(
+            f"the image_id {str(image_id)[:40]} has more than 64 bits; number the images anew"
+        )
+    is_id = isinstance(image_id, str) or type(image_id) is int
     if not is_id:
         found = image_id if type(image_id) is float else type(image_id).__name__
         raise ContentError(f"an image_id is an integer or text, not {found}")

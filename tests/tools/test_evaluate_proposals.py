@@ -329,6 +329,38 @@ def test_difficult_objects(gt, perfect_file, tmp_path):
     assert "1 objects are difficult; they are left out" in err and "(5 all" in out
 
 
+def test_rows_before_columns(gt, tmp_path):
+    """The images are wider than high; right boxes have no such fault."""
+    proposals = perfect(with_masks=False)
+    wide = np.array([[2, 3, 12, 13], [20, 5, 45, 35], [1, 1, 49, 30]], np.float32)
+    swapped = tmp_path / "swapped.pkl"
+    scores = [np.array([3.0, 2.0, 1.0])] * 3
+    content = ProposalSet("d2proposals", proposals.image_ids, [wide[:, [1, 0, 3, 2]]] * 3, scores)
+    write_proposals(swapped, content, "detectron2")
+    _, err = evaluate("--gt", gt, "--proposals", swapped, "--kind", "box")
+    assert "[yxyx-boxes] 6 of 9 boxes end outside" in err and "--box-mode yxyx" in err
+    folder = tmp_path / "results"
+    mended = ("--box-mode", "yxyx", "--strict", "--output", folder)
+    evaluate("--gt", gt, "--proposals", swapped, "--kind", "box", *mended)
+    assert measured(folder, "swapped.pkl")["AR@100"] == 100
+
+
+def test_ids_of_more_than_64_bits(gt, tmp_path):
+    path = tmp_path / "huge.json"
+    path.write_text(json.dumps([{"image_id": 10**20, "bbox": [1, 2, 3, 4], "score": 1}]))
+    line = stop_line("--gt", gt, "--proposals", path)
+    assert "the image_id 100000000000000000000 has more than 64 bits" in line
+
+
+def test_only_crowd(gt, perfect_file):
+    content = json.loads(gt.read_text())
+    for item in content["annotations"]:
+        item["iscrowd"] = 1
+    gt.write_text(json.dumps(content))
+    line = stop_line("--gt", gt, "--proposals", perfect_file)
+    assert line.endswith("what it has is 6 crowd regions (iscrowd), which do not count")
+
+
 def test_box_mode_mends(gt, tmp_path):
     path = tmp_path / "file.json"
     entries = [{"image_id": i, "bbox": [20, 5, 45, 35], "score": 0.5} for i in (1, 2, 3)]

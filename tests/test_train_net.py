@@ -103,7 +103,7 @@ def test_masks_absent(tiny_coco, tmp_path, capsys):
         del annotation["segmentation"]
     file.write_text(json.dumps(content))
     args = make_args(*TINY, "OUTPUT_DIR", tmp_path / "out", "INPUT.USE_INSTANCE_MASK", True)
-    assert "has no mask ('segmentation'), which INPUT.USE_INSTANCE_MASK" in stop_line(capsys, args)
+    assert "have no mask ('segmentation'), which INPUT.USE_INSTANCE_MASK" in stop_line(capsys, args)
 
 
 def test_truncated_checkpoint(tiny_coco, tmp_path, capsys):

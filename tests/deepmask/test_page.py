@@ -6,12 +6,11 @@ import shlex
 
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
 from PIL import Image
 
-import train_net
 from d2proposals.deepmask.network import build_network
-from tests.common import CONFIGS, make_cfg, run_tool
+from tests.common import CONFIGS, make_cfg
+from tests.page_commands import read_commands, run_command
 
 PAGE = CONFIGS.parent / "docs" / "deepmask.md"
 DATASETS = {"d2p_shapes_val": "tiny_val", "coco_2017_val": "tiny_val",
@@ -25,15 +24,9 @@ MODEL = ["MODEL.DEVICE", "cpu", "MODEL.DEEPMASK.LOG2_SCALES", "(0.0,)",
          "MODEL.DEEPMASK.PRE_NMS_TOPK_TEST", "60"]  # fmt: skip
 
 
-def page_commands():
-    """Programs and arguments of the page's commands, in its order."""
-    lines = re.findall(r"^ {4}(?:\w+=\S+ )*python (\S+) (.*)$", PAGE.read_text(), re.MULTILINE)
-    return [(program, shlex.split(line.split("  #")[0])) for program, line in lines]
-
-
 def commands(program, *words):
     """Arguments of the page's commands with these words; at least one."""
-    found = [a for p, a in page_commands() if p == program and set(words) <= set(a)]
+    found = [a for p, a in read_commands(PAGE.name) if p == program and set(words) <= set(a)]
     assert found, (program, words)
     return found
 
@@ -46,10 +39,7 @@ def run(program, arguments, *overrides):
     small = str(CONFIGS / "shapes" / "deepmask_rpn_only.yaml")
     arguments = [small if x in (paper, f"configs/{small.split('configs/')[1]}") else x
                  for x in arguments]  # fmt: skip
-    if program == "train_net.py":
-        args = default_argument_parser().parse_args([*arguments, *overrides])
-        return train_net.main(args)
-    return run_tool(program.split("/")[1].removesuffix(".py"), *arguments, *overrides)
+    return run_command(program, [*arguments, *overrides])
 
 
 @pytest.mark.slow

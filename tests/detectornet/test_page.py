@@ -1,20 +1,10 @@
 """The commands of docs/detectornet.md run, in the page's order, on tiny images and networks."""
 
-import re
-import shlex
-
 import pytest
-from detectron2.engine import default_argument_parser
-from PIL import Image
 
-import train_net
-from tests.common import ROOT, run_tool
+from tests.common import ROOT
+from tests.page_commands import read_commands, run_page
 
-PAGE = (ROOT / "docs" / "detectornet.md").read_text(encoding="utf-8").replace("\\\n", " ")
-COMMANDS = [
-    shlex.split(line.split("  #")[0])
-    for line in re.findall(r"^ {4}python (.+)$", PAGE, re.MULTILINE)
-]
 # AlexNet's public weights, 244 MB, are read by tests/backbones/test_alexnet.py.
 # Times need the full size.
 ELSEWHERE = {"tools/convert_weights.py", "tools/benchmark.py"}
@@ -37,31 +27,22 @@ EXTRA = {"tools/estimate_box_shapes.py": ["--number", "1"]}
 DATASETS = {"d2p_shapes_val": "tiny_val", "coco_2017_train": "tiny_train"}
 
 
-def tiny(command):
-    """The program and its arguments, with tiny settings behind the page's own."""
-    program, *arguments = command
+def tiny(program, arguments):
+    """The arguments with tiny settings behind the page's own."""
     arguments = [DATASETS.get(x, x) for x in arguments]
     arguments = [str(ROOT / x) if x.startswith("configs/") else x for x in arguments]
     if program in MODEL:
         trains = program == "train_net.py" and "--eval-only" not in arguments
         arguments += TINY + (NO_TEST if trains else TEST)
-    return program, arguments + EXTRA.get(program, [])
+    return arguments + EXTRA.get(program, [])
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_coco", "restored_loggers")
 def test_the_page_s_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name in ("street.jpg", "kitchen.jpg"):
-        Image.new("RGB", (64, 48), "gray").save(tmp_path / name)
-    programs = []
-    for command in COMMANDS:
-        program, arguments = tiny(command)
-        programs.append(program)
-        if program == "train_net.py":
-            train_net.main(default_argument_parser().parse_args(arguments))
-        elif program not in ELSEWHERE:
-            run_tool(program.removeprefix("tools/").removesuffix(".py"), *arguments)
+    commands, images = read_commands("detectornet.md"), ("street.jpg", "kitchen.jpg")
+    programs = run_page(commands, tiny, ELSEWHERE, tmp_path, images)
     assert len(programs) > 15 and MODEL | ELSEWHERE < set(programs)
     written = {x.name for x in tmp_path.rglob("*") if x.is_file()}
     assert {"model_final.pth", "windows.pkl", "sliding.pkl", "refinement.png", "box_masks.png",

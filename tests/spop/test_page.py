@@ -1,21 +1,11 @@
 """The commands of docs/spop.md run, in the page's order, on tiny images and networks."""
 
-import re
-import shlex
-
 import pytest
-from detectron2.engine import default_argument_parser
-from PIL import Image
 
-import train_net
 from d2proposals.spop.proposal_selection import select_proposals
-from tests.common import ROOT, run_tool
+from tests.common import ROOT
+from tests.page_commands import read_commands, run_page
 
-PAGE = (ROOT / "docs" / "spop.md").read_text(encoding="utf-8").replace("\\\n", " ")
-COMMANDS = [
-    shlex.split(line.split("  #")[0])
-    for line in re.findall(r"^ {4}python (.+)$", PAGE, re.MULTILINE)
-]
 # Public weights of 80 MB and more, which tests/backbones/test_largefov_conversion.py makes small.
 ELSEWHERE = {"tools/convert_weights.py"}
 TINY = ["MODEL.DEVICE", "cpu", "MODEL.SPOP.TRUNK.WIDTH_FACTOR", "0.03125",
@@ -26,11 +16,10 @@ TINY = ["MODEL.DEVICE", "cpu", "MODEL.SPOP.TRUNK.WIDTH_FACTOR", "0.03125",
 REPEATS = {"tools/benchmark_spop.py": ["--repeats", "1"]}
 
 
-def tiny(command):
-    """The program and its arguments, with tiny settings behind the page's own."""
-    program, *arguments = command
+def tiny(program, arguments):
+    """The arguments with tiny settings behind the page's own."""
     arguments = [str(ROOT / x) if x.startswith("configs/") else x for x in arguments]
-    return program, REPEATS.get(program, []) + arguments + TINY
+    return REPEATS.get(program, []) + arguments + TINY
 
 
 @pytest.mark.usefixtures("tiny_coco", "restored_loggers")
@@ -38,16 +27,8 @@ def test_the_page_s_commands(tmp_path, monkeypatch, capsys):
     # benchmark_spop measures a function of this module, for good.
     monkeypatch.setattr("d2proposals.spop.generator.select_proposals", select_proposals)
     monkeypatch.chdir(tmp_path)
-    for name in ("street.jpg", "photo.jpg"):
-        Image.new("RGB", (64, 48), "gray").save(tmp_path / name)
-    programs = []
-    for command in COMMANDS:
-        program, arguments = tiny(command)
-        programs.append(program)
-        if program == "train_net.py":
-            train_net.main(default_argument_parser().parse_args(arguments))
-        elif program not in ELSEWHERE:
-            run_tool(program.removeprefix("tools/").removesuffix(".py"), *arguments)
+    commands, images = read_commands("spop.md"), ("street.jpg", "photo.jpg")
+    programs = run_page(commands, tiny, ELSEWHERE, tmp_path, images)
     assert len(programs) > 12 and set(programs) == ELSEWHERE | {
         "train_net.py", "tools/evaluate_localization.py", "tools/plot_object_sizes.py",
         "tools/benchmark_spop.py", "tools/visualize_spop.py",

@@ -43,7 +43,7 @@ def test_outputs_are_ordered_by_class_and_mask(networks, num_networks, outputs):
 @pytest.mark.parametrize("networks", NETWORKS)
 def test_masks_of_one_class_of_each_crop(networks):
     torch.manual_seed(0)
-    network = BoxMaskNetwork(make_trunk=Trunk, num_classes=4, mask_size=2, networks=networks)
+    network = BoxMaskNetwork(make_trunk=Trunk, num_classes=4, mask_size=2, networks=networks).eval()
     crops, classes = torch.randn(7, 3, 8, 8), torch.tensor([3, 0, 3, 1, 1, 3, 0])
     calls = []
     for index, part in enumerate(network.networks):

@@ -1,16 +1,29 @@
 """What several tests need: configurations, images and ground truth made by hand."""
 
 import runpy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 
 from d2proposals import add_d2proposals_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
+
+
+@contextmanager
+def forgotten_datasets() -> Iterator[list[str]]:
+    """A list for names of datasets that are registered here and gone afterwards."""
+    names: list[str] = []
+    yield names
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def run_tool(name: str, *arguments) -> None:

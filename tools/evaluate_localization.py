@@ -9,7 +9,7 @@ resized as in training, without flips. With MODEL.SPOP.SCALE_AWARE False the one
 Table II.
 """
 
-import argparse
+import functools
 import os
 from collections.abc import Sequence
 
@@ -35,14 +35,8 @@ from d2proposals.spop.localization_error import (
     find_spop,
 )
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = model_parser(__doc__)
-    parser.add_argument(
-        "--max-images", type=int, default=0, help="evaluate the first images only (0: all)"
-    )
-    return parser
+MAX_IMAGES = (0, "evaluate the first images only (0: all)")
+build_parser = functools.partial(model_parser, __doc__, max_images=MAX_IMAGES)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

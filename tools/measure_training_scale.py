@@ -7,7 +7,7 @@ batches as Detectron2 makes them and with batches of like sizes; and how many dr
 positive anchor on any level. No image is read. The rule is INPUT.DY_TRAIN_SCALE.RULE.
 """
 
-import argparse
+import functools
 import os
 from collections.abc import Sequence
 
@@ -33,13 +33,10 @@ from d2proposals.zip_rpn.scale_measurement import (
     pixels_per_image_pixel,
 )
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = model_parser(__doc__, "configuration of a training of ZIP")
-    parser.add_argument("--draws", type=int, default=1000, help="images drawn (default: 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
-    return parser
+DRAWS, SEED = (1000, "images drawn"), (0, "of the draws")
+build_parser = functools.partial(
+    model_parser, __doc__, "configuration of a training of ZIP", draws=DRAWS, seed=SEED
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,7 +7,7 @@ Objects have the size of the network input at the test (INPUT.MIN_SIZE_TEST). No
 no weights are needed.
 """
 
-import argparse
+import functools
 import os
 from collections.abc import Sequence
 
@@ -28,13 +28,9 @@ from d2proposals.engine.model_command import (
 )
 from d2proposals.zip_rpn.anchor_scatter import best_levels, object_sizes, write_anchor_picture
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = model_parser(__doc__)
-    parser.add_argument("--dataset", help="registered dataset (default: of DATASETS.TEST)")
-    parser.add_argument("--output", default="anchors.png", help="image file to write")
-    return parser
+DATASET = (None, "registered dataset (default: of DATASETS.TEST)")
+OUTPUT = ("anchors.png", "image file to write")
+build_parser = functools.partial(model_parser, __doc__, dataset=DATASET, output=OUTPUT)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

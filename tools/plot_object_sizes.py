@@ -7,7 +7,7 @@ Areas are those of the annotations, in pixels of the original images; crowd is n
 boundary between small and large objects is MODEL.SPOP.LARGE_AREA.
 """
 
-import argparse
+import functools
 import os
 from collections.abc import Sequence
 
@@ -20,13 +20,12 @@ from d2proposals.engine.model_command import command_config, model_parser, runni
 from d2proposals.evaluation.ground_truth import load_ground_truth
 from d2proposals.spop.object_sizes import size_distribution, write_size_picture
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = model_parser(__doc__)
-    parser.add_argument("--dataset", help="by default the first of DATASETS.TRAIN")
-    parser.add_argument("--output", default="sizes.png", help="image file to write")
-    return parser
+build_parser = functools.partial(
+    model_parser,
+    __doc__,
+    dataset=(None, "by default the first of DATASETS.TRAIN"),
+    output=("sizes.png", "image file to write"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

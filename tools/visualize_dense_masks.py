@@ -20,13 +20,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from d2proposals.deepmask.dense_pictures import make_dense_picture, write_sheet
 from d2proposals.engine.model_command import picture_parser, run_picture_command
 
-build_parser = functools.partial(
-    picture_parser,
-    __doc__,
-    "dense_masks.png",
-    scale=(1.0, "factor on the image"),
-    windows=(24, "windows to draw"),
-)
+OPTIONS = {"scale": (1.0, "factor on the image"), "windows": (24, "windows to draw")}
+build_parser = functools.partial(picture_parser, __doc__, "dense_masks.png", **OPTIONS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

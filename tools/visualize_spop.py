@@ -21,13 +21,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from d2proposals.engine.model_command import picture_parser, run_picture_command
 from d2proposals.spop.pictures import SPOPPicture, make_picture, write_sheet
 
-build_parser = functools.partial(
-    picture_parser,
-    __doc__,
-    "spop.png",
-    scale=(1.0, "factor on the image as it was taken"),
-    boxes=(20, "boxes to draw"),
-)
+SCALE, BOXES = (1.0, "factor on the image as it was taken"), (20, "boxes to draw")
+build_parser = functools.partial(picture_parser, __doc__, "spop.png", scale=SCALE, boxes=BOXES)
 
 
 def draw(args: argparse.Namespace, model, pixels, image, name: str) -> SPOPPicture:

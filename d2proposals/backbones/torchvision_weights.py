@@ -18,6 +18,8 @@ from detectron2.config import CfgNode
 from torch import nn
 from torchvision.models import get_model_weights
 
+from ..files.checkpoint_file import load_tensors
+
 logger = logging.getLogger(__name__)
 
 
@@ -110,13 +112,9 @@ def warn_of_other_pixels(cfg: CfgNode) -> None:
 
 def _read_state(path: str) -> dict[str, torch.Tensor]:
     """The state dictionary of a file, read without running code of it."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has no one class for what may be wrong with a file
-        raise ValueError(
-            f"MODEL.TORCHVISION.WEIGHTS {path} cannot be read as a state dictionary "
-            f"({type(error).__name__}); save one by torch.save(network.state_dict(), FILE)."
-        ) from error
+    state = load_tensors(
+        path, "name a state dictionary in MODEL.TORCHVISION.WEIGHTS, saved by torch.save"
+    )
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..files.atomic_files import atomic_write
+from ..files.checkpoint_file import load_tensors
 from .bn_inception import BNInception
 from .vgg import VGG, VGG_A
 
@@ -44,14 +45,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no weight file {path}; give the path of a .pth file.")
-    try:
-        public = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises a dozen kinds, by where it is damaged
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"Cannot read {path}: truncated, or no file of weights alone ({reason}); "
-            "download it again."
-        ) from error
+    public = load_tensors(path, "download it again")
     if not isinstance(public, Mapping) or not all(
         isinstance(value, Tensor) for value in public.values()
     ):

@@ -162,14 +162,7 @@ class DeepMask(ProposalGenerator):
         check_categories(node.CATEGORIES, cfg.DATASETS.TRAIN)
         return {
             "network": build_network(cfg),
-            "pixel_normalization": PixelNormalization(
-                model_format=cfg.INPUT.FORMAT,
-                model_mean=cfg.MODEL.PIXEL_MEAN,
-                model_std=cfg.MODEL.PIXEL_STD,
-                trunk_format=node.FORMAT,
-                trunk_mean=node.PIXEL_MEAN,
-                trunk_std=node.PIXEL_STD,
-            ),
+            "pixel_normalization": PixelNormalization.from_config(cfg, node),
             "sampler": PatchSampler(
                 patch_size=node.PATCH_SIZE,
                 object_size=node.OBJECT_SIZE,

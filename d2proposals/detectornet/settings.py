@@ -70,11 +70,4 @@ def make_normalization(cfg: CfgNode) -> PixelNormalization:
     node = cfg.MODEL.DETECTORNET
     if not all(x > 0 for x in node.PIXEL_STD):
         raise ValueError(f"MODEL.DETECTORNET.PIXEL_STD must be positive, got {node.PIXEL_STD}.")
-    return PixelNormalization(
-        model_format=cfg.INPUT.FORMAT,
-        model_mean=cfg.MODEL.PIXEL_MEAN,
-        model_std=cfg.MODEL.PIXEL_STD,
-        trunk_format=node.FORMAT,
-        trunk_mean=node.PIXEL_MEAN,
-        trunk_std=node.PIXEL_STD,
-    )
+    return PixelNormalization.from_config(cfg, node)

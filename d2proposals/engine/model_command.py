@@ -2,10 +2,7 @@
 
 A command states what is its own:
 
-    def build_parser():
-        parser = model_parser(__doc__)
-        parser.add_argument("--top", ...)
-        return parser
+    build_parser = functools.partial(model_parser, __doc__, top=(5, "best boxes"))
 
     def main(arguments=None):
         with running_command(build_parser(), arguments) as args:
@@ -38,7 +35,10 @@ Picture = TypeVar("Picture")
 
 
 def model_parser(
-    description: str, config_help: str = "configuration of the model", required: bool = True
+    description: str,
+    config_help: str = "configuration of the model",
+    required: bool = True,
+    **options: tuple[Any, str],
 ) -> argparse.ArgumentParser:
     """A parser with what these commands share: ``--config-file`` and overrides at the end.
 
@@ -46,12 +46,19 @@ def model_parser(
         description: of the command, printed as it stands.
         config_help: what the configuration is of.
         required: whether the command needs a configuration.
+        **options: the command's own, by name: default, whose type values have (None: text), and
+            help. What takes more than that is added to the parser.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=required, help=config_help)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
+    for name, (default, text) in options.items():
+        kind = str if default is None else type(default)
+        if isinstance(default, int | float) and not text.endswith(")"):
+            text = f"{text} (default: {default:g})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
     return parser
 
 
@@ -63,9 +70,9 @@ def picture_parser(
     Args:
         description: of the command, printed as it stands.
         output: the default.
-        **options: the command's own numbers: default, whose type they have, and help.
+        **options: as in :func:`model_parser`.
     """
-    parser = model_parser(description)
+    parser = model_parser(description, output=(output, "PNG file to write"), **options)
     parser.add_argument(
         "--input",
         required=True,
@@ -73,14 +80,6 @@ def picture_parser(
         metavar="IMAGE",
         help="image files; between them and overrides stands another option",
     )
-    parser.add_argument("--output", default=output, help="PNG file to write")
-    for name, (default, text) in options.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=type(default),
-            default=default,
-            help=f"{text} (default: {default:g})",
-        )
     return parser
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +20,26 @@ def read_model(path: str) -> Mapping[str, Tensor]:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no checkpoint {path}; train_net.py writes .pth files.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises a dozen kinds, by where it is damaged
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} is cut off, or no checkpoint of tensors ({reason}).") from error
+    content = load_tensors(path, "give a checkpoint of train_net.py")
     if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
         raise ValueError(f"{path} has no entry 'model': give a checkpoint of train_net.py.")
     return content["model"]
+
+
+def load_tensors(path: str, remedy: str) -> Any:
+    """What a file of ``torch.save`` holds, on the CPU, read without running code of it.
+
+    Args:
+        path: of a file that is there.
+        remedy: what to do if it cannot be read, for the error.
+
+    Raises:
+        ValueError: it is damaged, or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises a dozen kinds, by where it is damaged
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"Cannot read {path}: cut off, or no file of tensors alone ({reason}); {remedy}."
+        ) from error

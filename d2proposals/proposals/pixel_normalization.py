@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
 
@@ -68,6 +69,23 @@ class PixelNormalization(nn.Module):
             not self.flips_channels
             and tuple(model_mean) == tuple(trunk_mean)
             and tuple(model_std) == tuple(trunk_std)
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, trunk: CfgNode) -> PixelNormalization:
+        """From the pixels of a model to those of a trunk.
+
+        Args:
+            cfg: of the model: ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD``.
+            trunk: a node with ``FORMAT``, ``PIXEL_MEAN`` and ``PIXEL_STD``.
+        """
+        return cls(
+            model_format=cfg.INPUT.FORMAT,
+            model_mean=cfg.MODEL.PIXEL_MEAN,
+            model_std=cfg.MODEL.PIXEL_STD,
+            trunk_format=trunk.FORMAT,
+            trunk_mean=trunk.PIXEL_MEAN,
+            trunk_std=trunk.PIXEL_STD,
         )
 
     def _register(self, name: str, values: torch.Tensor) -> None:

@@ -52,14 +52,7 @@ def build_networks(cfg: CfgNode) -> PixelNetworks:
             new_layer_lr_factor=node.NEW_LAYER_LR_FACTOR,
         ),
         localization={name: build_localization() for name in names},
-        pixel_normalization=PixelNormalization(
-            model_format=cfg.INPUT.FORMAT,
-            model_mean=cfg.MODEL.PIXEL_MEAN,
-            model_std=cfg.MODEL.PIXEL_STD,
-            trunk_format=node.TRUNK.FORMAT,
-            trunk_mean=node.TRUNK.PIXEL_MEAN,
-            trunk_std=node.TRUNK.PIXEL_STD,
-        ),
+        pixel_normalization=PixelNormalization.from_config(cfg, node.TRUNK),
         localization_at_test=node.LOCALIZATION,
         tile_size=node.TILE_SIZE,
     )

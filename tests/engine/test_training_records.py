@@ -6,7 +6,7 @@ from detectron2.structures import BoxMode
 
 from d2proposals.engine import check_evaluations
 from d2proposals.engine.training_records import training_records
-from tests.common import make_cfg
+from tests.common import forgotten_datasets, make_cfg
 
 SQUARE = [[0, 0, 9, 0, 9, 9, 0, 9]]
 
@@ -14,7 +14,6 @@ SQUARE = [[0, 0, 9, 0, 9, 9, 0, 9]]
 @pytest.fixture
 def register():
     """Registers datasets of one image, by name, and forgets them."""
-    names = []
 
     def _register(name, annotations, classes=(), with_id=True, **metadata):
         record = {"file_name": f"{name}.png", "height": 50, "width": 50}
@@ -26,10 +25,8 @@ def register():
         names.append(name)
         return name
 
-    yield _register
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with forgotten_datasets() as names:
+        yield _register
 
 
 def item(category=0, **more):

@@ -3,11 +3,12 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from tests.common import forgotten_datasets
+
 
 @pytest.fixture
 def register_dataset():
     """A function that registers records under a name and returns the name."""
-    names = []
 
     def register(records, name="evaluated_dataset", **metadata):
         DatasetCatalog.register(name, lambda: records)
@@ -15,7 +16,5 @@ def register_dataset():
         names.append(name)
         return name
 
-    yield register
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with forgotten_datasets() as names:
+        yield register

@@ -12,6 +12,7 @@ from pycocotools import mask as mask_util
 
 from d2proposals.evaluation.ground_truth import load_ground_truth
 from d2proposals.files.annotation_file import register_annotation_file
+from tests.common import forgotten_datasets
 
 SQUARE = [0.0, 0.0, 4.0, 0.0, 4.0, 4.0, 0.0, 4.0]  # 16 square pixels
 
@@ -220,18 +221,14 @@ def in_file(bbox=(1, 2, 10, 20), image_id=3, **extra):
 
 @pytest.fixture
 def register_coco(tmp_path):
-    names = []
-
     def register(annotations, name="evaluated_coco_file", images=None):
         json_file = write_coco(tmp_path / f"{name}.json", annotations, images)
         register_coco_instances(name, {}, json_file, str(tmp_path))
         names.append(name)
         return name
 
-    yield register
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with forgotten_datasets() as names:
+        yield register
 
 
 # Detectron2's reader drops the first, and stops at the others.

@@ -7,15 +7,7 @@ from detectron2.modeling import build_proposal_generator
 from detectron2.structures import BoxMode
 
 from d2proposals.data.mapper import ProposalDatasetMapper
-from d2proposals.zip_rpn.scale_measurement import (
-    Draw,
-    batches_in_order,
-    batches_of_like_sizes,
-    computed_per_image,
-    draw_training_sizes,
-    has_positives,
-    pixels_per_image_pixel,
-)
+from d2proposals.zip_rpn import scale_measurement as measured
 from tests.common import make_cfg
 from tools.measure_training_scale import main
 
@@ -24,7 +16,7 @@ SIZES = [(320, 640), (100, 100), (330, 650), (110, 90), (640, 320), (300, 600)]
 
 def test_pixels_by_hand():
     # Landscapes and the rest apart, two by two.
-    in_order = batches_in_order(SIZES, 2)
+    in_order = measured.batches_in_order(SIZES, 2)
     expected = [[(320, 640), (330, 650)], [(100, 100), (110, 90)]]
     assert [sorted(map(tuple, batch.tolist())) for batch in in_order[:2]] == [
         sorted(expected[0]),
@@ -33,15 +25,15 @@ def test_pixels_by_hand():
     computed = 2 * 352 * 672 + 2 * 128 * 128
     pixels = 320 * 640 + 330 * 650 + 100 * 100 + 110 * 90
     assert len(in_order) == 2
-    assert pixels_per_image_pixel(in_order) == pytest.approx(computed / pixels)
-    assert computed_per_image(in_order) == computed / 4
+    assert measured.pixels_per_image_pixel(in_order) == pytest.approx(computed / pixels)
+    assert measured.computed_per_image(in_order) == computed / 4
 
 
 def test_batches_of_like_sizes_hold_less_padding():
     rng = np.random.default_rng(0)
     sizes = [(int(h), int(w)) for h, w in rng.integers(100, 1000, (400, 2))]
-    in_order = pixels_per_image_pixel(batches_in_order(sizes, 4))
-    grouped = pixels_per_image_pixel(batches_of_like_sizes(sizes, 4, 16))
+    in_order = measured.pixels_per_image_pixel(measured.batches_in_order(sizes, 4))
+    grouped = measured.pixels_per_image_pixel(measured.batches_of_like_sizes(sizes, 4, 16))
     assert 1 < grouped < 1.3 < in_order
 
 
@@ -63,7 +55,7 @@ def test_draws_are_of_the_mapper_s_rule():
         ),
         True,
     )  # fmt: skip
-    drawn, fixed = draw_training_sizes(make_records(3), mapper, 20)
+    drawn, fixed = measured.draw_training_sizes(make_records(3), mapper, 20)
     # The object's area is that of 20 x 20 pixels; crowd is none of the boxes.
     assert {draw.size for draw in drawn} == {(320, 640), (500, 1000)}  # bounded at 1,000
     small = next(draw for draw in drawn if draw.size == (320, 640))
@@ -78,10 +70,12 @@ def test_a_draw_has_positives_where_an_anchor_fits():
     fits = np.array([[64, 64, 128, 128]], np.float32)  # about the cell at (96, 96)
     too_flat = np.array([[0, 64, 300, 70]], np.float32)
     nothing = np.zeros((0, 4), np.float32)
-    assert has_positives(generator, Draw((300, 310), fits))
-    assert not has_positives(generator, Draw((300, 310), too_flat))
-    assert not has_positives(generator, Draw((300, 310), nothing))
-    assert has_positives(generator, Draw((300, 310), np.concatenate([too_flat, fits])))
+    assert measured.has_positives(generator, measured.Draw((300, 310), fits))
+    assert not measured.has_positives(generator, measured.Draw((300, 310), too_flat))
+    assert not measured.has_positives(generator, measured.Draw((300, 310), nothing))
+    assert measured.has_positives(
+        generator, measured.Draw((300, 310), np.concatenate([too_flat, fits]))
+    )
 
 
 def test_command(tmp_path, monkeypatch, capsys):

@@ -98,7 +98,7 @@ def warn_of_other_pixels(cfg: CfgNode) -> None:
     pixels = PIXELS[node.PIXELS]
     stated = Pixels(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
     close = all(
-        torch.allclose(torch.tensor(a), torch.tensor(b), atol=0.5)
+        len(a) == len(b) and all(abs(x - y) < 0.5 for x, y in zip(a, b, strict=True))
         for a, b in zip(pixels[1:], stated[1:], strict=True)
     )
     if node.WEIGHTS and (stated.format != pixels.format or not close):

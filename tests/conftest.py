@@ -18,7 +18,8 @@ def tiny_coco(tmp_path):
         yield coco
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def restored_loggers():
+    """Jobs change loggers; each test finds them as they were."""
     with loggers_as_before():
         yield

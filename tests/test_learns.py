@@ -101,7 +101,7 @@ PAPER = ["MODEL.ZIP.LOW_QUALITY_MATCH", False, "MODEL.ZIP.LEVEL_NMS_THRESH", 0.5
 @pytest.mark.slow
 def test_zip_overfits_eight_images(eight_images):
     cfg = make_cfg("shapes/zip_rpn_only.yaml", *ZIP)
-    untrained, trained = overfit(cfg, iterations=220, learning_rate=2e-3)
+    untrained, trained = overfit(cfg, iterations=160, learning_rate=2e-3)
     check_learnt(untrained, trained)
     assert trained >= 70
 
@@ -109,7 +109,7 @@ def test_zip_overfits_eight_images(eight_images):
 @pytest.mark.slow
 def test_zip_with_the_paper_s_settings_learns_too(eight_images):
     cfg = make_cfg("shapes/zip_rpn_only.yaml", *ZIP, *PAPER)
-    untrained, trained = overfit(cfg, iterations=220, learning_rate=2e-3)
+    untrained, trained = overfit(cfg, iterations=120, learning_rate=2e-3)
     print(f"AR@100: untrained {untrained:.1f}, trained {trained:.1f}")
     assert trained > untrained + 20
 
@@ -121,7 +121,7 @@ SC_RPN = ["DATASETS.TEST", (NAME,), "INPUT.RANDOM_FLIP", "none",
 @pytest.mark.slow
 def test_sc_rpn_overfits_eight_images(eight_images):
     cfg = make_cfg("shapes/sc_rpn_only.yaml", *SC_RPN)
-    untrained, trained = overfit(cfg, iterations=80, learning_rate=2e-3)
+    untrained, trained = overfit(cfg, iterations=50, learning_rate=2e-3)
     check_learnt(untrained, trained)
 
 
@@ -132,7 +132,7 @@ DEEPMASK = ["DATASETS.TEST", (NAME,), "MODEL.DEEPMASK.LOG2_SCALES", (-1.0, -0.5,
 @pytest.mark.slow
 def test_deepmask_overfits_eight_images(eight_images):
     cfg = make_cfg("shapes/deepmask_rpn_only.yaml", *DEEPMASK)
-    untrained, trained = overfit(cfg, iterations=150, learning_rate=2e-3, task="mask_proposals")
+    untrained, trained = overfit(cfg, iterations=110, learning_rate=2e-3, task="mask_proposals")
     print(f"mask AR@100: untrained {untrained:.1f}, trained {trained:.1f}")
     assert trained > untrained + 25
 

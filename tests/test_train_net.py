@@ -19,9 +19,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ("DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)")
 
 
-pytestmark = pytest.mark.usefixtures("restored_loggers")
-
-
 def stop_line(capsys, args):
     """Run ``main``; return the line it stops with, after checking that there is no traceback."""
     with pytest.raises(SystemExit) as stop:

@@ -17,7 +17,8 @@ Naming convention:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -165,32 +166,35 @@ class Reach(NamedTuple):
 
 
 @torch.no_grad()
-def measure_reach(
-    last_map: Callable[[torch.Tensor], torch.Tensor], stride: int, network: nn.Module
-) -> Reach | None:
+def measure_reach(network: nn.Module, stride: int) -> Reach | None:
     """Which pixels a cell of a map sees, measured by what it cannot hide.
 
     A column of the image that is not a number makes every cell that sees it not a number.
 
     Args:
-        last_map: from (N, 3, H, W) to the map, (N, C, h, w).
-        stride: pixels per cell.
-        network: whose weights ``last_map`` uses; it is left as it was.
+        network: from (N, 3, H, W) to maps by name, of which the last is measured; it is left as it
+            was. One without data is measured all the same.
+        stride: pixels per cell of that map.
 
     Returns:
         Reach: None if every cell sees every pixel.
     """
+    if next(network.parameters()).is_meta:
+        network = copy.deepcopy(network).to_empty(device="cpu")
+        for value in (*network.parameters(), *network.buffers()):
+            value.zero_()  # what is not a number stays so under any weight
     parameter = next(network.parameters())
     was_training = network.training
     network.eval()
     width = _REACH_WIDTH // stride * stride
     # All columns of the cell in the middle, one after the other.
-    columns = width // 2 // stride * stride + torch.arange(stride)
+    columns = width // 2 // stride * stride + torch.arange(stride, device="cpu")
     image = torch.zeros(1, 3, 2 * stride, width, device=parameter.device, dtype=parameter.dtype)
     sees = []
     for column in columns:
         image.zero_()[..., column] = torch.nan
-        sees.append(last_map(image).isnan().any(dim=1)[0].any(dim=0).cpu())
+        last_map = list(network(image).values())[-1]
+        sees.append(last_map.isnan().any(dim=1)[0].any(dim=0).cpu())
         if sees[-1].all():
             break
     network.train(was_training)

@@ -43,7 +43,6 @@ def run(program, arguments, *overrides):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("restored_loggers")
 def test_the_commands_of_the_page(tiny_coco, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     file = tiny_coco / "annotations" / "instances_val2017.json"
@@ -84,7 +83,6 @@ def test_the_commands_of_the_page(tiny_coco, tmp_path, monkeypatch, capsys):
         assert (tmp_path / name).stat().st_size > 0
 
 
-@pytest.mark.usefixtures("restored_loggers")
 def test_the_commands_of_weights_on_the_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("deepmask20", "deepmask"):

@@ -38,7 +38,7 @@ def tiny(program, arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("tiny_coco", "restored_loggers")
+@pytest.mark.usefixtures("tiny_coco")
 def test_the_page_s_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     commands, images = read_commands("detectornet.md"), ("street.jpg", "kitchen.jpg")

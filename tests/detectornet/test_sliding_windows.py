@@ -66,7 +66,7 @@ def test_the_generator_proposes_them_all_and_none_in_training():
         paper_grid().number((60, 80)), paper_grid().number((40, 44)),
     ]  # fmt: skip
     assert (proposals[0].objectness_logits.diff() < 0).all()
-    proposals, losses = generator.train()(images, {}, None)
+    proposals, losses = generator.train()(images, {}, [])
     assert losses == {} and [len(x) for x in proposals] == [0, 0]
 
 

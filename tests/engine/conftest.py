@@ -4,11 +4,6 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
-def loggers_of_each_test(restored_loggers):
-    """Jobs change loggers; each test finds them as they were."""
-
-
 @pytest.fixture
 def process_group(tmp_path):
     """This process as the only one of a distributed job on the CPU."""

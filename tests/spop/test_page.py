@@ -22,7 +22,7 @@ def tiny(program, arguments):
     return REPEATS.get(program, []) + arguments + TINY
 
 
-@pytest.mark.usefixtures("tiny_coco", "restored_loggers")
+@pytest.mark.usefixtures("tiny_coco")
 def test_the_page_s_commands(tmp_path, monkeypatch, capsys):
     # benchmark_spop measures a function of this module, for good.
     monkeypatch.setattr("d2proposals.spop.generator.select_proposals", select_proposals)

@@ -45,7 +45,8 @@ KINDS = {
         "read as the number it says",
     ),
     "gt-image-size": _Kind(
-        "or images have a height or width that is no positive whole number", "size taken as unknown"
+        "or images have a height or width that is no positive whole number",
+        "that of the image's file counts",
     ),
     "gt-ignore": _Kind(
         "have 'ignore'",

@@ -128,6 +128,7 @@ def test_sizes(registered, of_images, mended):
     assert (name != dataset) == mended
     sizes = {(x.get("height"), x.get("width")) for x in DatasetCatalog.get(name)}
     # What is missing, or no size, is read from the images.
+    # Where the annotations do not tell, the image's file does.
     assert sizes == {(HEIGHT, WIDTH)}
     for item in first_batch(config(dataset)):
         assert (item["height"], item["width"]) == (HEIGHT, WIDTH) and len(item["instances"]) == 1

@@ -210,6 +210,13 @@ def _box_mode(value: int) -> BoxMode:
     return BoxMode(value)
 
 
+def _box_mode_by_name(cls: Any, name: Any) -> BoxMode:
+    """Stands in for ``getattr``, by which some versions of Python store an enumeration's member."""
+    if cls is not _box_mode or not isinstance(name, str) or name not in BoxMode.__members__:
+        raise RefusedError("an attribute of something other than BoxMode")
+    return BoxMode[name]
+
+
 def _reconstruct(cls: Any, *_: Any) -> Any:
     """Stands in for the function with which old protocols make an object to be filled."""
     if cls is not StoredFields:
@@ -232,6 +239,7 @@ _KNOWN_NAMES = {
 }
 for _builtins in ("__builtin__", "builtins"):
     _KNOWN_NAMES[_builtins, "bytes"] = _no_bytes
+    _KNOWN_NAMES[_builtins, "getattr"] = _box_mode_by_name
     _KNOWN_NAMES[_builtins, "set"] = _no_set
     _KNOWN_NAMES[_builtins, "object"] = _object
 # NumPy 2 renamed its inner package; files of either are read under either.

@@ -59,6 +59,28 @@ def test_reader_takes_arrays_of_every_protocol_and_type(tmp_path, protocol, dtyp
     np.testing.assert_array_equal(logits[0], LOGITS.astype(dtype).astype(np.float32))
 
 
+class _ByName:
+    """Is stored as the attribute of a class, as some versions of Python store enumerations."""
+
+    def __init__(self, cls, name):
+        self.reduced = (getattr, (cls, name))
+
+    def __reduce__(self):
+        return self.reduced
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_reader_takes_a_box_mode_by_name_and_no_other_attribute(tmp_path, protocol):
+    content = {"ids": [3], "boxes": [BOXES], "objectness_logits": [LOGITS]}
+    by_name = {**content, "bbox_mode": _ByName(BoxMode, "XYXY_ABS")}
+    ids, boxes, _ = read_proposal_file(write_pickle(tmp_path / "a.pkl", by_name, protocol))
+    assert ids == [3] and np.array_equal(boxes[0], BOXES)
+    for cls, name in ((BoxMode, "convert"), (np.ndarray, "tofile"), (BoxMode, "__class__")):
+        path = write_pickle(tmp_path / "b.pkl", {**content, "bbox_mode": _ByName(cls, name)})
+        with pytest.raises(ValueError, match="an attribute of something other than BoxMode"):
+            read_proposal_file(path)
+
+
 def test_reader_takes_scalars_old_names_and_xywh(tmp_path):
     content = {
         "indexes": [np.int64(3)],

@@ -20,6 +20,7 @@ Naming convention:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -42,6 +43,26 @@ class FoundBoxes(NamedTuple):
 
     boxes: torch.Tensor
     scores: torch.Tensor
+
+
+def check_shapes(
+    key: str, mean_dimensions: Sequence[float], aspect_ratios: Sequence[float], stride: float
+) -> None:
+    """Raise ValueError unless sizes, aspect ratios and stride of boxes are possible.
+
+    Args:
+        key: of the configuration that holds them, for the error.
+        mean_dimensions, aspect_ratios: as for :func:`box_shapes`.
+        stride: distance between positions, in pixels.
+    """
+    sizes, ratios = mean_dimensions, aspect_ratios
+    for name, value, is_right, rule in (
+        ("MEAN_DIMENSIONS", sizes, all(0 < x <= 1 for x in sizes), "numbers in (0, 1]"),
+        ("ASPECT_RATIOS", ratios, all(0 < x < math.inf for x in ratios), "positive numbers"),
+        ("STRIDE", stride, 0 < stride < math.inf, "a positive number"),
+    ):
+        if not value or not is_right:
+            raise ValueError(f"{key}.{name} needs {rule}, got {value}.")
 
 
 def box_shapes(

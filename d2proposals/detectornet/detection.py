@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from ..proposals.patches import boxes_from_patch
-from .box_search import MaskScores, box_shapes, search_boxes
+from .box_search import MaskScores, box_shapes, check_shapes, search_boxes
 from .suppression import best_boxes_of_classes
 from .windows import MergedMasks
 
@@ -72,14 +72,7 @@ class SearchGrid:
     key: str = field(default="MODEL.DETECTORNET", compare=False)
 
     def __post_init__(self) -> None:
-        sizes, ratios = self.mean_dimensions, self.aspect_ratios
-        for name, value, is_right, rule in (
-            ("MEAN_DIMENSIONS", sizes, all(0 < x <= 1 for x in sizes), "numbers in (0, 1]"),
-            ("ASPECT_RATIOS", ratios, all(0 < x < math.inf for x in ratios), "positive numbers"),
-            ("STRIDE", self.stride, 0 < self.stride < math.inf, "a positive number"),
-        ):
-            if not value or not is_right:
-                raise ValueError(f"{self.key}.{name} needs {rule}, got {value}.")
+        check_shapes(self.key, self.mean_dimensions, self.aspect_ratios, self.stride)
         # Of the whole method, not of a stage.
         for name, value, is_right, rule in (
             ("RING", self.ring, 1 < self.ring < math.inf, "a number above 1"),

@@ -22,7 +22,7 @@ from detectron2.structures import ImageList, Instances
 
 from ..proposals.candidates import make_proposals
 from ..proposals.proposal_generator import ProposalGenerator
-from .box_search import box_shapes, num_positions
+from .box_search import box_shapes, check_shapes, num_positions
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,8 @@ class SlidingGrid:
     stride: float = 5.0
 
     def __post_init__(self) -> None:
-        sizes, ratios = self.mean_dimensions, self.aspect_ratios
-        for name, value, is_right, rule in (
-            ("MEAN_DIMENSIONS", sizes, all(0 < x <= 1 for x in sizes), "numbers in (0, 1]"),
-            ("ASPECT_RATIOS", ratios, all(0 < x < math.inf for x in ratios), "positive numbers"),
-            ("STRIDE", self.stride, 0 < self.stride < math.inf, "a positive number"),
-        ):
-            if not value or not is_right:
-                raise ValueError(
-                    f"MODEL.DETECTORNET.SLIDING_WINDOWS.{name} needs {rule}, got {value}."
-                )
+        key = "MODEL.DETECTORNET.SLIDING_WINDOWS"
+        check_shapes(key, self.mean_dimensions, self.aspect_ratios, self.stride)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> SlidingGrid:

@@ -113,11 +113,11 @@ def test_mmdetections_own_class(tmp_path, protocol, monkeypatch):
     data.bboxes = np.array([[1, 2, 3, 4]], np.float32)
     data.scores = np.array([0.25], np.float32)
     path = tmp_path / "proposals.pkl"
-    path.write_bytes(pickle.dumps({"/data/val/b.jpg": data}, protocol))
+    path.write_bytes(pickle.dumps({"data/val/b.jpg": data}, protocol))
     result = read_proposals(path, IMAGES)
     assert result.format == "mmdet3" and result.image_ids == [8]
     assert result.boxes[0].tolist() == [[1, 2, 3, 4]] and result.scores[0].tolist() == [0.25]
-    assert read_proposals(path).image_ids == ["/data/val/b.jpg"]
+    assert read_proposals(path).image_ids == ["data/val/b.jpg"]
 
 
 def test_mmdetection_2_by_category_and_without_scores(tmp_path):
@@ -194,7 +194,7 @@ def test_automatic_masks_of_segment_anything(tmp_path):
 
 def test_file_names_that_tell_nothing():
     images = DatasetImages([1, 2, 3], ["x/a.jpg", "y/a.jpg", ""], [None] * 3)
-    assert images.find("/data/x/a.jpg") == 1 and images.find("y\\a.jpg") == 2
+    assert images.find("data/x/a.jpg") == 1 and images.find("y\\a.jpg") == 2
     assert images.find("a.jpg") is None and images.find("b") is None and images.find("") is None
 
 

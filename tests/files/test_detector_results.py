@@ -45,10 +45,10 @@ def mmdet3_results(as_array, with_masks=False):
         found["masks"] = [MASK, MASK]
     nothing = {name: as_array(np.zeros((0, 4) if name == "bboxes" else 0)) for name in found}
     return [
-        {"img_id": 0, "img_path": "/data/val/b.jpg", "ori_shape": (4, 6), "pred_instances": found},
+        {"img_id": 0, "img_path": "data/val/b.jpg", "ori_shape": (4, 6), "pred_instances": found},
         {
             "img_id": 1,
-            "img_path": "/data/val/a.jpg",
+            "img_path": "data/val/a.jpg",
             "ori_shape": (4, 6),
             "pred_instances": nothing,
         },

@@ -36,6 +36,7 @@ from ..evaluation.voc_evaluator import VOCEvaluator
 from ..proposals.native_size_hosts import hand_over_native_sizes
 from .checked_datasets import checked_dataset, with_checked_datasets
 from .checkpointer import ProposalCheckpointer
+from .collapse import CollapseWarner
 from .detector_proposals import DetectorProposalEvaluator, recorded_proposals
 from .freezing import check_trainable, freeze_parts, warn_of_frozen_random_parts
 from .job import is_two_stage
@@ -143,6 +144,7 @@ class Trainer(DefaultTrainer):
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         ret = super().build_hooks()
+        ret.insert(0, CollapseWarner())
         if self.cfg.TEST.AUG.ENABLED:
             # Before the writers, so that they write its results too.
             index = next(

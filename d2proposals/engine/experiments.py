@@ -1,0 +1,336 @@
+"""Tables of experiments: rows that are configurations with overrides, trained and measured.
+
+A table is a YAML file:
+
+    train: ...                # where runs train, a folder; below output/ by default
+    overrides: [KEY, VALUE, ...]      # of all rows
+    rows:
+      - name: rpn                     # of its files
+        label: RPN                    # in pages
+        config: configs/photos/rpn_mobilenet_v2.yaml
+        overrides: [KEY, VALUE, ...]
+        seeds: [1, 2, 3]              # one run for each
+
+The result of a run is a small JSON file in the folder beside the table that has its name without
+the suffix. A run that has one is finished, and a training that broke off goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..files.atomic_files import write_json
+from .job import check_config, check_datasets, fit_to_device, load_config
+from .trained_model import load_trained_model
+from .trainer import Trainer
+
+# Of a training's steps, the first of which wait for data and caches.
+_WARM_UP_IMAGES = 5
+_MEMORY = re.compile(r"max_mem: (\d+)M")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its measurement.
+
+    Attributes:
+        table: name of the table.
+        row: name of the row.
+        label: of the row, for pages.
+        config: path of the configuration file.
+        overrides: KEY, VALUE, ... of the table and the row.
+        seed: ``SEED`` of the training.
+    """
+
+    table: str
+    row: str
+    label: str
+    config: str
+    overrides: tuple[Any, ...] = field(default=())
+    seed: int = 1
+
+    @property
+    def name(self) -> str:
+        """Of the run's files and folder."""
+        return f"{self.row}-{self.seed}"
+
+
+def read_table(path: str | os.PathLike) -> list[Run]:
+    """The runs of a table, in its order.
+
+    Args:
+        path: of the YAML file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a table; names the row and what is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The table {path} is missing.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+        raise ValueError(f"{path} has no list 'rows'.")
+    shared = _overrides(content, path, "the table")
+    runs = []
+    for row in content["rows"]:
+        missing = {"name", "label", "config"} - set(row if isinstance(row, dict) else ())
+        if missing:
+            raise ValueError(f"{path}: the row {row} lacks {', '.join(sorted(missing))}.")
+        unknown = set(row) - {"name", "label", "config", "overrides", "seeds"}
+        if unknown:
+            raise ValueError(f"{path}: row {row['name']}: unknown {', '.join(sorted(unknown))}.")
+        overrides = (*shared, *_overrides(row, path, f"row {row['name']}"))
+        for seed in row.get("seeds", [1]):
+            runs.append(Run(path.stem, row["name"], row["label"], row["config"], overrides, seed))
+    names = [run.name for run in runs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: several runs have the name {', '.join(twice)}.")
+    return runs
+
+
+def _overrides(node: dict[str, Any], path: Path, where: str) -> list[Any]:
+    overrides = node.get("overrides", [])
+    if not isinstance(overrides, list) or len(overrides) % 2:
+        raise ValueError(f"{path}: 'overrides' of {where} is not a list KEY, VALUE, ...")
+    return overrides
+
+
+def result_file(table: str | os.PathLike, run: Run) -> Path:
+    """Where the result of a run is or will be."""
+    return Path(table).with_suffix("") / f"{run.name}.json"
+
+
+def run_overrides(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> list[str]:
+    """The KEY VALUE overrides of a run, as ``train_net.py`` takes them.
+
+    Args:
+        run: of a table.
+        folder: below which runs train.
+        opts: the user's own, which go above the table's.
+    """
+    output = os.path.join(folder, run.table, run.name)
+    overrides = (*run.overrides, "SEED", run.seed, *opts, "OUTPUT_DIR", output)
+    return [str(value) for value in overrides]
+
+
+def train(
+    run: Run, folder: str | os.PathLike, opts: Sequence[Any] = (), train_net: str = "train_net.py"
+) -> None:
+    """Train a run with ``train_net.py`` until its last checkpoint is there; goes on after a stop.
+
+    What the command prints goes to ``train.txt`` in the run's folder.
+
+    Args:
+        run: of a table.
+        folder: below which runs train.
+        opts: the user's KEY VALUE overrides.
+        train_net: path of the command.
+
+    Raises:
+        RuntimeError: the training failed; has its last line.
+    """
+    overrides = run_overrides(run, folder, opts)
+    output = Path(overrides[-1])
+    if (output / "model_final.pth").is_file():
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, train_net, "--config-file", run.config, "--resume"]
+    # Measured afterwards, once.
+    command += [*overrides, "DATASETS.TEST", "()"]
+    with open(output / "train.txt", "a", encoding="utf-8") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
+    if done.returncode:
+        text = (output / "train.txt").read_text(encoding="utf-8", errors="replace").strip()
+        raise RuntimeError(f"{run.name}: {text.splitlines()[-1] if text else 'no output'}")
+
+
+def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> dict[str, Any]:
+    """Evaluate a trained run on ``DATASETS.TEST``.
+
+    Args:
+        run: of a table, trained.
+        folder: below which runs train.
+        opts: the user's KEY VALUE overrides.
+
+    Returns:
+        The content of its result file: what was run, how the training went, all measures.
+    """
+    overrides = run_overrides(run, folder, opts)
+    cfg = load_config(Namespace(config_file=run.config, opts=overrides))
+    fit_to_device(cfg)
+    cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+    check_config(cfg)
+    check_datasets(cfg.DATASETS.TEST)
+    model = load_trained_model(cfg)
+    with timed_images(model) as times:
+        metrics = Trainer.test(cfg, model)
+    return {
+        "table": run.table,
+        "row": run.row,
+        "label": run.label,
+        "seed": run.seed,
+        "config": run.config,
+        "overrides": [*run.overrides, *_of_the_experiment(opts)],
+        "commit": _commit(),
+        "training": training_facts(cfg),
+        "test": {
+            "datasets": list(cfg.DATASETS.TEST),
+            "device": device_name(cfg.MODEL.DEVICE),
+            "seconds_per_image": _median(times),
+        },
+        "metrics": _finite(metrics),
+    }
+
+
+@contextmanager
+def timed_images(model: nn.Module) -> Iterator[list[float]]:
+    """Within this context, seconds of each call of a model, after a few of warm-up."""
+    times: list[float] = []
+    started: list[float] = []
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def before(module: nn.Module, inputs: Any) -> None:
+        started.append(now())
+
+    def after(module: nn.Module, inputs: Any, output: Any) -> None:
+        if len(started) > _WARM_UP_IMAGES:
+            times.append(now() - started[-1])
+
+    handles = model.register_forward_pre_hook(before), model.register_forward_hook(after)
+    try:
+        yield times
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def training_facts(cfg: CfgNode) -> dict[str, Any]:
+    """What a finished training tells of itself in its folder.
+
+    Returns:
+        iterations, images per batch, training images seen, median seconds of an iteration, hours
+        of all of them, device, and its peak memory in MB (None on the CPU).
+    """
+    output = Path(cfg.OUTPUT_DIR)
+    records = []
+    if (output / "metrics.json").is_file():
+        lines = (output / "metrics.json").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines if line.strip()]
+    step = _median([record["time"] for record in records if "time" in record])
+    log = output / "log.txt"
+    memory = _MEMORY.findall(log.read_text(encoding="utf-8")) if log.is_file() else []
+    iterations, batch = cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH
+    return {
+        "datasets": list(cfg.DATASETS.TRAIN),
+        "iterations": iterations,
+        "images_per_batch": batch,
+        "images_seen": iterations * batch,
+        "seconds_per_iteration": step,
+        "hours": None if step is None else step * iterations / 3600,
+        "device": device_name(cfg.MODEL.DEVICE),
+        "peak_memory_mb": max(map(int, memory), default=None),
+    }
+
+
+def device_name(device: str) -> str:
+    """A device as people name it: "CPU, 1 thread", "NVIDIA H100 80GB HBM3"."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def write_result(table: str | os.PathLike, run: Run, result: dict[str, Any]) -> Path:
+    """Write the result of a run beside its table; returns the file."""
+    path = result_file(table, run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
+    return path
+
+
+def read_results(table: str | os.PathLike) -> dict[str, list[dict[str, Any]]]:
+    """The results that there are, by row and in the table's order.
+
+    Args:
+        table: path of the YAML file.
+    """
+    results: dict[str, list[dict[str, Any]]] = {}
+    for run in read_table(table):
+        path = result_file(table, run)
+        if path.is_file():
+            results.setdefault(run.row, []).append(json.loads(path.read_text(encoding="utf-8")))
+    return results
+
+
+def metric(result: dict[str, Any], name: str) -> float | None:
+    """A measure of a result by "task/name", e.g. "box_proposals/AR@100"; None without it."""
+    task, _, key = name.partition("/")
+    return result["metrics"].get(task, {}).get(key)
+
+
+def mean_and_spread(values: Iterable[float | None]) -> str:
+    """A cell of a table: "21.3", of several runs "21.3 ± 0.4" (standard deviation), "" of none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    mean = f"{statistics.fmean(known):.1f}"
+    return f"{mean} ± {statistics.stdev(known):.1f}" if len(known) > 1 else mean
+
+
+def _of_the_experiment(opts: Sequence[Any]) -> list[Any]:
+    """The user's overrides without what belongs to the machine: the device, workers and paths."""
+    machine = ("MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "DATASETS.COCO_FILES")
+    pairs = zip(opts[::2], opts[1::2], strict=True)
+    kept = [pair for pair in pairs if pair[0] not in machine and os.sep not in str(pair[1])]
+    return [value for pair in kept for value in pair]
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return round(statistics.median(values), 4) if values else None
+
+
+def _finite(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Measures to a hundredth; what is not a number, as the AR of no objects, is left out."""
+    return {
+        task: {
+            name: round(float(value), 2)
+            for name, value in values.items()
+            if math.isfinite(float(value))
+        }
+        for task, values in metrics.items()
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with "+" where files were changed; None outside of one."""
+    source = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty=+", "--abbrev=7"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else os.environ.get("D2P_COMMIT")

@@ -1,0 +1,119 @@
+"""Train and measure the rows of a table of experiments, and write the table into pages.
+
+    python tools/run_table.py --table docs/results/photos_coco.yaml
+    python tools/run_table.py --table docs/results/photos_coco.yaml --rows sc_rpn --jobs 2 \\
+        MODEL.DEVICE cuda
+    python tools/run_table.py --table docs/results/photos_coco.yaml --list
+
+Rows that have a result are skipped and trainings that broke off go on, so the same command
+finishes what was stopped. A run trains in a folder below --folder; its result is a JSON file beside
+the table. Overrides at the end hold for all runs.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+# Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
+# beside them, and themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from d2proposals.engine.experiments import (
+    Run,
+    measure,
+    read_table,
+    result_file,
+    train,
+    write_result,
+)
+from d2proposals.engine.model_command import running_command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", required=True, help="YAML file of the table")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        metavar="ROW",
+        help="rows, or runs ROW-SEED (default: all); another option goes before overrides",
+    )
+    parser.add_argument("--folder", default="output/tables", help="where runs train")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
+    parser.add_argument("--list", action="store_true", help="print what is finished, run nothing")
+    parser.add_argument(
+        "--stage",
+        choices=("all", "train", "measure"),
+        default="all",
+        help="train alone, or measure what is trained, again where there is a result",
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
+    return parser
+
+
+def chosen_runs(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Run]:
+    """The runs that ``--rows`` names."""
+    runs = read_table(args.table)
+    if not args.rows:
+        return runs
+    known = {run.row for run in runs} | {run.name for run in runs}
+    unknown = [name for name in args.rows if name not in known]
+    if unknown:
+        parser.error(f"{args.table} has no row {', '.join(unknown)}; it has {sorted(known)}")
+    return [run for run in runs if run.row in args.rows or run.name in args.rows]
+
+
+def finish(args: argparse.Namespace, run: Run) -> None:
+    """Train and measure one run, as far as ``--stage`` says, and tell about it."""
+    if args.stage != "measure":
+        print(f"{run.name}: training", flush=True)
+        train(run, args.folder, args.opts)
+    if args.stage != "train":
+        print(f"{run.name}: measuring", flush=True)
+        path = write_result(args.table, run, measure(run, args.folder, args.opts))
+        print(f"{run.name}: {path}", flush=True)
+
+
+def in_own_process(args: argparse.Namespace, run: Run) -> int:
+    """Finish one run in a process of its own; its exit status."""
+    command = [sys.executable, __file__, "--table", args.table, "--rows", run.name]
+    return subprocess.run(
+        [*command, "--folder", args.folder, "--stage", args.stage, *args.opts]
+    ).returncode
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ``arguments`` are those of the command line by default."""
+    parser = build_parser()
+    with running_command(parser, arguments) as args:
+        runs = chosen_runs(args, parser)
+        is_done = {run.name: result_file(args.table, run).is_file() for run in runs}
+        if args.list:
+            for run in runs:
+                print(f"{run.name}: {'finished' if is_done[run.name] else 'to do'}")
+            return
+        # To measure is to measure again.
+        if args.stage != "measure":
+            runs = [run for run in runs if not is_done[run.name]]
+        if len(runs) == 1:
+            finish(args, runs[0])
+            return
+        # Each in a process of its own: what one leaves behind, or its end, is not another's.
+        with ThreadPoolExecutor(max(args.jobs, 1)) as pool:
+            failed = sum(
+                status != 0 for status in pool.map(lambda r: in_own_process(args, r), runs)
+            )
+        print(f"{Path(args.table).name}: {len(runs) - failed} runs finished, {failed} failed")
+        if failed:
+            raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

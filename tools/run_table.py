@@ -4,10 +4,12 @@
     python tools/run_table.py --table docs/results/photos_coco.yaml --rows sc_rpn --jobs 2 \\
         MODEL.DEVICE cuda
     python tools/run_table.py --table docs/results/photos_coco.yaml --list
+    python tools/run_table.py --pages docs/photos.md README.md
 
 Rows that have a result are skipped and trainings that broke off go on, so the same command
 finishes what was stopped. A run trains in a folder below --folder; its result is a JSON file beside
-the table. Overrides at the end hold for all runs.
+the table. Overrides at the end hold for all runs. --pages writes the tables of pages from the
+results (engine/result_pages.py).
 """
 
 import argparse
@@ -31,6 +33,7 @@ from d2proposals.engine.experiments import (
     write_result,
 )
 from d2proposals.engine.model_command import running_command
+from d2proposals.engine.result_pages import write_page
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,7 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--table", required=True, help="YAML file of the table")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", help="YAML file of the table to run")
+    what.add_argument(
+        "--pages", nargs="+", metavar="PAGE", help="write the tables of these pages, run nothing"
+    )
     parser.add_argument(
         "--rows",
         nargs="+",
@@ -93,6 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
     parser = build_parser()
     with running_command(parser, arguments) as args:
+        if args.pages:
+            for page in args.pages:
+                print(f"{page}: {write_page(page, '.')} tables")
+            return
         runs = chosen_runs(args, parser)
         is_done = {run.name: result_file(args.table, run).is_file() for run in runs}
         if args.list:

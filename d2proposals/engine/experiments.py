@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -273,35 +273,6 @@ def write_result(table: str | os.PathLike, run: Run, result: dict[str, Any]) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     return path
-
-
-def read_results(table: str | os.PathLike) -> dict[str, list[dict[str, Any]]]:
-    """The results that there are, by row and in the table's order.
-
-    Args:
-        table: path of the YAML file.
-    """
-    results: dict[str, list[dict[str, Any]]] = {}
-    for run in read_table(table):
-        path = result_file(table, run)
-        if path.is_file():
-            results.setdefault(run.row, []).append(json.loads(path.read_text(encoding="utf-8")))
-    return results
-
-
-def metric(result: dict[str, Any], name: str) -> float | None:
-    """A measure of a result by "task/name", e.g. "box_proposals/AR@100"; None without it."""
-    task, _, key = name.partition("/")
-    return result["metrics"].get(task, {}).get(key)
-
-
-def mean_and_spread(values: Iterable[float | None]) -> str:
-    """A cell of a table: "21.3", of several runs "21.3 ± 0.4" (standard deviation), "" of none."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    mean = f"{statistics.fmean(known):.1f}"
-    return f"{mean} ± {statistics.stdev(known):.1f}" if len(known) > 1 else mean
 
 
 def _of_the_experiment(opts: Sequence[Any]) -> list[Any]:

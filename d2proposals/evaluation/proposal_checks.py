@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 # Boxes relative to the image's size end at 1.
 _LARGEST_RELATIVE = 2
+# Number of proposals of an image that tell of a collapse, and what part of them is most.
+_ENOUGH_BOXES = 20
+_MOSTLY = 0.9
 
 
 class ImageProposals(NamedTuple):
@@ -59,7 +62,8 @@ def find_faults(
 
     The faults, each with counts and the first images: "not-finite", "negative-side" (XYWH taken for
     XYXY), "outside" of the image and "relative", within two pixels of its corner (another scale),
-    "other-size" (of the image that the proposals are for), "mask-size".
+    "other-size" (of the image that the proposals are for), "mask-size"; and of a network that has
+    collapsed, "equal-scores" everywhere and boxes of "one-shape" in every image.
 
     Args:
         proposals: of all images of the dataset, in its order.
@@ -99,6 +103,7 @@ def find_faults(
             text = f"{is_faulty.sum()} of {len(boxes)} proposals, in {len(images)} images, "
             faults.append(Fault(name, f"{text}{message} Images: {named}"))
     faults += _check_sizes(proposals, ground_truth)
+    faults += _check_collapse(proposals, boxes, logits)
     return np.split(usable, np.cumsum(lengths))[:-1], faults
 
 
@@ -109,6 +114,31 @@ def _look_relative(boxes: np.ndarray, lengths: list[int]) -> np.ndarray:
     ends = np.cumsum(lengths)
     has_none = num_before[ends] == num_before[ends - lengths]
     return np.repeat(has_none, lengths)
+
+
+def _check_collapse(
+    proposals: list[ImageProposals], boxes: np.ndarray, logits: np.ndarray
+) -> list[Fault]:
+    """Faults of proposals that do not depend on the image."""
+    faults = []
+    crowded = [p.boxes for p in proposals if len(p.boxes) >= _ENOUGH_BOXES]
+    if not crowded:
+        return []
+    if np.ptp(np.nan_to_num(logits)) == 0:
+        text = f"all {len(boxes)} proposals have the same score, so that their order is no ranking"
+        faults.append(Fault("equal-scores", f"{text}; has the network collapsed?"))
+    # Clipping cuts the ones at the border.
+    if all(map(_have_one_shape, crowded)):
+        text = f"in every image {_MOSTLY:.0%} of the proposals or more have one width and height"
+        faults.append(Fault("one-shape", f"{text}; has the network collapsed?"))
+    return faults
+
+
+def _have_one_shape(boxes: np.ndarray) -> bool:
+    """Whether most of the boxes of an image, (R, 4), are within a pixel of one width and height."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    is_like = (np.abs(sides - np.median(sides, axis=0)) <= 1).all(axis=1)
+    return bool(is_like.mean() >= _MOSTLY)
 
 
 def _check_sizes(proposals: list[ImageProposals], ground_truth: GroundTruth) -> list[Fault]:

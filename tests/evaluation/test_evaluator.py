@@ -238,6 +238,40 @@ def test_good_boxes_raise_no_warning(register_dataset, caplog):
     assert "the figures at 5 repeat those at 2; for more proposals raise" in warning.getMessage()
 
 
+def grid_boxes(num, sides=(30, 20)):
+    """Boxes of one shape beside each other, the last two cut at the image's border."""
+    left = np.arange(num) * 1.5
+    boxes = np.stack([left, left * 0 + 5, left + sides[0], left * 0 + 5 + sides[1]], axis=1)
+    boxes[-2:, 2] -= 12
+    return boxes.tolist()
+
+
+@pytest.mark.parametrize(
+    ("num", "scores", "widened", "messages"),
+    [
+        (20, "equal", 0, ["all 40 proposals have the same score", "one width and height"]),
+        (20, "equal", 1, ["all 40 proposals have the same score"]),
+        (20, "one differs", 0, ["one width and height"]),
+        # Too few to tell.
+        (19, "equal", 0, []),
+    ],
+)
+def test_a_collapse_is_named(register_dataset, caplog, num, scores, widened, messages):
+    records = make_records(2)
+    outputs = []
+    for _ in records:
+        boxes, logits = grid_boxes(num), [0.5] * num
+        # With the two that are cut, more than a tenth.
+        for box in boxes[:widened]:
+            box[3] += 3
+        logits[3] += scores == "one differs"
+        outputs.append(make_output(boxes, logits))
+    evaluate(register_dataset(records), records, outputs, limits=(1, 2))
+    warnings = [r.getMessage() for r in caplog.records if "collapsed" in r.getMessage()]
+    assert len(warnings) == len(messages)
+    assert all(m in w for m, w in zip(messages, warnings, strict=True))
+
+
 def test_proposals_of_another_frame_are_named(register_dataset, caplog):
     records = make_records(1)
     evaluate(register_dataset(records), records, [make_output([GT_BOX], size=(800, 960))])

@@ -229,7 +229,10 @@ def test_faults_are_named_and_strict_fails(gt, tmp_path, name):
     _, err = evaluate("--gt", gt, "--proposals", path)
     named = {line.split("[")[1].split("]")[0] for line in err.splitlines() if "warning" in line}
     # Some come with another one that says the same.
-    together = {"xyxy-boxes": {"outside"}, "xywh-boxes": {"negative-side"}}
+    together = {
+        **{"xyxy-boxes": {"outside"}, "xywh-boxes": {"negative-side"}},
+        "small-extent": {"one-shape"},
+    }
     assert named == {name} | together.get(name, set())
     assert name in stop_line("--gt", gt, "--proposals", path, "--strict")
 

@@ -85,7 +85,7 @@ def test_no_circle_within_the_rooms():
 
 def commands() -> list[Path]:
     return sorted(
-        [ROOT / "train_net.py", ROOT / "dev" / "quickstart.py"]
+        [ROOT / "train_net.py", *(ROOT / "dev" / f"{x}.py" for x in ("quickstart", "gpu_checks"))]
         + list((ROOT / "tools").glob("*.py"))
         + list((ROOT / "demo").glob("*.py"))
     )

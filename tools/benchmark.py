@@ -3,6 +3,7 @@
     python tools/benchmark.py configs/rpn_only.yaml configs/zip_fpn_only.yaml
     python tools/benchmark.py configs/rpn_only.yaml configs/zip_fpn_only.yaml --train --batch 2 \\
         --output benchmark.json MODEL.DEVICE cuda
+    python tools/benchmark.py configs/rpn_only.yaml configs/sc_rpn_only.yaml --amp
 
 In each round every model has one turn, so that whatever else the machine does meets all alike.
 "generator" is the proposal generator alone: of two configurations with the same backbone it
@@ -93,6 +94,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds (default: 5)")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before them (default: 1)")
     parser.add_argument("--train", action="store_true", help="time training: losses and gradients")
+    parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="mixed precision: float16 where autocast allows on a GPU, bfloat16 on a CPU",
+    )
     parser.add_argument("--input", help="image file to use, resized, instead of noise")
     parser.add_argument("--output", help="file to write: JSON, or Markdown if it ends in .md")
     return parser
@@ -189,8 +195,8 @@ def inputs_for(cfg: CfgNode, inputs: list[dict[str, Any]], *, train: bool) -> li
     return ret
 
 
-def take_turn(candidate: Candidate) -> Turn:
-    """Measure one pass of a model over its batch."""
+def take_turn(candidate: Candidate, amp: bool = False) -> Turn:
+    """Measure one pass of a model over its batch, in mixed precision with ``amp``."""
     model = candidate.model
     device = model.device
     before = memory_before(device)
@@ -201,22 +207,29 @@ def take_turn(candidate: Candidate) -> Turn:
         torch.set_grad_enabled(model.training),
         EventStorage(),
     ):
-        start = now(device)
-        outputs = model(candidate.inputs)
+        start = Moment(device)
+        with mixed_precision(device, amp):
+            outputs = model(candidate.inputs)
         if model.training:
             sum(outputs.values()).backward()
-        total = now(device) - start
+        total = Moment(device).seconds_since(start)
     memory = None if before is None else peak_memory(device) - before
     step = None
     if model.training:
         del outputs
-        step = time_generator_step(model.proposal_generator, arguments[0], device)
+        step = time_generator_step(model.proposal_generator, arguments[0], device, amp)
     model.zero_grad(set_to_none=True)
-    return Turn(total, sum(backbone), sum(generator), memory, step)
+    return Turn(total, total_seconds(backbone), total_seconds(generator), memory, step)
+
+
+def mixed_precision(device: torch.device, enabled: bool) -> torch.autocast:
+    """The context of a forward pass, as Detectron2's trainer opens it with SOLVER.AMP."""
+    dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=enabled)
 
 
 def time_generator_step(
-    generator: nn.Module, arguments: tuple[Any, ...], device: torch.device
+    generator: nn.Module, arguments: tuple[Any, ...], device: torch.device, amp: bool = False
 ) -> float:
     """Seconds of a generator's forward and backward pass, down to its feature maps' gradients.
 
@@ -224,14 +237,16 @@ def time_generator_step(
         generator: in training mode.
         arguments: those of its last call: images, features and ground truth.
         device: of the generator.
+        amp: in mixed precision.
     """
     images, features, *rest = arguments
     features = {name: x.detach().requires_grad_(x.requires_grad) for name, x in features.items()}
     with EventStorage():
-        start = now(device)
-        _, losses = generator(images, features, *rest)
+        start = Moment(device)
+        with mixed_precision(device, amp):
+            _, losses = generator(images, features, *rest)
         sum(losses.values()).backward()
-        return now(device) - start
+        return Moment(device).seconds_since(start)
 
 
 def memory_before(device: torch.device) -> int | None:
@@ -262,16 +277,16 @@ def resident_bytes(field: str) -> int:
 
 
 @contextmanager
-def part_timer(part: nn.Module, device: torch.device) -> Iterator[list[float]]:
-    """Collect the seconds of every forward pass of a part of a model within this context."""
-    seconds: list[float] = []
-    started: list[float] = []
+def part_timer(part: nn.Module, device: torch.device) -> Iterator[list[tuple["Moment", "Moment"]]]:
+    """Collect start and end of every forward pass of a part of a model within this context."""
+    passes: list[tuple[Moment, Moment]] = []
+    started: list[Moment] = []
     handles = [
-        part.register_forward_pre_hook(lambda *_: started.append(now(device))),
-        part.register_forward_hook(lambda *_: seconds.append(now(device) - started.pop())),
+        part.register_forward_pre_hook(lambda *_: started.append(Moment(device))),
+        part.register_forward_hook(lambda *_: passes.append((started.pop(), Moment(device)))),
     ]
     try:
-        yield seconds
+        yield passes
     finally:
         for handle in handles:
             handle.remove()
@@ -288,10 +303,30 @@ def recorded_arguments(part: nn.Module) -> Iterator[list[tuple[Any, ...]]]:
         handle.remove()
 
 
-def now(device: torch.device) -> float:
-    """Seconds, when the device has done what it was given."""
-    synchronize(device)
-    return time.perf_counter()
+def total_seconds(passes: Sequence[tuple["Moment", "Moment"]]) -> float:
+    """Seconds of passes from their starts to their ends."""
+    return sum(end.seconds_since(start) for start, end in passes)
+
+
+class Moment:
+    """The moment when a device has done what it was given so far.
+
+    On a GPU an event, which the GPU passes in its turn: nobody waits for it before the end.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        if device.type == "cuda":
+            self._at = torch.cuda.Event(enable_timing=True)
+            self._at.record()
+        else:
+            self._at = time.perf_counter()
+
+    def seconds_since(self, start: "Moment") -> float:
+        """Seconds from an earlier moment to this one; waits until it has come."""
+        if isinstance(self._at, float):
+            return self._at - start._at
+        self._at.synchronize()
+        return start._at.elapsed_time(self._at) / 1000
 
 
 def synchronize(device: torch.device) -> None:
@@ -304,12 +339,14 @@ def measure(
     repeats: int,
     warmup: int,
     report: Callable[[str], None] = lambda line: None,
+    *,
+    amp: bool = False,
 ) -> list[list[Turn]]:
     """The measured turns of each model; round by round, each model once."""
     turns: list[list[Turn]] = [[] for _ in candidates]
     for round_ in range(-warmup, repeats):
         for candidate, own_turns in zip(candidates, turns, strict=True):
-            turn = take_turn(candidate)
+            turn = take_turn(candidate, amp)
             if round_ >= 0:
                 own_turns.append(turn)
         label = f"round {round_ + 1} of {repeats}" if round_ >= 0 else "warm-up"
@@ -383,6 +420,7 @@ def describe_conditions(args: Namespace, device: torch.device) -> dict[str, Any]
     is_cuda = device.type == "cuda"
     return {
         "mode": "training (forward and backward)" if args.train else "inference",
+        "precision": "mixed" if args.amp else "float32",
         "device": torch.cuda.get_device_name(device) if is_cuda else str(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -411,7 +449,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         candidates = [
             build_candidate(name, args.opts, inputs, train=args.train) for name in args.configs
         ]
-    turns = measure(candidates, args.repeats, args.warmup, lambda line: print(line, flush=True))
+    turns = measure(
+        candidates,
+        args.repeats,
+        args.warmup,
+        lambda line: print(line, flush=True),
+        amp=args.amp,
+    )
     rows = summarize(candidates, turns, args.batch)
     conditions = describe_conditions(args, candidates[0].model.device)
     report = format_report(conditions, rows)

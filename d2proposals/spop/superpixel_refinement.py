@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from skimage.segmentation import slic
 
 STRADDLING_TESTS = ("pixels", "boxes")
 # Pairs of proposals and superpixels compared at once; 4 bytes each, a few times.
@@ -102,6 +101,9 @@ class SuperpixelRefinement:
             Tensor: (H, W) int64 labels 0 ... S - 1, on the CPU. Pixels of one label are connected
             through their sides.
         """
+        # Here, since it takes long to load and SPOP without refinement has no use for it.
+        from skimage.segmentation import slic
+
         labels = slic(
             image.permute(1, 2, 0).numpy(),
             n_segments=self.num_superpixels,

@@ -25,7 +25,9 @@ def tool():
     return runpy.run_path(str(TOOL))
 
 
-@pytest.mark.parametrize("mode", [(), ("--train",)], ids=["inference", "training"])
+@pytest.mark.parametrize(
+    "mode", [(), ("--train",), ("--train", "--amp")], ids=["inference", "training", "mixed"]
+)
 def test_table_and_file(tool, tmp_path, capsys, mode):
     output = tmp_path / "benchmark.json"
     tool["main"]([RPN, ZIP, *mode, *SIZE, "--repeats", "2", "--batch", "2",
@@ -33,7 +35,10 @@ def test_table_and_file(tool, tmp_path, capsys, mode):
     printed = capsys.readouterr().out
     assert "| config" in printed and RPN in printed and ZIP in printed
     content = json.loads(output.read_text())
-    assert content["conditions"]["mode"].startswith("training" if mode else "inference")
+    assert content["conditions"]["mode"].startswith(
+        "training" if "--train" in mode else "inference"
+    )
+    assert content["conditions"]["precision"] == ("mixed" if "--amp" in mode else "float32")
     assert content["conditions"]["overrides"] == list(CPU)
     rpn, zip_ = content["results"]
     assert [rpn["config"], zip_["config"]] == [RPN, ZIP]
@@ -57,7 +62,7 @@ def test_markdown_is_the_printed_report(tool, tmp_path, capsys):
     written = output.read_text()
     assert capsys.readouterr().out.endswith(written)
     conditions, _, header, alignment, row, _, note = written.splitlines()
-    assert "mode inference, device cpu" in conditions and "batch 1" in conditions
+    assert "mode inference, precision float32, device cpu" in conditions and "batch 1" in conditions
     assert header.startswith("| config") and set(alignment) <= set("|:-")
     assert row.count("|") == header.count("|") == 13 and RPN in row and note.startswith("memory")
 
@@ -226,3 +231,34 @@ def test_bad_input_in_one_line(tool, arguments, message):
     with pytest.raises(SystemExit) as stop:
         tool["main"](arguments)
     assert message in str(stop.value) and "\n" not in str(stop.value)
+
+
+def test_mixed_precision_reaches_the_pass_and_the_generators_step(tool):
+    seen = []
+
+    class Generator(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 3)
+
+        def forward(self, images, features, gt_instances=None):
+            output = self.layer(features["x"])
+            seen.append(output.dtype)
+            return None, {"loss": output.sum()}
+
+    class Model(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.proposal_generator = torch.nn.Identity(), Generator()
+
+        def forward(self, inputs):
+            features = {"x": self.backbone(torch.ones(2, 3))}
+            return self.proposal_generator(None, features, None)[1]
+
+    candidate = tool["Candidate"]("a", Model().train(), [{}])
+    for amp in (False, True):
+        (turns,) = tool["measure"]([candidate], repeats=1, warmup=0, amp=amp)
+        assert turns[0].generator <= turns[0].total and turns[0].generator_step > 0
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2

@@ -30,7 +30,6 @@ from torchvision.ops.misc import SqueezeExcitation
 
 from ..proposals.image_extent import recover_image_sizes, valid_cells
 from .block_chain import (
-    Block,
     Reach,
     find_chain,
     map_ends,
@@ -70,7 +69,8 @@ class TorchvisionBackbone(Backbone):
             norm: "FrozenBN", "BN", "SyncBN" or "GN" in the place of batch normalisation. Other
                 normalisations (ConvNeXt's) stay.
             freeze_at: blocks up to the map of stride 2^freeze_at are not trained; 0 for none. 2 is
-                the stem and the first stage of a ResNet, as in Detectron2.
+                the stem and the first stage of a ResNet, as in Detectron2. Strides are those that
+                the network has before any of them is traded for dilation.
             max_stride: of the last blocks, which are dilated instead where it is below theirs.
             mask_padding: of networks with squeeze-excitation.
 
@@ -88,6 +88,8 @@ class TorchvisionBackbone(Backbone):
             raise ValueError(f"MODEL.TORCHVISION.NORM must be one of {_NORMS}, not '{norm}'.")
         network = get_model(name, weights=None, **_options(name))
         chain = find_chain(network, name)
+        # By the strides of the network itself: dilation leaves no other one behind the first.
+        frozen = [b.name for b in chain if freeze_at > 0 and b.stride <= 2**freeze_at]
         if max_stride < chain[-1].stride:
             trade_strides_for_dilation(network, max_stride, name)
             chain = find_chain(network, name)
@@ -109,7 +111,7 @@ class TorchvisionBackbone(Backbone):
         if weights:
             load_torchvision_weights(self, name, weights)
         self._replace_norms(norm)
-        self._freeze(freeze_at)
+        self._freeze(frozen)
         self._extent = None
         if mask_padding and any(isinstance(x, SqueezeExcitation) for x in self.modules()):
             self._extent = _Extent()
@@ -185,8 +187,8 @@ class TorchvisionBackbone(Backbone):
     def train(self, mode: bool = True) -> TorchvisionBackbone:
         """Frozen blocks stay as in a test: nothing is dropped from them."""
         super().train(mode)
-        for block in self._frozen:
-            self.get_submodule(block.name).eval()
+        for name in self._frozen:
+            self.get_submodule(name).eval()
         return self
 
     def _take_over(self, network: nn.Module) -> None:
@@ -209,20 +211,19 @@ class TorchvisionBackbone(Backbone):
                 module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
             elif norm == "GN":
                 module = _to_group_norm(module)
-            self._set_block(block, module)
+            self._set_block(block.name, module)
 
-    def _freeze(self, freeze_at: int) -> None:
-        """Stop training the blocks up to the map of stride ``2^freeze_at``."""
-        self._frozen: list[Block] = []
-        if freeze_at > 0:
-            self._frozen = [block for block in self._chain if block.stride <= 2**freeze_at]
-        for block in self._frozen:
-            module = self.get_submodule(block.name)
+    def _freeze(self, names: list[str]) -> None:
+        """Stop training the blocks of these names, as far as they are in the chain."""
+        inside = {name for name, _ in self.named_modules()}
+        self._frozen = [name for name in names if name in inside]
+        for name in self._frozen:
+            module = self.get_submodule(name)
             module.requires_grad_(False)
-            self._set_block(block, FrozenBatchNorm2d.convert_frozen_batchnorm(module))
+            self._set_block(name, FrozenBatchNorm2d.convert_frozen_batchnorm(module))
 
-    def _set_block(self, block: Block, module: nn.Module) -> None:
-        parent, _, key = block.name.rpartition(".")
+    def _set_block(self, name: str, module: nn.Module) -> None:
+        parent, _, key = name.rpartition(".")
         self.get_submodule(parent)._modules[key] = module
 
     def _mask_padding(self, extent: _Extent) -> None:

@@ -207,10 +207,11 @@ def test_norms(norm):
     assert kinds == {expected.get(norm, nn.GroupNorm)}
 
 
-def test_frozen_blocks_end_at_their_stride():
-    backbone = build("mobilenet_v2", (8, 32), norm="BN", freeze_at=3).train()
+@pytest.mark.parametrize(("strides", "max_stride"), [((8, 32), 32), ((8,), 8), ((16,), 16)])
+def test_frozen_blocks_end_at_their_stride(strides, max_stride):
+    backbone = build("mobilenet_v2", strides, norm="BN", freeze_at=3, max_stride=max_stride).train()
     trained = {key.split(".")[1] for key, x in backbone.named_parameters() if x.requires_grad}
-    # Stride 8 ends with block 6, stride 32 with block 18.
+    # Stride 8 ends with block 6, stride 32 with block 18: also where they are dilated.
     assert trained == {str(index) for index in range(7, 19)}
     norms = [x for x in backbone.features[:7].modules() if isinstance(x, nn.BatchNorm2d)]
     assert norms == [] and not backbone.features[6].training and backbone.features[7].training

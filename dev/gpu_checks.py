@@ -52,6 +52,8 @@ PARTS = {"tests": 150, "benchmark": 240, "parity": 90}
 BENCHMARK_SECONDS = 170.0
 # Repeats are as many as fit into these seconds, at least and at most so many.
 ROW_SECONDS, MIN_REPEATS, MAX_REPEATS = 1.5, 2, 20
+# A turn that takes longer is timed once, and its warm-up is one turn.
+SLOW_SECONDS = 5.0
 TRAINING_BATCH = 2
 
 GENERATORS = {
@@ -229,11 +231,13 @@ def benchmark_row(
 
 
 def count_repeats(tool: dict[str, Any], candidates: Sequence[Any], *, amp: bool) -> int:
-    """How often the models are timed, by the time of their second turn; the first warms them up."""
-    tool["measure"](candidates, 1, 0, amp=amp)
-    begun = time.perf_counter()
-    tool["measure"](candidates, 1, 0, amp=amp)
-    turn = time.perf_counter() - begun
+    """How often the models are timed, by the time of a turn; the first turn warms them up."""
+    for _ in range(2):
+        begun = time.perf_counter()
+        tool["measure"](candidates, 1, 0, amp=amp)
+        turn = time.perf_counter() - begun
+        if turn > SLOW_SECONDS:
+            return 1
     return min(max(int(ROW_SECONDS / turn), MIN_REPEATS), MAX_REPEATS)
 
 

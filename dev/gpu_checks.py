@@ -167,7 +167,15 @@ def run_benchmark(report: Report, device: str) -> list[str]:
     height, width = (32, 64) if is_dry else (800, 1216)
     options = ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", *(DRY_OPTIONS if is_dry else [])]
     inputs = tool["make_inputs"](
-        Namespace(height=height, width=width, batch=TRAINING_BATCH, objects=8, input=None)
+        Namespace(
+            height=height,
+            width=width,
+            # Of the file: an image of COCO, say, before Detectron2's resize.
+            original_size=None if is_dry else (480, 730),
+            batch=TRAINING_BATCH,
+            objects=8,
+            input=None,
+        )
     )
     sizes = {"height": height, "width": width, "training_batch": TRAINING_BATCH}
     report.update("benchmark", **sizes, inference_batch=1, objects=8)

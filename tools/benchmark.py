@@ -4,6 +4,8 @@
     python tools/benchmark.py configs/rpn_only.yaml configs/zip_fpn_only.yaml --train --batch 2 \\
         --output benchmark.json MODEL.DEVICE cuda
     python tools/benchmark.py configs/rpn_only.yaml configs/sc_rpn_only.yaml --amp
+    python tools/benchmark.py configs/faster_rcnn_rpn.yaml configs/faster_rcnn_spop.yaml \\
+        --original-size 480 730 MODEL.WEIGHTS ""
 
 In each round every model has one turn, so that whatever else the machine does meets all alike.
 "generator" is the proposal generator alone: of two configurations with the same backbone it
@@ -39,6 +41,7 @@ from torch import nn
 from d2proposals.engine import bad_input_in_one_line, check_config, fit_to_device, load_config
 from d2proposals.files.atomic_files import atomic_write, write_json
 from d2proposals.files.image_files import read_rgb_image
+from d2proposals.proposals.native_size_hosts import hand_over_native_sizes
 
 
 class Candidate(NamedTuple):
@@ -87,6 +90,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--height", type=int, default=800, help="of the images (default: 800)")
     parser.add_argument("--width", type=int, default=1216, help="of the images (default: 1216)")
+    parser.add_argument(
+        "--original-size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="of the image files, which generators that read them know (default: as given above)",
+    )
     parser.add_argument("--batch", type=int, default=1, help="images in a batch (default: 1)")
     parser.add_argument(
         "--objects", type=int, default=8, help="objects of an image in training (default: 8)"
@@ -133,8 +143,9 @@ def make_inputs(args: Namespace) -> list[dict[str, Any]]:
             torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
             for _ in range(args.batch)
         ]
+    height, width = args.original_size or size
     return [
-        {"image": image, "height": size[0], "width": size[1], "instances": objects}
+        {"image": image, "height": height, "width": width, "instances": objects}
         for image, objects in zip(
             images,
             (make_objects(size, args.objects, generator) for _ in range(args.batch)),
@@ -169,7 +180,7 @@ def build_candidate(
     fit_to_device(cfg)
     check_config(cfg)
     torch.manual_seed(0)
-    model = build_model(cfg).train(train)
+    model = hand_over_native_sizes(build_model(cfg)).train(train)
     if getattr(model, "proposal_generator", None) is None:
         raise SystemExit(
             f"Error: {name} builds a {type(model).__name__} without a proposal generator to time; "
@@ -426,6 +437,7 @@ def describe_conditions(args: Namespace, device: torch.device) -> dict[str, Any]
         "torch": torch.__version__,
         "height": args.height,
         "width": args.width,
+        **({"original size": args.original_size} if args.original_size else {}),
         "batch": args.batch,
         **({"objects": args.objects} if args.train else {}),
         "repeats": args.repeats,

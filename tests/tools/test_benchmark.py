@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from d2proposals.proposals.native_size import NativeSizes
 from tests.common import CONFIGS, make_cfg
 from tests.engine.tiny_coco import SMALL as TINY
 
@@ -107,6 +108,25 @@ def test_objects_of_an_image(tool):
     arguments = tool["parse_arguments"](["a.yaml", *SIZE, "--objects", "3"])
     (input_,) = tool["make_inputs"](arguments)
     assert len(input_["instances"]) == len(input_["instances"].gt_masks) == 3
+    assert (input_["height"], input_["width"]) == (64, 96)
+
+
+def test_the_original_size_reaches_the_generator(tool, monkeypatch):
+    arguments = tool["parse_arguments"](["a.yaml", *SIZE, "--original-size", "32", "48"])
+    (input_,) = inputs = tool["make_inputs"](arguments)
+    assert (input_["height"], input_["width"]) == (32, 48)
+    assert input_["image"].shape == (3, 64, 96)
+    config = str(CONFIGS / "shapes" / "deepmask_rpn_only.yaml")
+    candidate = tool["build_candidate"](config, ["MODEL.DEVICE", "cpu"], inputs, train=False)
+    sizes, read = [], NativeSizes.__call__
+
+    def reading(self, image_sizes):
+        sizes.append(read(self, image_sizes))
+        return sizes[-1]
+
+    monkeypatch.setattr(NativeSizes, "__call__", reading)
+    tool["measure"]([candidate], repeats=1, warmup=0)
+    assert sizes == [[(32, 48)]]
 
 
 def test_every_model_has_one_turn_in_each_round(tool):

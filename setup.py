@@ -33,6 +33,16 @@ setup(
         # Feature boosting of ZIP's detector (tools/boost_detector.py). AdaBoostClassifier of older
         # versions is SAMME.R by default.
         "boosting": ["scikit-learn>=1.6"],
-        "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scikit-learn>=1.6"],
+        # ONNX files (tools/export_model.py). Older versions of onnxruntime have no DeformConv.
+        "export": ["onnx", "onnxruntime>=1.25"],
+        "dev": [
+            "hypothesis",
+            "onnx",
+            "onnxruntime>=1.25",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "scikit-learn>=1.6",
+        ],
     },
 )

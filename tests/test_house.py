@@ -19,6 +19,7 @@ FLOORS = (
     ("evaluation",),
     ("pictures",),
     (*PAPERS, "engine"),
+    ("deployment",),
     ("model_zoo",),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

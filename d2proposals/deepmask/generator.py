@@ -72,6 +72,8 @@ class TrainingPatches:
 class DeepMask(ProposalGenerator):
     """DeepMask with a trunk of its own; the features of a detector's backbone are not used."""
 
+    stays_in_python = "the sizes of its pyramid are computed in Python for each image."
+
     @configurable
     def __init__(
         self,

@@ -44,6 +44,8 @@ from .settings import make_normalization, prunes_before_suppression, search_grid
 class DetectorNet(CoarseToFine):
     """DetectorNet on the images themselves; feature maps of a backbone are not used."""
 
+    stays_in_python = "its windows are laid out in Python for each image's size."
+
     @configurable
     def __init__(
         self,

@@ -35,6 +35,11 @@ def select_input_shapes(
     return [input_shape[name] for name in names]
 
 
+def at_most(number: int | torch.Tensor, limit: int) -> int | torch.Tensor:
+    """``min(number, limit)`` for a size, which in a trace is a tensor that ``min`` would freeze."""
+    return number.clamp(max=limit) if torch.is_tensor(number) else min(number, limit)
+
+
 def clip_candidates(
     boxes: torch.Tensor, scores: torch.Tensor, image_size: tuple[int, int], min_box_size: float
 ) -> tuple[torch.Tensor, torch.Tensor]:

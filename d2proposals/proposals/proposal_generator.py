@@ -24,9 +24,12 @@ class ProposalGenerator(nn.Module):
     Attributes:
         proposals_in_training: whether proposals are decoded in training, where R-CNN heads need
             them and nothing else does.
+        stays_in_python: why no trace of the generator is right for other images than its own, for
+            those who want to export it; None where one is.
     """
 
     proposals_in_training: bool
+    stays_in_python: str | None = None
 
     def forward(
         self,

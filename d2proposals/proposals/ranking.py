@@ -8,6 +8,7 @@ Shape shorthand in this module:
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torchvision.ops import nms
 
 
@@ -35,8 +36,10 @@ def strictly_decreasing(logits: torch.Tensor) -> torch.Tensor:
 
     Returns:
         Tensor: (R,) float32, each the largest number that is not above its input and is below
-        its predecessor.
+        its predecessor; in a trace, not above its predecessor.
     """
+    if torch.jit.is_tracing():
+        return _decreasing(logits.float())
     # The bits of a float32, read as an integer with the sign made arithmetic, count the floats in
     # their order: "the next smaller float" is "minus one", and out[i] = min(in[i], out[i-1] - 1)
     # becomes a cumulative minimum.
@@ -48,6 +51,18 @@ def strictly_decreasing(logits: torch.Tensor) -> torch.Tensor:
         ordered = ordered.cummin(dim=0).values - position
     floats = ordered.abs().int().view(torch.float32)
     return torch.where(ordered < 0, -floats, floats)
+
+
+def _decreasing(logits: torch.Tensor) -> torch.Tensor:
+    """The least of each number and those before it, by operators that every exported form has.
+
+    The bits of a float are out of a trace's reach, and ONNX has no cumulative minimum. In an
+    exported network the order is that of its outputs, whether or not scores are equal.
+    """
+    position = torch.arange(logits.shape[0], device=logits.device)
+    is_later = position[None, :] > position[:, None]  # (R, R)
+    before = logits[None, :].masked_fill(is_later, float("inf"))
+    return F.pad(before, (0, 1), value=float("inf")).amin(dim=1)  # of no numbers as well
 
 
 def multi_threshold_nms(
@@ -83,6 +98,8 @@ def multi_threshold_nms(
     limit = topks[0] if limit is None else min(limit, topks[0])
     order = scores.argsort(descending=True, stable=True)
     boxes = boxes[order]
+    if torch.jit.is_tracing():
+        return order[_rank_all_by_thresholds(boxes, thresholds, topks, limit)]
     # The beginning of the list decides the beginning of each S_i, and few of them are needed far.
     length = 2 * limit
     while True:
@@ -132,6 +149,40 @@ def _rank_by_thresholds(
     return ranked
 
 
+def _rank_all_by_thresholds(
+    boxes: torch.Tensor, thresholds: Sequence[float], topks: Sequence[int], limit: int
+) -> torch.Tensor:
+    """The ranking of :func:`multi_threshold_nms` for a trace: no step depends on how many boxes
+    another one found.
+
+    Args:
+        boxes: (R, 4) XYXY, best first.
+        thresholds: as of ``multi_threshold_nms``.
+        topks: likewise.
+        limit: how many boxes are wanted.
+
+    Returns:
+        Tensor: at most ``limit`` int64 indices into ``boxes``.
+    """
+    loosest = first_of_nms(boxes, thresholds[0], topks[0])
+    candidates = boxes[loosest]
+    # The set that puts a box into the ranking; len(thresholds) for none.
+    added_by = torch.full_like(loosest, len(thresholds))
+    for step, (threshold, topk) in enumerate(
+        zip(reversed(thresholds), reversed(topks), strict=True)
+    ):
+        is_kept = torch.ones_like(loosest, dtype=torch.bool)
+        if threshold != thresholds[0]:
+            is_kept = ~is_kept
+            is_kept[first_of_nms(candidates, threshold, topk)] = True
+        is_ranked = added_by < len(thresholds)
+        is_new = is_kept & ~is_ranked
+        has_room = is_ranked.sum() + is_new.long().cumsum(dim=0) <= min(topk, limit)
+        added_by = added_by.masked_fill(is_new & has_room, step)
+    order = added_by.argsort(stable=True)
+    return loosest[order[added_by[order] < len(thresholds)]]
+
+
 def first_of_nms(boxes: torch.Tensor, threshold: float, number: int) -> torch.Tensor:
     """The first ``number`` boxes that NMS keeps, of boxes that are sorted already.
 
@@ -147,7 +198,9 @@ def first_of_nms(boxes: torch.Tensor, threshold: float, number: int) -> torch.Te
         Tensor: at most ``number`` int64 indices, increasing.
     """
     # Positions instead of scores: NMS then cannot reorder equal scores.
-    scores = -torch.arange(len(boxes), device=boxes.device, dtype=torch.float32)
+    scores = -torch.arange(boxes.shape[0], device=boxes.device, dtype=torch.float32)
+    if torch.jit.is_tracing():  # which has no loop
+        return nms(boxes, scores, threshold)[:number]
     length = 2 * number
     while True:
         kept = nms(boxes[:length], scores[:length], threshold)

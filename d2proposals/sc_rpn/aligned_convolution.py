@@ -36,7 +36,8 @@ _POSITIONS_PER_BLOCK = 1024
 def kernel_grid(device: torch.device | None = None) -> torch.Tensor:
     """Taps of a 3x3 kernel, (9, 2) as (y, x) in cells around the centre, row by row."""
     steps = torch.arange(KERNEL_SIZE, dtype=torch.float32, device=device) - KERNEL_SIZE // 2
-    return torch.cartesian_prod(steps, steps)
+    # Not cartesian_prod, which ONNX does not have.
+    return torch.stack([steps.repeat_interleave(KERNEL_SIZE), steps.repeat(KERNEL_SIZE)], dim=1)
 
 
 def gather_deform_conv2d(

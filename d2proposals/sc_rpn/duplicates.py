@@ -15,7 +15,7 @@ import torch
 from detectron2.layers import batched_nms, nms
 from detectron2.structures import Instances
 
-from ..proposals.candidates import clip_candidates, make_proposals
+from ..proposals.candidates import at_most, clip_candidates, make_proposals
 from ..proposals.ranking import probability_to_logit
 
 
@@ -37,10 +37,7 @@ def best_of_each_map(
     """
     topk_boxes, topk_scores, levels = [], [], []
     for level, cells_i in enumerate(cells):
-        num_kept = cells_i.stop - cells_i.start
-        # A tensor in a trace, which min() would turn into a constant.
-        num_kept = num_kept.clamp(max=topk) if torch.is_tensor(num_kept) else min(num_kept, topk)
-        best, index = scores[:, cells_i].topk(num_kept, dim=1)
+        best, index = scores[:, cells_i].topk(at_most(cells_i.stop - cells_i.start, topk), dim=1)
         topk_scores.append(best)
         topk_boxes.append(boxes[:, cells_i].gather(1, index[..., None].expand(-1, -1, 4)))
         levels.append(torch.full_like(index[0], level))

@@ -49,6 +49,11 @@ from .superpixel_refinement import SuperpixelRefinement
 class SPOP(ProposalGenerator):
     """SPOP on the images themselves; the meta-architecture's feature maps are not used."""
 
+    stays_in_python = (
+        "its superpixels come from scikit-image, and the sizes of its pyramid are computed in "
+        "Python for each image."
+    )
+
     @configurable
     def __init__(
         self,

@@ -199,9 +199,7 @@ class ZIP(ProposalGenerator):
             anchor's best ground truth (zeros for images without objects).
         """
         all_anchors = Boxes.cat(list(anchors))
-        is_valid = torch.cat(
-            [_on_anchors(v, len(a)) for v, a in zip(valid, anchors, strict=True)], 1
-        )
+        is_valid = torch.cat(self._on_anchors(valid), dim=1)
         labels, gt_boxes = [], []
         for instances, is_valid_i in zip(gt_instances, is_valid, strict=True):
             labels_i, index_i = self.labeler(all_anchors, instances.gt_boxes, is_valid_i)
@@ -255,8 +253,9 @@ class ZIP(ProposalGenerator):
 
     def predict(self, images: ImageList, features: dict[str, torch.Tensor]):
         """Anchors, valid cells, class logits and offsets of each level, and the images' sizes."""
-        image_sizes = torch.as_tensor(
-            [tuple(size) for size in images.image_sizes], device=images.tensor.device
+        # Sizes are tensors where the generator is traced.
+        image_sizes = torch.stack(
+            [torch.as_tensor(size, device=images.tensor.device) for size in images.image_sizes]
         )
         self._check_extent(image_sizes, features)
         maps = [features[name] for name in self.in_features]
@@ -269,7 +268,7 @@ class ZIP(ProposalGenerator):
 
     def _check_extent(self, image_sizes: torch.Tensor, features: dict[str, torch.Tensor]) -> None:
         """Warn once if the zoom network took the border of an image for padding."""
-        if self._warned_of_extent or IMAGE_SIZES not in features:
+        if self._warned_of_extent or IMAGE_SIZES not in features or torch.jit.is_tracing():
             return
         if not torch.equal(features[IMAGE_SIZES], image_sizes):
             self._warned_of_extent = True
@@ -356,10 +355,9 @@ class ZIP(ProposalGenerator):
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[LevelCandidates]:
         """The best boxes of each level after its own NMS; see :meth:`level_candidates`."""
-        is_on_image = [_on_anchors(v, len(a)) for v, a in zip(valid, anchors, strict=True)]
         candidates = best_of_levels(
             anchors,
-            is_on_image,
+            self._on_anchors(valid),
             pred_class_logits,
             pred_anchor_deltas,
             self.box2box_transform,
@@ -374,11 +372,12 @@ class ZIP(ProposalGenerator):
             for candidates_n, size in zip(candidates, image_sizes, strict=True)
         ]
 
-
-def _on_anchors(valid: torch.Tensor, num_anchors: int) -> torch.Tensor:
-    """(N, 1, Hi, Wi) valid cells -> (N, Ri) bool, by anchor."""
-    per_cell = num_anchors // valid[0].numel()
-    return valid.flatten(1).bool().repeat_interleave(per_cell, dim=1)
+    def _on_anchors(self, valid: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Of each level, (N, 1, Hi, Wi) valid cells -> (N, Ri) bool, by anchor."""
+        return [
+            v.flatten(1).bool().repeat_interleave(per_cell, dim=1)
+            for v, per_cell in zip(valid, self.anchor_generator.num_anchors, strict=True)
+        ]
 
 
 def _input_shapes(cfg, input_shape: dict[str, ShapeSpec]) -> list[ShapeSpec]:

@@ -22,7 +22,7 @@ from detectron2.layers import batched_nms
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
 
-from ..proposals.candidates import clip_candidates
+from ..proposals.candidates import at_most, clip_candidates
 from .gray_class_sampling import POSITIVE
 
 
@@ -80,7 +80,7 @@ def best_of_levels(
         probability = logits_i.float().softmax(dim=-1)[..., POSITIVE]  # (N, Ri)
         # Best first, decoded afterwards: most boxes are never looked at.
         scores_i, index = probability.masked_fill(~is_on_image_i, -1.0).topk(
-            min(topk, probability.shape[1]), dim=1
+            at_most(probability.shape[1], topk), dim=1
         )
         deltas_i = deltas_i.gather(1, index[..., None].expand(-1, -1, 4))
         boxes_i = box2box_transform.apply_deltas(

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
@@ -118,6 +117,8 @@ class BoostedOutputLayers(FastRCNNOutputLayers):
     not read; TEST.DETECTIONS_PER_IMAGE bounds the detections.
     """
 
+    stays_in_python = "a trace would freeze how many proposals an image has (BOOSTING_FILE)."
+
     @configurable
     def __init__(self, input_shape: ShapeSpec, *, boosting: BoostedTrees, **kwargs):
         """
@@ -175,17 +176,24 @@ def extend_edges(
     Returns:
         Tensor: (N, C, Hi, Wi).
     """
-    height, width = maps.shape[-2:]
-    # Rows and columns of each image's own cells.
-    inside = [(min(-(-h // stride), height), min(-(-w // stride), width)) for h, w in image_sizes]
-    if all(size == (height, width) for size in inside):
+    size = maps.shape[-2:]
+    if not torch.jit.is_tracing() and all(
+        -(-side // stride) >= cells
+        for image_size in image_sizes
+        for side, cells in zip(image_size, size, strict=True)
+    ):
         return maps
-    return torch.stack(
-        [
-            F.pad(x[:, :rows, :columns], (0, width - columns, 0, height - rows), mode="replicate")
-            for x, (rows, columns) in zip(maps, inside, strict=True)
-        ]
-    )
+    row, column = (torch.arange(cells, device=maps.device) for cells in size)
+    extended = []
+    for x, image_size in zip(maps, image_sizes, strict=True):
+        # Of the image's own cells; sizes are tensors where the heads are traced.
+        last_row, last_column = (
+            torch.as_tensor(side, device=maps.device).sub(1).div(stride, rounding_mode="floor")
+            for side in image_size
+        )
+        x = x.index_select(1, torch.minimum(row, last_row))
+        extended.append(x.index_select(2, torch.minimum(column, last_column)))
+    return torch.stack(extended)
 
 
 def _load_fitting_trees(cfg: CfgNode, num_features: int) -> BoostedTrees:

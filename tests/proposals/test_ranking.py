@@ -124,6 +124,27 @@ def test_the_lazy_ranking_is_the_plain_one(spread, limit):
     assert torch.equal(multi_threshold_nms(boxes, scores, *settings, limit=limit), plain[:limit])
 
 
+@pytest.mark.parametrize("limit", [1, 7, 30, 90, 200, None])
+def test_a_traced_ranking_is_the_plain_one_for_other_numbers_of_boxes(limit):
+    settings = (0.9, 0.8, 0.7, 0.6, 0.5), (300, 100, 50, 20, 8)
+    traced = torch.jit.trace(
+        lambda *inputs: multi_threshold_nms(*inputs, *settings, limit=limit),
+        (random_boxes(50), torch.rand(50)),
+        check_trace=False,
+    )
+    for number, seed in ((900, 1), (40, 2), (7, 3), (1, 4)):
+        boxes, scores = random_boxes(number, seed), torch.rand(number).round(decimals=2)
+        plain = plain_multi_threshold_nms(boxes, scores, *settings)
+        assert torch.equal(traced(boxes, scores), plain[:limit]), number
+
+
+def test_a_trace_lowers_scores_to_those_before_them():
+    traced = torch.jit.trace(strictly_decreasing, torch.rand(3), check_trace=False)
+    result = traced(torch.tensor([2.0, 3.0, 1.0, 1.0, -4.0, 0.5]))
+    assert result.tolist() == [2, 2, 1, 1, -4, -4]
+    assert traced(torch.zeros(0)).shape == (0,)
+
+
 def test_the_lazy_ranking_looks_at_a_beginning_of_the_list(monkeypatch):
     seen = []
     nms_of = ranking.nms

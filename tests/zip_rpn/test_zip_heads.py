@@ -431,6 +431,10 @@ def test_edges_are_repeated_over_the_padding():
     assert result[0, 0].tolist() == [[0, 1, 1, 1], [4, 5, 5, 5], [8, 9, 9, 9], [8, 9, 9, 9]]
     assert torch.equal(result[1], maps[1])
     assert extend_edges(maps, [(25, 30), (32, 31)], 8) is maps
+    traced = torch.jit.trace(
+        lambda maps, size: extend_edges(maps, [size], 8), (maps[1:], torch.tensor([32, 32]))
+    )
+    assert torch.equal(traced(maps[:1], torch.tensor([17, 9])), result[:1])
 
 
 def test_bfloat16_autocast():

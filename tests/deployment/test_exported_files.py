@@ -29,11 +29,15 @@ def has_onnx():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_files_find_what_the_model_does_at_other_sizes(tmp_path, name):
     network = ImageNetwork(small_network(name))
-    write_torchscript(network, tmp_path / "network.ts", {})
+    contract = contract_of(network, small_cfg(name))
+    write_torchscript(network, tmp_path / "network.ts", contract)
     hosts = [load_torchscript(tmp_path / "network.ts")]
     if has_onnx():
-        write_onnx(network, tmp_path / "network.onnx", {})
+        write_onnx(network, tmp_path / "network.onnx", contract)
         hosts.append(load_onnx(tmp_path / "network.onnx"))
+    # An export leaves the model in evaluation mode.
+    assert not any(module.training for module in network.model.modules())
+    check_contract(tmp_path, contract)
     for size in SIZES:
         image = noise_image(size, seed=1)
         expected = network(image)
@@ -48,33 +52,25 @@ def test_files_find_what_the_model_does_at_other_sizes(tmp_path, name):
         pytest.skip("TorchScript is right; without onnx and onnxruntime there is no ONNX")
 
 
-def test_a_file_says_what_goes_in_and_what_comes_out(tmp_path):
+def check_contract(folder, contract):
+    """What each file says is what was to be written."""
+    assert contract["input"]["format"] == "BGR"
+    files = {"contract.json": ""}
+    torch.jit.load(folder / "network.ts", _extra_files=files)
+    assert json.loads(files["contract.json"]) == contract
+    if has_onnx():
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(folder / "network.onnx")
+        assert json.loads(session.get_modelmeta().custom_metadata_map["contract"]) == contract
+        assert [x.name for x in session.get_inputs()] == ["image"]
+        assert session.get_inputs()[0].shape == [3, "height", "width"]
+        assert [x.name for x in session.get_outputs()] == list(contract["outputs"])
+
+
+def test_a_contract_says_how_large_images_are_and_what_comes_out():
     network = ImageNetwork(small_network("Faster R-CNN, RPN"))
     contract = contract_of(network, small_cfg("Faster R-CNN, RPN"))
-    assert contract["input"]["format"] == "BGR"
-    assert (contract["input"]["shorter_side"], contract["input"]["longer_side_at_most"]) == (
-        256,
-        384,
-    )
+    sizes = contract["input"]["shorter_side"], contract["input"]["longer_side_at_most"]
+    assert sizes == (256, 384)
     assert list(contract["outputs"]) == ["boxes", "scores", "classes"]
-    write_torchscript(network, tmp_path / "network.ts", contract)
-    files = {"contract.json": ""}
-    torch.jit.load(tmp_path / "network.ts", _extra_files=files)
-    assert json.loads(files["contract.json"]) == contract
-    if not has_onnx():
-        pytest.skip("TorchScript is right; without onnx and onnxruntime there is no ONNX")
-    write_onnx(network, tmp_path / "network.onnx", contract)
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
-    assert json.loads(session.get_modelmeta().custom_metadata_map["contract"]) == contract
-    assert [x.name for x in session.get_inputs()] == ["image"]
-    assert session.get_inputs()[0].shape == [3, "height", "width"]
-    assert [x.name for x in session.get_outputs()] == list(contract["outputs"])
-
-
-def test_the_model_is_as_before_an_export(tmp_path):
-    network = ImageNetwork(small_network("RPN"))
-    for write in (write_torchscript, write_onnx) if has_onnx() else (write_torchscript,):
-        write(network, tmp_path / "network", {})
-        assert not any(module.training for module in network.model.modules())

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode as CN
 def add_d2proposals_config(cfg: CN) -> None:
     """Add all keys of d2proposals to ``cfg`` (a Detectron2 configuration), in place."""
     add_common_config(cfg)
+    add_execution_config(cfg)
     add_datasets_config(cfg)
     add_input_config(cfg)
     add_solver_config(cfg)
@@ -44,6 +45,17 @@ def add_common_config(cfg: CN) -> None:
     # a detector is evaluated as it was saved.
     cfg.MODEL.BACKBONE.WEIGHTS = ""
     cfg.MODEL.PROPOSAL_GENERATOR.WEIGHTS = ""
+
+
+def add_execution_config(cfg: CN) -> None:
+    """Keys of how a model computes (engine/execution.py); results stay, but for rounding."""
+    cfg.MODEL.EXECUTION = CN()
+    # Layout of weights and maps in memory: "channels_last", "contiguous", or "auto": channels last
+    # on a CPU, where it takes less time, and as the model is built elsewhere.
+    cfg.MODEL.EXECUTION.MEMORY_FORMAT = "auto"
+    # On a CPU, whether frozen batch normalisation is multiplied into the weights of the convolution
+    # before it.
+    cfg.MODEL.EXECUTION.FOLD_FROZEN_NORM = True
 
 
 def add_datasets_config(cfg: CN) -> None:

@@ -38,7 +38,13 @@ from PIL import Image
 from tabulate import tabulate
 from torch import nn
 
-from d2proposals.engine import bad_input_in_one_line, check_config, fit_to_device, load_config
+from d2proposals.engine import (
+    bad_input_in_one_line,
+    check_config,
+    fit_to_device,
+    load_config,
+    prepare_execution,
+)
 from d2proposals.files.atomic_files import atomic_write, write_json
 from d2proposals.files.image_files import read_rgb_image
 from d2proposals.proposals.native_size_hosts import hand_over_native_sizes
@@ -109,6 +115,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="mixed precision: float16 where autocast allows on a GPU, bfloat16 on a CPU",
     )
+    parser.add_argument(
+        "--first-as-built",
+        action="store_true",
+        help="the first model computes as Detectron2 builds it, without MODEL.EXECUTION",
+    )
     parser.add_argument("--input", help="image file to use, resized, instead of noise")
     parser.add_argument("--output", help="file to write: JSON, or Markdown if it ends in .md")
     return parser
@@ -173,14 +184,29 @@ def make_objects(image_size: tuple[int, int], number: int, generator: torch.Gene
 
 
 def build_candidate(
-    name: str, opts: Sequence[str], inputs: list[dict[str, Any]], *, train: bool
+    name: str,
+    opts: Sequence[str],
+    inputs: list[dict[str, Any]],
+    *,
+    train: bool,
+    as_built: bool = False,
 ) -> Candidate:
-    """Build the model of a configuration file, with random weights."""
+    """Build the model of a configuration file, with random weights.
+
+    Args:
+        name: the file.
+        opts: KEY VALUE overrides.
+        inputs: of :func:`make_inputs`.
+        train: whether training is timed.
+        as_built: whether it computes as Detectron2 builds it, whatever MODEL.EXECUTION says.
+    """
     cfg = load_config(Namespace(config_file=name, opts=list(opts)))
     fit_to_device(cfg)
     check_config(cfg)
     torch.manual_seed(0)
     model = hand_over_native_sizes(build_model(cfg)).train(train)
+    if not as_built:
+        model = prepare_execution(cfg, model)
     if getattr(model, "proposal_generator", None) is None:
         raise SystemExit(
             f"Error: {name} builds a {type(model).__name__} without a proposal generator to time; "
@@ -441,6 +467,7 @@ def describe_conditions(args: Namespace, device: torch.device) -> dict[str, Any]
         "batch": args.batch,
         **({"objects": args.objects} if args.train else {}),
         "repeats": args.repeats,
+        **({"first": "as built"} if args.first_as_built else {}),
         "input": args.input or "noise",
         "overrides": args.opts,
     }
@@ -459,7 +486,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with bad_input_in_one_line():
         inputs = make_inputs(args)
         candidates = [
-            build_candidate(name, args.opts, inputs, train=args.train) for name in args.configs
+            build_candidate(
+                name,
+                args.opts,
+                inputs,
+                train=args.train,
+                as_built=args.first_as_built and number == 0,
+            )
+            for number, name in enumerate(args.configs)
         ]
     turns = measure(
         candidates,

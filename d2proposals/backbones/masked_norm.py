@@ -43,17 +43,21 @@ class MaskedGroupNorm(nn.GroupNorm):
         # the map, which is what the time goes into: two sums, and one multiplication and addition.
         x_float = x.float()
         num_images, channels = x.shape[:2]
-        inside = (x_float * valid.float()).view(num_images, self.num_groups, -1)
+        inside = x_float * valid.float()
         count = valid.float().sum(dim=(1, 2, 3))[:, None] * (channels // self.num_groups)
         count = count.clamp(min=1)
-        mean = inside.sum(dim=2) / count  # (N, groups)
-        variance = inside.square().sum(dim=2) / count - mean.square()
+        mean = self._sums(inside) / count  # (N, groups)
+        variance = self._sums(inside.square()) / count - mean.square()
         # Rounding may take the difference of two nearly equal numbers below zero.
         inverse_std = torch.rsqrt(variance.clamp(min=0) + self.eps)
         per_group = (num_images, self.num_groups, channels // self.num_groups)
         scale = (inverse_std[..., None] * self.weight.view(per_group[1:])).view(num_images, -1)
         shift = self.bias - mean[..., None].expand(per_group).reshape(num_images, -1) * scale
         return torch.addcmul(shift[..., None, None], x_float, scale[..., None, None]).to(x.dtype)
+
+    def _sums(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) in any layout -> (N, groups)."""
+        return x.sum(dim=(2, 3)).unflatten(1, (self.num_groups, -1)).sum(dim=2)
 
 
 class MaskedBatchNorm(nn.BatchNorm2d):

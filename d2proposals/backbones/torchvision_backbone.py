@@ -17,6 +17,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import takewhile
 
 import torch
 import torchvision
@@ -30,6 +31,7 @@ from torchvision.ops.misc import SqueezeExcitation
 
 from ..proposals.image_extent import recover_image_sizes, valid_cells
 from .block_chain import (
+    Block,
     Reach,
     find_chain,
     map_ends,
@@ -177,12 +179,33 @@ class TorchvisionBackbone(Backbone):
         """
         if self._extent is not None:
             self._extent.read(x)
+        is_batch = len(x) > 1 and x.device.type == "cpu"
+        if is_batch and self._extent is None and self._chain[0].name in self._frozen:
+            return self._forward_by_image(x)
+        return self._forward_blocks(x, self._chain)[0]
+
+    def _forward_by_image(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The frozen blocks image by image, of which nothing is kept for a backward pass.
+
+        Their maps are the largest of the network. Those of one image fit into memory that is used
+        again; those of a batch are new pages each time.
+        """
+        frozen = list(takewhile(lambda block: block.name in self._frozen, self._chain))
+        by_image = [self._forward_blocks(image, frozen) for image in x.split(1)]
+        maps = {name: torch.cat([own[name] for own, _ in by_image]) for name in by_image[0][0]}
+        last = torch.cat([end for _, end in by_image])
+        return {**maps, **self._forward_blocks(last, self._chain[len(frozen) :])[0]}
+
+    def _forward_blocks(
+        self, x: torch.Tensor, blocks: Sequence[Block]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The maps of some blocks by name, and what the last of the blocks returns."""
         maps = {}
-        for block in self._chain:
+        for block in blocks:
             x = self.get_submodule(block.name)(x)
             if block.name in self._map_of:
                 maps[self._map_of[block.name]] = x
-        return maps
+        return maps, x
 
     def train(self, mode: bool = True) -> TorchvisionBackbone:
         """Frozen blocks stay as in a test: nothing is dropped from them."""

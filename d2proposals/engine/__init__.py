@@ -2,6 +2,7 @@
 
 from .bad_input import bad_input_in_one_line
 from .checkpointer import ProposalCheckpointer
+from .execution import prepare_execution
 from .freezing import check_trainable, freeze, freeze_generator, freeze_parts
 from .job import (
     check_config,
@@ -39,6 +40,7 @@ __all__ = [
     "load_part_weights",
     "load_trained_model",
     "network_input_of",
+    "prepare_execution",
     "prepare_launch",
     "warn_of_frozen_random_norm",
     "warn_of_random_weights",

@@ -18,6 +18,7 @@ from detectron2.modeling import (
 
 from ..config import add_d2proposals_config
 from ..data.coco_files import register_coco_files
+from .execution import check_execution
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ def check_config(cfg: CfgNode) -> None:
         known += ["PrecomputedProposals"] if registry is PROPOSAL_GENERATOR_REGISTRY else []
         if name not in known:
             raise ValueError(f"Unknown {key} '{name}'. Known: {', '.join(known)}.")
+    check_execution(cfg)
     if is_two_stage(cfg) and not cfg.MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING:
         raise ValueError(
             "MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING must be True with "

@@ -16,6 +16,7 @@ from ..data.nonempty_resize import without_empty_sides
 from ..files.image_files import to_input_format
 from ..proposals.native_size_hosts import hand_over_native_sizes
 from .checkpointer import ProposalCheckpointer
+from .execution import prepare_execution
 from .part_weights import load_part_weights, warn_of_random_weights
 
 
@@ -30,7 +31,7 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
     Returns:
         nn.Module: in evaluation mode. Without weights they are random, which a warning says.
     """
-    model = hand_over_native_sizes(build_model(cfg)).eval()
+    model = hand_over_native_sizes(prepare_execution(cfg, build_model(cfg))).eval()
     checkpointer = ProposalCheckpointer(model)
     checkpointer.load(cfg.MODEL.WEIGHTS)
     load_part_weights(cfg, checkpointer, only_missing=True)

@@ -38,6 +38,7 @@ from .checked_datasets import checked_dataset, with_checked_datasets
 from .checkpointer import ProposalCheckpointer
 from .collapse import CollapseWarner
 from .detector_proposals import DetectorProposalEvaluator, recorded_proposals
+from .execution import prepare_execution
 from .freezing import check_trainable, freeze_parts, warn_of_frozen_random_parts
 from .job import is_two_stage
 from .optimizer import build_optimizer
@@ -75,11 +76,12 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build Detectron2's model, its parts frozen as the configuration says.
 
-        Its generator is told how large images were before they were resized, if it asks.
+        It computes as ``MODEL.EXECUTION`` says (engine/execution.py). Its generator is told how
+        large images were before they were resized, if it asks.
         """
         model = super().build_model(cfg)
         freeze_parts(cfg, model)
-        return hand_over_native_sizes(model)
+        return hand_over_native_sizes(prepare_execution(cfg, model))
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load weights as ``DefaultTrainer`` does, then those of parts that have their own.

@@ -244,6 +244,22 @@ def test_networks_that_see_the_whole_image_have_no_context(name, norm):
         _ = build(name, (8, 16), norm=norm).context
 
 
+@pytest.mark.parametrize("freeze_at", [2, 3, 5])
+def test_frozen_blocks_go_image_by_image_and_give_the_same_maps(freeze_at):
+    backbone = build("mobilenet_v2", (4, 8, 16, 32), freeze_at=freeze_at)
+    whole = build("mobilenet_v2", (4, 8, 16, 32))
+    whole.load_state_dict(backbone.state_dict())
+    batches = []
+    backbone.features[0].register_forward_pre_hook(lambda module, args: batches.append(args[0]))
+    images = torch.randn(3, 3, 64, 96)
+    maps, expected = backbone(images), whole(images)
+    assert [len(x) for x in batches] == [1, 1, 1]
+    assert list(maps) == list(expected)
+    for name, x in maps.items():
+        torch.testing.assert_close(x, expected[name], rtol=1e-5, atol=1e-5)
+    assert maps["stride32"].requires_grad == (freeze_at < 5)
+
+
 def test_layers_behind_the_last_map_are_gone():
     names = {key.split(".")[1] for key, _ in build("mobilenet_v2", (8,)).named_parameters()}
     assert max(int(x) for x in names) == 6

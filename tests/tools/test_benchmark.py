@@ -79,6 +79,18 @@ def test_zip_on_a_plain_fpn(tool, capsys):
     assert capsys.readouterr().out.count("zip_fpn_only.yaml") == 2
 
 
+def test_the_first_model_may_be_as_detectron2_builds_it(tool, tmp_path):
+    output = tmp_path / "benchmark.json"
+    tool["main"]([RPN, RPN, *SIZE, "--repeats", "1", "--warmup", "0", "--train",
+                  "--first-as-built", "--output", str(output), *CPU])  # fmt: skip
+    assert json.loads(output.read_text())["conditions"]["first"] == "as built"
+    kinds = {}
+    for as_built in (True, False):
+        built = tool["build_candidate"](RPN, CPU, [], train=True, as_built=as_built)
+        kinds[as_built] = type(built.model.proposal_generator).__name__
+    assert kinds == {True: "RPN", False: "LossRPN"}
+
+
 def test_generator_step_is_forward_and_backward_on_detached_maps(tool):
     """A generator that sleeps a tenth of a second forwards and two tenths backwards."""
 

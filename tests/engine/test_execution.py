@@ -1,0 +1,139 @@
+"""Tests of d2proposals.engine.execution: the same numbers, computed otherwise."""
+
+import pytest
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.utils.events import EventStorage
+
+from d2proposals.engine import check_config, load_trained_model, prepare_execution
+from d2proposals.engine.execution import LossRPN
+from tests.common import make_cfg
+from tests.test_contract import BOXES, host_cfg, make_batch
+
+FROZEN_BN = ("MODEL.RESNETS.NORM", "FrozenBN")
+AS_BUILT = ("MODEL.EXECUTION.MEMORY_FORMAT", "contiguous",
+            "MODEL.EXECUTION.FOLD_FROZEN_NORM", False)  # fmt: skip
+
+
+def model_of(generator, host="ProposalNetwork", *overrides):
+    """A prepared model whose frozen statistics are not trivial."""
+    cfg = host_cfg(generator, host, *FROZEN_BN, *overrides)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.bias.normal_(std=0.1)
+    return prepare_execution(cfg, model)
+
+
+def training_pass(model):
+    """Losses and gradients of one batch."""
+    model.train()
+    batch = make_batch(BOXES, BOXES[:1])
+    with EventStorage():
+        torch.manual_seed(0)
+        losses = model(batch)
+    sum(losses.values()).backward()
+    gradients = {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
+    return {name: loss.detach() for name, loss in losses.items()}, gradients
+
+
+# Not within detectors: which proposals their heads see can hang on a rounded digit.
+@pytest.mark.parametrize("generator", ["RPN", "SCRPN"])
+def test_losses_and_gradients_are_those_of_the_model_as_built(generator):
+    losses, gradients = training_pass(model_of(generator))
+    expected_losses, expected = training_pass(model_of(generator, "ProposalNetwork", *AS_BUILT))
+    assert losses.keys() == expected_losses.keys()
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected_losses[name], rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("generator", ["RPN", "SCRPN", "ZIP"])
+def test_proposals_are_those_of_the_model_as_built(generator):
+    batch = [{k: v for k, v in x.items() if k != "instances"} for x in make_batch(BOXES, BOXES[:1])]
+    with torch.no_grad():
+        got = model_of(generator).eval()(batch)
+        expected = model_of(generator, "ProposalNetwork", *AS_BUILT).eval()(batch)
+    for one, other in zip(got, expected, strict=True):
+        one, other = one["proposals"], other["proposals"]
+        assert len(one) == len(other) > 0
+        torch.testing.assert_close(
+            one.objectness_logits, other.objectness_logits, rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("norm", ["GN", "FrozenBN"])
+def test_the_zoom_network_trains_in_either_layout(norm):
+    losses = []
+    for overrides in ((), AS_BUILT):
+        cfg = make_cfg(
+            "shapes/zip_rpn_only.yaml", "MODEL.ZOOM_NETWORK.NORM", norm, "MODEL.BN_INCEPTION.NORM",
+            norm, "MODEL.BN_INCEPTION.WIDTH_FACTOR", 0.125, *overrides,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        losses.append(training_pass(prepare_execution(cfg, build_model(cfg)))[0])
+    for name, loss in losses[0].items():
+        torch.testing.assert_close(loss, losses[1][name], rtol=1e-5, atol=1e-6)
+
+
+def layouts(model):
+    """Whether the images that the backbone gets, its maps and its weights have channels last."""
+    seen = []
+    model.backbone.register_forward_hook(
+        lambda module, args, maps: seen.extend([args[0], maps["p2"], maps["p3"]])
+    )
+    with torch.no_grad():
+        model.eval()([{"image": torch.zeros(3, 70, 90)}])
+    seen.append(model.backbone.fpn_output2.weight)
+    return {x.is_contiguous(memory_format=torch.channels_last) for x in seen}
+
+
+def test_auto_is_channels_last_on_a_cpu():
+    assert layouts(model_of("RPN")) == {True}
+    assert layouts(model_of("RPN", "ProposalNetwork", *AS_BUILT)) == {False}
+
+
+def test_generators_that_read_images_get_them_as_they_are():
+    model = model_of("SPOP")
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        model.eval()([{"image": torch.zeros(3, 70, 90)}])
+    assert seen[0].is_contiguous()
+
+
+def test_names_in_checkpoints_stay():
+    prepared = model_of("RPN").state_dict()
+    as_built = model_of("RPN", "ProposalNetwork", *AS_BUILT).state_dict()
+    assert list(prepared) == list(as_built)
+
+
+def test_a_loaded_model_is_prepared():
+    model = load_trained_model(host_cfg("RPN", "ProposalNetwork", "MODEL.WEIGHTS", ""))
+    assert layouts(model) == {True}
+
+
+def test_proposals_that_nobody_reads_are_not_made():
+    model = model_of("RPN").train()
+    assert type(model.proposal_generator) is LossRPN
+    made = []
+    model.proposal_generator.register_forward_hook(lambda module, args, out: made.extend(out[0]))
+    with EventStorage():
+        model(make_batch(BOXES, BOXES[:1]))
+    assert [len(x) for x in made] == [0, 0]
+    # A detector's heads read them.
+    detector = model_of("RPN", "FasterRCNN")
+    assert type(detector.proposal_generator) is RPN
+
+
+def test_unknown_layouts_are_named():
+    with pytest.raises(ValueError, match="MEMORY_FORMAT must be one of auto, channels_last"):
+        check_config(host_cfg("RPN", "ProposalNetwork", "MODEL.EXECUTION.MEMORY_FORMAT", "nhwc"))

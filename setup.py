@@ -14,7 +14,10 @@ setup(
     packages=[*find_packages(include=["d2proposals", "d2proposals.*"]), "d2proposals.configs"],
     # The configurations travel inside the package, where d2proposals.model_zoo finds them.
     package_dir={"d2proposals.configs": "configs"},
-    package_data={"d2proposals.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "d2proposals.configs": ["*.yaml", "*/*.yaml"],
+        "d2proposals.pictures": ["*.html", "*.css", "*.js"],
+    },
     python_requires=">=3.10",
     # torch, torchvision and Detectron2 are chosen by whoever installs them: builds differ by CUDA
     # version, and Detectron2 is not on PyPI.

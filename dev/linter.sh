@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Formats the code and checks its style (settings in pyproject.toml).
+# Formats the code and checks its style (settings in pyproject.toml; of the gallery's script in
+# .oxlintrc.json).
 #
 #   bash dev/linter.sh           formats, and mends what can be mended
 #   bash dev/linter.sh --check   changes nothing, fails where something is off
@@ -7,7 +8,10 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 ruff=(python3 -m ruff)
-[ -x "${D2P_VENV:-$root/.venv}/bin/ruff" ] && ruff=("${D2P_VENV:-$root/.venv}/bin/ruff")
+oxlint=(oxlint)
+bin="${D2P_VENV:-$root/.venv}/bin"
+[ -x "$bin/ruff" ] && ruff=("$bin/ruff")
+[ -x "$bin/oxlint" ] && oxlint=("$bin/oxlint")
 if [ "${1:-}" = --check ]; then
   "${ruff[@]}" format --check .
   "${ruff[@]}" check .
@@ -15,3 +19,4 @@ else
   "${ruff[@]}" format .
   "${ruff[@]}" check --fix .
 fi
+"${oxlint[@]}" --deny-warnings .

@@ -67,6 +67,10 @@ def test_the_wheel_alone_is_enough(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     expected = {f"d2proposals/configs/{x.relative_to(CONFIGS)}" for x in CONFIGS.rglob("*.yaml")}
     assert expected == {name for name in names if name.endswith(".yaml")}
+    page = {
+        x.name for x in (ROOT / "d2proposals" / "pictures").glob("gallery*") if x.suffix != ".py"
+    }
+    assert len(page) == 5 and {f"d2proposals/pictures/{name}" for name in page} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "tools/", "configs/"))]
     target = tmp_path / "installed"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], **run)

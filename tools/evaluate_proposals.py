@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 # Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
 # beside them, and themselves.
@@ -33,36 +32,15 @@ from d2proposals.evaluation.measurement import (
     measure,
     num_needed,
 )
-from d2proposals.evaluation.proposal_alignment import align_to_dataset
-from d2proposals.evaluation.proposal_checks import ImageProposals, find_faults
+from d2proposals.evaluation.proposal_runs import ProposalRun, name_runs, read_run
 from d2proposals.evaluation.recall import check_limits, describe_idle_limits
-from d2proposals.files.annotation_cleaning import NO_CATEGORY
-from d2proposals.files.annotation_file import find_categories, register_annotation_file
+from d2proposals.evaluation.unseen_categories import choose_unseen
+from d2proposals.files.annotation_file import register_annotation_file
 from d2proposals.files.atomic_files import write_json
-from d2proposals.files.conversion import read_proposals, reinterpret_boxes
 from d2proposals.files.figure_file import beside_numbers
-from d2proposals.files.proposal_set import Fault
 
 # Seconds between two lines of progress.
 _PROGRESS_PERIOD = 5.0
-
-
-class Aligned(NamedTuple):
-    """A file's proposals in the dataset's order.
-
-    Attributes:
-        format: of the file.
-        proposals: of each image.
-        usable: per image, which of them can be scored.
-        faults: what is wrong with the file.
-        has_masks: whether its proposals have masks.
-    """
-
-    format: str
-    proposals: list[ImageProposals]
-    usable: list[np.ndarray]
-    faults: list[Fault]
-    has_masks: bool
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -110,38 +88,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def name_runs(arguments: Sequence[str]) -> dict[str, str]:
-    """Paths by name: as given before "=", or as short an end of the path as tells them apart."""
-    named: dict[str, str] = {}
-    for argument in arguments:
-        name, separator, path = argument.partition("=")
-        if not separator or os.path.exists(argument):
-            path = argument
-            parts = os.path.normpath(path).split(os.sep)
-            name = parts[-1]
-            for number in range(2, len(parts) + 1):
-                if name not in named:
-                    break
-                name = "/".join(parts[-number:])
-        if name in named:
-            raise SystemExit(
-                f"Error: two files of proposals have the name {name!r}; give NAME=PATH"
-            )
-        named[name] = path
-    return named
-
-
-def align(path: str, ground_truth: GroundTruth, box_mode: str | None) -> Aligned:
-    """Read a file and bring it into the dataset's order."""
-    proposals = read_proposals(path, ground_truth.images)
-    if box_mode:
-        reinterpret_boxes(proposals, box_mode)
-    aligned, faults = align_to_dataset(proposals, ground_truth)
-    usable, more_faults = find_faults(aligned, ground_truth)
-    has_masks = proposals.masks is not None
-    return Aligned(proposals.format, aligned, usable, faults + more_faults, has_masks)
-
-
 def with_progress(overlaps: Iterable[np.ndarray], total: int, label: str) -> Iterator[np.ndarray]:
     """Pass on the images' overlaps, with a line on standard error from time to time."""
     start = last = time.monotonic()
@@ -155,7 +101,7 @@ def with_progress(overlaps: Iterable[np.ndarray], total: int, label: str) -> Ite
 
 
 def measure_run(
-    run: Aligned, ground_truth: GroundTruth, limits: Sequence[int], unseen: set[int], kind: str,
+    run: ProposalRun, ground_truth: GroundTruth, limits: Sequence[int], unseen: set[int], kind: str,
     label: str,
 ) -> Measurement:  # fmt: skip
     """Measure the boxes or the masks of a file."""
@@ -167,31 +113,6 @@ def measure_run(
     return measure(overlaps, ground_truth, limits, unseen)
 
 
-def unseen_categories(args: argparse.Namespace, ground_truth: GroundTruth) -> set[int]:
-    """The unseen categories that the arguments ask for; {} for none."""
-    known = ground_truth.category_names
-    if args.unseen:
-        unseen = find_categories(args.unseen, known)
-    elif args.seen:
-        everything = set(known) or set(np.unique(ground_truth.categories).tolist())
-        unseen = everything - find_categories(args.seen, known)
-    else:
-        return set()
-    num_unknown = int((ground_truth.categories == NO_CATEGORY).sum())
-    if num_unknown:
-        raise SystemExit(
-            f"Error: {num_unknown} of the dataset's objects have no category that it lists: they "
-            "are neither seen nor unseen; mend their 'category_id', or take them out"
-        )
-    is_unseen = np.isin(ground_truth.categories, list(unseen))
-    if is_unseen.all() or not is_unseen.any():
-        raise SystemExit(
-            f"Error: {'all' if is_unseen.any() else 'none'} of the dataset's objects are of unseen "
-            "categories; name some of its categories"
-        )
-    return unseen
-
-
 def report_ground_truth(ground_truth: GroundTruth, counts_difficult: bool) -> None:
     """Print what is wrong with the annotations, and how many objects are difficult."""
     for fault in ground_truth.faults:
@@ -201,7 +122,7 @@ def report_ground_truth(ground_truth: GroundTruth, counts_difficult: bool) -> No
         print(f"{ground_truth.num_difficult} objects are difficult; {outcome}", file=sys.stderr)
 
 
-def report_faults(runs: dict[str, Aligned], ground_truth: GroundTruth, strict: bool) -> None:
+def report_faults(runs: dict[str, ProposalRun], ground_truth: GroundTruth, strict: bool) -> None:
     """Print what is wrong with each file; with ``strict`` that is the end."""
     for name, run in runs.items():
         for fault in run.faults:
@@ -220,7 +141,7 @@ def report_faults(runs: dict[str, Aligned], ground_truth: GroundTruth, strict: b
 
 
 def write_results(
-    folder: str, dataset: str, ground_truth: GroundTruth, runs: dict[str, Aligned],
+    folder: str, dataset: str, ground_truth: GroundTruth, runs: dict[str, ProposalRun],
     results: dict[str, dict[str, Measurement]], limits: Sequence[int],
 ) -> None:  # fmt: skip
     """Write JSON, CSV and a picture for each kind into a folder."""
@@ -310,10 +231,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(
                 f"Error: {args.gt or dataset} has no objects to measure recall of{why}"
             )
-        unseen = unseen_categories(args, ground_truth)
+        unseen = choose_unseen(ground_truth, args.unseen, args.seen)
         runs = {}
         for name, path in paths.items():
-            runs[name] = align(path, ground_truth, args.box_mode)
+            runs[name] = read_run(path, ground_truth, args.box_mode)
             numbers = [len(item.boxes) for item in runs[name].proposals]
             print(f"{name}: {runs[name].format}, {sum(numbers)} proposals", file=sys.stderr)
             idle = describe_idle_limits(limits, numbers)

@@ -9,16 +9,19 @@ From a file of proposals in any known format (see evaluate_proposals.py), with m
 
     python tools/visualize_proposals.py --dataset coco_2017_val --proposals mask_proposals.json
     python tools/visualize_proposals.py --gt annotations.json --image-root images/ \\
-        --proposals results.json --gallery gallery.html --num-images 100
+        --proposals ours=results.json theirs=proposals.pkl --gallery gallery.html
 
---output is one sheet of all images as PNG; --gallery is one HTML file that needs no network.
+--output is one sheet of all images as PNG. --gallery is one HTML file that needs no network: with
+sliders for the number of proposals and the IoU, counts and recall as they move, several files side
+by side, and a choice of objects by size, category and outcome (docs/toolbox.md).
 """
 
 import argparse
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
 
 # Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
 # beside them, and themselves.
@@ -37,36 +40,27 @@ from d2proposals.engine.model_command import (
     model_parser,
     running_command,
 )
+from d2proposals.evaluation.collection import to_cpu
 from d2proposals.evaluation.ground_truth import (
     GroundTruth,
     encode_segmentation,
     load_ground_truth,
     warn_of_faults,
 )
-from d2proposals.evaluation.proposal_alignment import align_to_dataset
+from d2proposals.evaluation.proposal_checks import ImageProposals, usable_of
+from d2proposals.evaluation.proposal_runs import name_runs, read_run
+from d2proposals.evaluation.unseen_categories import choose_unseen
 from d2proposals.files.annotation_file import register_annotation_file
-from d2proposals.files.conversion import read_proposals
 from d2proposals.files.image_files import read_rgb_image
 from d2proposals.pictures.coverage import ProposalPicture, spread_evenly, write_contact_sheet
 from d2proposals.pictures.gallery import write_gallery
+from d2proposals.pictures.gallery_entries import GalleryImage, Objects
 
 logger = logging.getLogger("d2proposals.visualize_proposals")
 
 
-class Proposals(NamedTuple):
-    """Proposals of an image, best score first.
-
-    Attributes:
-        boxes: (R, 4) XYXY in pixels of the original image.
-        masks: R run-length encodings, None without masks.
-    """
-
-    boxes: np.ndarray
-    masks: list[dict[str, Any]] | None
-
-
-# From an image's dataset dictionary to its proposals.
-ProposalSource = Callable[[dict], Proposals]
+# From an image's dataset dictionary to its proposals, by descending score.
+ProposalSource = Callable[[dict], ImageProposals]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,9 +70,24 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--dataset", help="registered dataset (default: first of DATASETS.TEST)")
     source.add_argument("--gt", metavar="FILE.json", help="COCO-style annotations instead")
     parser.add_argument("--image-root", help="folder of the images of --gt (default: its own)")
-    parser.add_argument("--proposals", help="file of proposals to draw instead of a model's")
-    parser.add_argument("--num-images", type=int, default=8, help="evenly spread (default: 8)")
-    parser.add_argument("--top", type=int, default=100, help="best proposals (default: 100)")
+    parser.add_argument(
+        "--proposals", nargs="+", metavar="[NAME=]PATH",
+        help="files of proposals instead of a model's; several are for the gallery",
+    )  # fmt: skip
+    unseen = parser.add_mutually_exclusive_group()
+    unseen.add_argument(
+        "--unseen", nargs="+", metavar="CATEGORY", help="in the gallery: not trained on"
+    )
+    unseen.add_argument("--seen", nargs="+", metavar="CATEGORY", help="or those trained on")
+    parser.add_argument(
+        "--num-images", type=int, help="evenly spread (default: 8, of a gallery 100)"
+    )
+    parser.add_argument(
+        "--top", type=int, default=100, help="best proposals, where a gallery begins (default: 100)"
+    )
+    parser.add_argument(
+        "--keep", type=int, default=1000, help="best proposals in a gallery (default: 1000)"
+    )
     parser.add_argument("--iou", type=float, default=0.5, help="IoU of a covered object")
     parser.add_argument("--output", help="PNG file to write (default: proposals.png)")
     parser.add_argument("--gallery", metavar="FILE.html", help="HTML file to write")
@@ -91,61 +100,64 @@ def load_model_source(cfg: CfgNode) -> ProposalSource:
     mapper = ProposalDatasetMapper(cfg, False)
 
     @torch.no_grad()
-    def propose(record: dict) -> Proposals:
-        proposals = model([mapper(record)])[0]["proposals"]
-        order = proposals.objectness_logits.argsort(descending=True, stable=True)
-        masks = None
-        if proposals.has("proposal_masks"):
-            masks = proposals.proposal_masks[order].to_rle(*proposals.image_size)
-        return Proposals(proposals.proposal_boxes.tensor[order].cpu().numpy(), masks)
+    def propose(record: dict) -> ImageProposals:
+        return to_cpu([model([mapper(record)])[0]["proposals"]])[0]
 
     return propose
 
 
 def load_file_source(path: str, ground_truth: GroundTruth) -> ProposalSource:
     """Proposals of a file; none of an image that the file does not list."""
-    aligned, faults = align_to_dataset(read_proposals(path, ground_truth.images), ground_truth)
-    for fault in faults:
+    run = read_run(path, ground_truth)
+    for fault in run.faults:
         logger.warning(f"{path}: [{fault.name}] {fault.message}")
-    by_id = dict(zip(ground_truth.image_ids, aligned, strict=True))
-
-    def look_up(record: dict) -> Proposals:
-        proposals = by_id[record["image_id"]]
-        # What is not finite or has a negative side can be neither matched nor drawn.
-        usable = np.isfinite(proposals.boxes).all(axis=1)
-        usable &= (proposals.boxes[:, 2:] >= proposals.boxes[:, :2]).all(axis=1)
-        masks = proposals.masks
-        if masks is not None:
-            masks = [mask for mask, is_usable in zip(masks, usable, strict=True) if is_usable]
-        return Proposals(proposals.boxes[usable], masks)
-
-    return look_up
+    by_id = dict(zip(ground_truth.image_ids, run.proposals, strict=True))
+    return lambda record: by_id[record["image_id"]]
 
 
-def make_pictures(
-    ground_truth: GroundTruth, records: Sequence[dict], source: ProposalSource
-) -> Iterator[ProposalPicture]:
-    """The pictures of some of the dataset's images, one at a time."""
+def make_images(
+    ground_truth: GroundTruth, records: Sequence[dict], sources: Sequence[ProposalSource]
+) -> Iterator[GalleryImage]:
+    """Some of the dataset's images with objects and proposals, one at a time."""
     index_of = {image_id: index for index, image_id in enumerate(ground_truth.image_ids)}
-    boxes = ground_truth.boxes_by_image()
+    ends = np.cumsum(ground_truth.num_per_image)
     for record in records:
         index = index_of[record["image_id"]]
-        proposals = source(record)
-        gt_masks = None
-        if proposals.masks is not None and ground_truth.segmentations is not None:
-            size, image_id = ground_truth.image_sizes[index], record["image_id"]
-            segmentations = ground_truth.segmentations[index]
-            # Where an object has no mask, coverage is by boxes.
-            if all(item is not None for item in segmentations):
-                gt_masks = [encode_segmentation(item, size, image_id) for item in segmentations]
-        yield ProposalPicture(
+        own = slice(ends[index] - ground_truth.num_per_image[index], ends[index])
+        proposals = [source(record) for source in sources]
+        size, gt_masks = ground_truth.image_sizes[index], None
+        if ground_truth.segmentations is not None and any(x.masks is not None for x in proposals):
+            gt_masks = [
+                None if item is None else encode_segmentation(item, size, record["image_id"])
+                for item in ground_truth.segmentations[index]
+            ]
+        yield GalleryImage(
             name=str(record["image_id"]),
-            image=_read_image(record, ground_truth.image_sizes[index]),
-            gt_boxes=boxes[index],
-            proposal_boxes=proposals.boxes,
-            gt_masks=gt_masks,
-            proposal_masks=proposals.masks,
+            image=_read_image(record, size),
+            proposals=proposals,
+            objects=Objects(
+                ground_truth.boxes[own],
+                ground_truth.areas[own],
+                ground_truth.categories[own],
+                gt_masks,
+            ),
         )
+
+
+def picture_of(image: GalleryImage) -> ProposalPicture:
+    """The first source's proposals of an image, for the sheet."""
+    proposals, objects = image.proposals[0], image.objects
+    # What is not finite or has a negative side can be neither matched nor drawn.
+    usable = usable_of(proposals)
+    masks, gt_masks = proposals.masks, objects.masks
+    if masks is not None:
+        masks = list(itertools.compress(masks, usable))
+    # Where an object has no mask, coverage is by boxes.
+    if gt_masks is not None and None in gt_masks:
+        gt_masks = None
+    return ProposalPicture(
+        image.name, image.image, objects.boxes, proposals.boxes[usable], gt_masks, masks
+    )
 
 
 def _read_image(record: dict, size: tuple[int, int] | None) -> np.ndarray:
@@ -179,21 +191,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ground_truth = load_ground_truth(dataset, with_masks=True)
         warn_of_faults(ground_truth, dataset)
         records = read_dataset(dataset).records
-        chosen = [records[index] for index in spread_evenly(args.num_images, len(records))]
-        if args.proposals:
-            source = load_file_source(args.proposals, ground_truth)
-        else:
-            source = load_model_source(command_config(args, *PROPOSALS_ONLY))
+        number = args.num_images
+        if number is None:
+            number = 8 if args.output or not args.gallery else 100
+        chosen = [records[index] for index in spread_evenly(number, len(records))]
         title = args.gt or dataset
-        settings = {"top": args.top, "iou_threshold": args.iou, "title": title}
+        if args.proposals:
+            paths = name_runs(args.proposals)
+            sources = {name: load_file_source(path, ground_truth) for name, path in paths.items()}
+        else:
+            cfg = command_config(args, *PROPOSALS_ONLY)
+            sources = {Path(args.config_file).stem: load_model_source(cfg)}
         output = args.output or (None if args.gallery else "proposals.png")
-        pictures = make_pictures(ground_truth, chosen, source)
+        if output and len(sources) > 1:
+            parser.error("the sheet shows one file of proposals; several are for --gallery alone")
+        unseen = choose_unseen(ground_truth, args.unseen, args.seen)
+        images = make_images(ground_truth, chosen, list(sources.values()))
         if output:
-            pictures = list(pictures)
-            write_contact_sheet(output, pictures, **settings)
+            images = list(images)
+            pictures = [picture_of(image) for image in images]
+            write_contact_sheet(output, pictures, top=args.top, iou_threshold=args.iou, title=title)
             print(f"{output}: {len(chosen)} images of {title}")
         if args.gallery:
-            write_gallery(args.gallery, pictures, **settings)
+            if not ground_truth.is_annotated:
+                images = (image._replace(objects=None) for image in images)
+            write_gallery(
+                args.gallery,
+                images,
+                runs=list(sources),
+                title=f"Proposals on {os.path.basename(title)}",
+                about=f"{len(chosen)} of the {len(records)} images of {title}",
+                category_names=ground_truth.category_names,
+                unseen=unseen,
+                top=args.top,
+                iou_threshold=args.iou,
+                keep=args.keep,
+            )
             print(f"{args.gallery}: {len(chosen)} images of {title}")
 
 

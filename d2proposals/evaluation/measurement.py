@@ -58,11 +58,17 @@ def box_overlaps_of(
         top: how many best-scored proposals of an image take part; None for all.
     """
     boxes = (
-        # An unusable box becomes a point: it overlaps nothing.
-        np.where(usable_i[:top, None], proposals_i.boxes[:top], np.float32(0))
+        scorable_boxes(proposals_i, usable_i, top)
         for proposals_i, usable_i in zip(proposals, usable, strict=True)
     )
     return box_overlaps(ground_truth.boxes_by_image(), boxes)
+
+
+def scorable_boxes(
+    proposals_i: ImageProposals, usable_i: np.ndarray, top: int | None = None
+) -> np.ndarray:
+    """(R, 4) boxes of an image; an unusable one has become a point, which overlaps nothing."""
+    return np.where(usable_i[:top, None], proposals_i.boxes[:top], np.float32(0))
 
 
 def mask_overlaps_of(

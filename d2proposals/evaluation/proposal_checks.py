@@ -77,8 +77,7 @@ def find_faults(
     lengths = [len(proposals_i.boxes) for proposals_i in proposals]
     boxes = np.concatenate([proposals_i.boxes for proposals_i in proposals])  # (S, 4)
     logits = np.concatenate([proposals_i.objectness_logits for proposals_i in proposals])
-    not_finite = ~np.isfinite(boxes).all(axis=1) | np.isnan(logits)
-    negative = (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
+    not_finite, negative = _find_unusable(boxes, logits)
     usable = ~(not_finite | negative)
     checks = {
         "not-finite": (not_finite, "are not finite (NaN or infinity) and match nothing"),
@@ -105,6 +104,19 @@ def find_faults(
     faults += _check_sizes(proposals, ground_truth)
     faults += _check_collapse(proposals, boxes, logits)
     return np.split(usable, np.cumsum(lengths))[:-1], faults
+
+
+def usable_of(proposals: ImageProposals) -> np.ndarray:
+    """(R,) bool, which proposals of an image can be scored: finite and without a negative side."""
+    not_finite, negative = _find_unusable(proposals.boxes, proposals.objectness_logits)
+    return ~(not_finite | negative)
+
+
+def _find_unusable(boxes: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(S,) bool each, which proposals are not finite, and which have a negative side."""
+    not_finite = ~np.isfinite(boxes).all(axis=1) | np.isnan(logits)
+    negative = (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
+    return not_finite, negative
 
 
 def _look_relative(boxes: np.ndarray, lengths: list[int]) -> np.ndarray:

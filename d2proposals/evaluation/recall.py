@@ -52,7 +52,7 @@ MAX_LIMIT = 2000
 
 # No measure of matched pairs looks at an IoU below .5, and greedy matching comes to those pairs
 # last: leaving them out changes nothing and makes the matching small.
-_MIN_MATCHED_IOU = 0.5
+MIN_MATCHED_IOU = 0.5
 # Images are matched in blocks: enough of them to keep array operations long, few enough to keep
 # memory small.
 _BLOCK_IMAGES = 256
@@ -259,7 +259,7 @@ class _EdgeBlock:
 
     def add(self, overlaps_i: np.ndarray) -> None:
         """Add an image by its (G, R) IoU."""
-        edges = np.flatnonzero(overlaps_i >= _MIN_MATCHED_IOU)
+        edges = np.flatnonzero(overlaps_i >= MIN_MATCHED_IOU)
         gt, rank = np.divmod(edges, max(overlaps_i.shape[1], 1))
         self._gt.append(gt + (self.end_gt - self.first_gt))
         self._rank.append(rank)

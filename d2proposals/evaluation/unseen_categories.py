@@ -17,7 +17,51 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..files.annotation_cleaning import NO_CATEGORY
+from ..files.annotation_file import find_categories
+from .ground_truth import GroundTruth
+
 _MIN_IOU = np.float32(0.5)
+
+
+def choose_unseen(
+    ground_truth: GroundTruth, unseen: Sequence[str] | None, seen: Sequence[str] | None
+) -> set[int]:
+    """The categories that were not trained on, by those that were not or those that were.
+
+    Args:
+        ground_truth: of the dataset.
+        unseen: names or numbers, as of ``find_categories``; None if ``seen`` is given.
+        seen: the same; None for both means no such split.
+
+    Returns:
+        the unseen categories; {} without a split.
+
+    Raises:
+        ValueError: for categories that the dataset does not have, if objects have none, and if all
+            objects or none are of unseen categories.
+    """
+    known = ground_truth.category_names
+    if unseen:
+        chosen = find_categories(unseen, known)
+    elif seen:
+        everything = set(known) or set(np.unique(ground_truth.categories).tolist())
+        chosen = everything - find_categories(seen, known)
+    else:
+        return set()
+    num_unknown = int((ground_truth.categories == NO_CATEGORY).sum())
+    if num_unknown:
+        raise ValueError(
+            f"{num_unknown} of the dataset's objects have no category that it lists: they are "
+            "neither seen nor unseen; mend their 'category_id', or take them out"
+        )
+    is_unseen = np.isin(ground_truth.categories, list(chosen))
+    if is_unseen.all() or not is_unseen.any():
+        raise ValueError(
+            f"{'all' if is_unseen.any() else 'none'} of the dataset's objects are of unseen "
+            "categories; name some of its categories"
+        )
+    return chosen
 
 
 def find_on_seen(overlaps: Sequence[np.ndarray], is_seen: Sequence[np.ndarray]) -> list[np.ndarray]:

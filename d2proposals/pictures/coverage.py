@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -152,6 +153,19 @@ def spread_evenly(number: int, total: int) -> list[int]:
     return np.linspace(0, total - 1, min(number, total)).round().astype(int).tolist()
 
 
+def check_rgb_image(name: str, image: np.ndarray) -> None:
+    """Check that an image is what pictures are drawn on.
+
+    Raises:
+        ValueError: if it is not (H, W, 3) uint8.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            f"image {name} has the shape {image.shape} and type {image.dtype}; pictures are drawn "
+            "on (H, W, 3) uint8 RGB"
+        )
+
+
 def draw_proposals(
     axes: Axes, picture: ProposalPicture, top: int, iou_threshold: float = 0.5
 ) -> Coverage:
@@ -170,11 +184,7 @@ def draw_proposals(
         ValueError: for an image that is not RGB bytes, a number or a threshold out of range.
     """
     image = picture.image
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(
-            f"image {picture.name} has the shape {image.shape} and type {image.dtype}; pictures "
-            "are drawn on (H, W, 3) uint8 RGB"
-        )
+    check_rgb_image(picture.name, image)
     height, width = image.shape[:2]
     gt_boxes = np.asarray(picture.gt_boxes, np.float32).reshape(-1, 4)
     proposal_boxes = np.asarray(picture.proposal_boxes, np.float32).reshape(-1, 4)
@@ -200,6 +210,36 @@ def draw_proposals(
     _draw_boxes(axes, gt_boxes[~found.is_covered], _MISSED)
     axes.set_title(_title(picture.name, found, top), fontsize=10, parse_math=False)
     return found
+
+
+def picture_pixels(
+    picture: ProposalPicture, top: int, iou_threshold: float = 0.5, side: float = 6.0
+) -> np.ndarray:
+    """An image with its covered and missed objects, without a title.
+
+    Args:
+        picture: what to draw.
+        top: number of best-scored proposals that take part.
+        iou_threshold: in (0, 1].
+        side: the longer one, in units of 120 pixels.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+
+    Raises:
+        ValueError: as :func:`draw_proposals`.
+    """
+    height, width = picture.image.shape[:2]
+    scale = side / max(height, width)
+    # A figure of at least some dots, however thin the image.
+    size = (max(width * scale, 0.5), max(height * scale, 0.5))
+    figure = Figure(figsize=size, dpi=_DOTS_PER_INCH)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    draw_proposals(axes, picture, top, iou_threshold)
+    axes.set_title("")
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
 
 
 def write_contact_sheet(

@@ -1,143 +1,159 @@
-"""A page of pictures of proposals: one HTML file with everything in it, for any browser."""
+"""A page of proposals to play with: one HTML file that any browser opens, without network.
+
+The page (gallery.html, .css, .js) draws boxes and masks over the photographs and counts while its
+sliders move. It counts as the evaluator does: one-to-one matching, again for each number of
+proposals and each choice of objects, so that its figures are those of
+``tools/evaluate_proposals.py`` on the same images.
+
+Whatever comes from data (names of images, categories and files) is text in the page: it travels as
+JSON without a character that HTML knows, is only ever put into text nodes, and the page's
+Content-Security-Policy lets nothing run but its own script, and nothing be loaded at all.
+"""
 
 import base64
+import hashlib
 import html
-import io
+import json
+import logging
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from importlib.resources import files
+from string import Template
+from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from ..evaluation.recall import AREA_RANGES, CURVE_NUM_PROPOSALS, IOU_THRESHOLDS, MAX_LIMIT
+from ..evaluation.report import AREA_NAMES, COLOURS, LINE_STYLES
 from ..files.atomic_files import atomic_write
-from .coverage import Coverage, ProposalPicture, draw_proposals
+from .gallery_entries import GalleryImage, entry_of
 
-# Inches at 120 dots per inch; the longer side of an image.
-_SIDE = 6.0
-_DOTS_PER_INCH = 120
+logger = logging.getLogger(__name__)
 
-# The colours are those of the pictures; without scripts the page still shows all of them.
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font-family: sans-serif; margin: 1.5em; background: #fff; color: #111; }}
-h1 {{ font-size: 1.3em; }}
-.key {{ display: inline-block; width: 1.6em; border-top: 4px solid; margin: 0 .4em .25em 1.2em; }}
-.grid {{ display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start; }}
-figure {{ margin: 0; width: min(100%, 24em); }}
-figure img {{ width: 100%; display: block; }}
-figcaption {{ font-size: .9em; padding: .3em 0; overflow-wrap: anywhere; }}
-figure:target, figure.large {{ width: 100%; }}
-label {{ margin-right: 1em; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>{summary}</p>
-<p>Boxes:
-<span class="key" style="border-color: #56B4E9; margin-left: .4em"></span>object covered at
-IoU {iou:g} by the best {top} proposals
-<span class="key" style="border-color: #F0E442"></span>its best proposal
-<span class="key" style="border-color: #D55E00; border-top-style: dashed"></span>missed
-object{masks}</p>
-<p><label>Order: <select id="order">
-<option value="place">as in the dataset</option>
-<option value="missed">most missed objects first</option>
-<option value="covered">most covered objects first</option>
-</select></label> A click on a picture enlarges it.</p>
-<div class="grid" id="grid">
-{figures}
-</div>
-<script>
-const grid = document.getElementById("grid");
-const figures = [...grid.children];
-figures.forEach(f => f.addEventListener("click", () => f.classList.toggle("large")));
-document.getElementById("order").addEventListener("change", event => {{
-  const key = event.target.value, sign = key === "place" ? 1 : -1;
-  figures.sort((a, b) =>
-    sign * (a.dataset[key] - b.dataset[key]) || a.dataset.place - b.dataset.place);
-  grid.append(...figures);
-}});
-</script>
-</body>
-</html>
-"""
-_FIGURE = """<figure data-place="{place}" data-missed="{missed}" data-covered="{covered}">
-<img alt="{alt}" loading="lazy" src="data:image/jpeg;base64,{data}">
-<figcaption>{caption}</figcaption>
-</figure>"""
+# Beyond it, browsers take seconds to open the page.
+_LARGE_BYTES = 40_000_000
+# Matplotlib's line styles as dashes in SVG, in widths of the line.
+_DASHES = dict(zip(LINE_STYLES, ("", "6 3", "6 2 1 2", "1 2"), strict=True))
+_SCRIPTS = ("gallery_counts.js", "gallery_pictures.js", "gallery.js")
 
 
 def write_gallery(
     path: str | os.PathLike,
-    pictures: Iterable[ProposalPicture],
+    images: Iterable[GalleryImage],
     *,
+    runs: Sequence[str],
+    title: str = "Proposals",
+    about: str = "",
+    category_names: Mapping[int, str] | None = None,
+    unseen: Collection[int] = (),
     top: int = 100,
     iou_threshold: float = 0.5,
-    title: str = "",
-) -> tuple[int, int]:
-    """Write one HTML file with a picture of each image, atomically.
+    keep: int = 1000,
+) -> None:
+    """Write the page, atomically; a warning says if it is large, and what to reduce.
 
     Args:
         path: of the file.
-        pictures: at least one; they are drawn one by one, so an iterator saves memory.
-        top: number of best-scored proposals that take part.
-        iou_threshold: in (0, 1], from which on an object is covered.
+        images: at least one; either all have objects or none has.
+        runs: names of the sources of proposals, in the order of each image's.
         title: of the page.
-
-    Returns:
-        Numbers of covered objects and of objects.
+        about: a line below the title.
+        category_names: by category.
+        unseen: categories that were not trained on; {} for no such split.
+        top: where the slider of the number of proposals starts.
+        iou_threshold: in [.5, 1], where the slider of the IoU starts; to a hundredth.
+        keep: number of best-scored proposals of an image that the page holds, which is where the
+            slider ends.
 
     Raises:
-        ValueError: without pictures, and as ``draw_proposals``.
+        ValueError: without images, for a number or a threshold out of range, and for an image that
+            is not RGB bytes.
     """
-    figures, num_covered, num_objects, has_masks = [], 0, 0, False
-    for place, picture in enumerate(pictures):
-        data, found = _draw(picture, top, iou_threshold)
-        covered, total = int(found.is_covered.sum()), len(found.is_covered)
-        has_masks |= picture.gt_masks is not None and picture.proposal_masks is not None
-        caption = f"image {picture.name}: {covered} of {total} objects covered"
-        figures.append(
-            _FIGURE.format(
-                place=place,
-                missed=total - covered,
-                covered=covered,
-                alt=html.escape(caption),
-                caption=html.escape(caption),
-                data=base64.b64encode(data).decode("ascii"),
-            )
+    if not 1 <= keep <= MAX_LIMIT or top < 1:
+        raise ValueError(
+            f"the gallery holds from 1 to {MAX_LIMIT} proposals of an image and starts with at "
+            f"least 1, not {keep} and {top}"
         )
-        num_covered, num_objects = num_covered + covered, num_objects + total
-    if not figures:
+    if not 0.5 <= iou_threshold <= 1:
+        raise ValueError(
+            f"the gallery counts objects covered at an IoU from .5 to 1, not {iou_threshold}"
+        )
+    entries = [entry_of(image, keep) for image in images]
+    if not entries:
         raise ValueError("a gallery of proposal pictures needs at least one image")
-    page = _PAGE.format(
-        title=html.escape(title or "Proposals"),
-        summary=f"{num_covered} of {num_objects} objects in {len(figures)} images are covered.",
-        iou=iou_threshold,
-        top=top,
-        masks=". Tinted: masks of best proposals and of missed objects" if has_masks else "",
-        figures="\n".join(figures),
-    )
+    data = {
+        "about": about,
+        "runs": [
+            {
+                "name": name,
+                "colour": COLOURS[index % len(COLOURS)],
+                "dash": _DASHES[LINE_STYLES[index % len(LINE_STYLES)]],
+            }
+            for index, name in enumerate(runs)
+        ],
+        "categories": _categories(entries, category_names or {}, unseen),
+        "areaRanges": [
+            {"name": AREA_NAMES[key], "low": low, "high": high if high < 2**53 else None}
+            for key, (low, high) in AREA_RANGES.items()
+        ],
+        "thresholds": [round(100 * float(threshold)) for threshold in IOU_THRESHOLDS],
+        "curve": list(CURVE_NUM_PROPOSALS),
+        "top": top,
+        "iou": round(100 * iou_threshold),
+        "images": entries,
+    }
+    page = _fill_page(title, data)
     with atomic_write(path) as file:
         file.write(page)
-    return num_covered, num_objects
+    # ASCII but for the title.
+    if len(page) > _LARGE_BYTES:
+        logger.warning(
+            f"{os.fspath(path)} has {len(page) / 1e6:.0f} MB and takes seconds to open: show fewer "
+            f"images (now {len(entries)}), or keep fewer proposals of each (--keep, now {keep})"
+        )
 
 
-def _draw(picture: ProposalPicture, top: int, iou_threshold: float) -> tuple[bytes, Coverage]:
-    """The picture as JPEG, without its title, which the page has as text."""
-    height, width = picture.image.shape[:2]
-    scale = _SIDE / max(height, width)
-    # A figure of at least some dots, however thin the image.
-    size = (max(width * scale, 0.5), max(height * scale, 0.5))
-    figure = Figure(figsize=size, dpi=_DOTS_PER_INCH)
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    found = draw_proposals(axes, picture, top, iou_threshold)
-    axes.set_title("")
-    buffer = io.BytesIO()
-    canvas.print_jpg(buffer, pil_kwargs={"quality": 88})
-    return buffer.getvalue(), found
+def _categories(
+    entries: list[dict[str, Any]], names: Mapping[int, str], unseen: Collection[int]
+) -> list[dict[str, Any]]:
+    """The categories of the objects that there are; whether unseen is None without that split."""
+    there = {category for entry in entries for category in (entry["objects"] or {}).get(
+        "categories", ())}  # fmt: skip
+    return [
+        {
+            "id": category,
+            "name": names.get(category, "no category" if category < 0 else f"category {category}"),
+            "unseen": category in unseen if unseen else None,
+        }
+        for category in sorted(there)
+    ]
+
+
+def _fill_page(title: str, data: dict[str, Any]) -> str:
+    folder = files(__package__)
+    style = folder.joinpath("gallery.css").read_text(encoding="utf-8")
+    scripts = [folder.joinpath(name).read_text(encoding="utf-8") for name in _SCRIPTS]
+    # One module in the page is several in the editor and for the linter.
+    script = re.sub(r"^(import [^;]*;\n|export )", "", "".join(scripts), flags=re.MULTILINE)
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_hash_of(style)}; "
+        f"script-src {_hash_of(script)}; base-uri 'none'; form-action 'none'"
+    )
+    return Template(folder.joinpath("gallery.html").read_text(encoding="utf-8")).substitute(
+        policy=policy,
+        title=html.escape(title),
+        style=style,
+        script=script,
+        data=_json_for_html(data),
+    )
+
+
+def _hash_of(text: str) -> str:
+    """A text as Content-Security-Policy names it."""
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def _json_for_html(data: Any) -> str:
+    """JSON without the characters that could end the element that it stands in."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")

@@ -22,6 +22,7 @@ from PIL import Image
 
 from d2proposals.engine import bad_input_in_one_line
 from d2proposals.evaluation.ground_truth import encode_segmentation, load_ground_truth
+from d2proposals.evaluation.proposal_runs import read_run
 from d2proposals.files.annotation_file import VOC_CATEGORIES, register_annotation_file
 from d2proposals.files.conversion import FORMATS, read_proposals, write_proposals
 from d2proposals.files.proposal_set import ProposalSet
@@ -460,7 +461,7 @@ def run_all(path, gt_name):
     try:
         with bad_input_in_one_line():
             ground_truth = load_ground_truth(gt_name, with_masks=True)
-            run = EVALUATE["align"](str(path), ground_truth, None)
+            run = read_run(str(path), ground_truth)
             for kind in ("box", "mask") if run.has_masks else ("box",):
                 result = EVALUATE["measure_run"](run, ground_truth, (1, 10), {1}, kind, "")
                 assert all(np.isfinite(x) for x in result.metrics.values())

@@ -163,15 +163,26 @@ class DetectorProposalEvaluator(DatasetEvaluator):
             inputs: of the detector.
             outputs: of the detector, which are not needed.
         """
-        proposals = []
-        for input_, proposals_i in zip(inputs, self._recorder.take(inputs), strict=True):
-            height = input_.get("height", proposals_i.image_size[0])
-            width = input_.get("width", proposals_i.image_size[1])
-            proposals.append({"proposals": detector_postprocess(proposals_i, height, width)})
+        proposals = [
+            {"proposals": in_original_pixels(proposals_i, input_)}
+            for input_, proposals_i in zip(inputs, self._recorder.take(inputs), strict=True)
+        ]
         self._evaluator.process(inputs, proposals)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         return self._evaluator.evaluate()
+
+
+def in_original_pixels(proposals: Instances, input_: dict[str, Any]) -> Instances:
+    """Proposals of an image in pixels of the original one.
+
+    Args:
+        proposals: in pixels of the network input.
+        input_: of the detector; with "height" and "width" of the original image, if it differs.
+    """
+    height = input_.get("height", proposals.image_size[0])
+    width = input_.get("width", proposals.image_size[1])
+    return detector_postprocess(proposals, height, width)
 
 
 def _detector_of(model: nn.Module) -> GeneralizedRCNN:

@@ -43,6 +43,7 @@ from .freezing import check_trainable, freeze_parts, warn_of_frozen_random_parts
 from .job import is_two_stage
 from .optimizer import build_optimizer
 from .part_weights import load_part_weights, warn_of_random_generator
+from .proposal_pictures import ProposalPictures, can_show_proposals
 from .test_time_augmentation import DetectorWithTTA, ProposalNetworkWithTTA, without_test_resize
 from .training_records import training_records
 
@@ -140,20 +141,24 @@ class Trainer(DefaultTrainer):
                 )
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Return Detectron2's hooks, with safe checkpoints and the last, augmented evaluation."""
+        """Return Detectron2's hooks, with safe checkpoints, pictures of proposals every
+        ``VIS_PERIOD`` iterations, and the last, augmented evaluation."""
         # The checkpoint hook takes the checkpointer from here; Detectron2 has no method for it.
         self.checkpointer = ProposalCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         ret = super().build_hooks()
         ret.insert(0, CollapseWarner())
+        added: list[hooks.HookBase] = []
+        if can_show_proposals(self.cfg):
+            added.append(ProposalPictures(self.cfg))
         if self.cfg.TEST.AUG.ENABLED:
-            # Before the writers, so that they write its results too.
-            index = next(
-                (i for i, hook in enumerate(ret) if isinstance(hook, hooks.PeriodicWriter)),
-                len(ret),
-            )
-            ret.insert(index, hooks.EvalHook(0, self._test_augmented))
+            added.append(hooks.EvalHook(0, self._test_augmented))
+        # Before the writers, so that they write their results too.
+        index = next(
+            (i for i, hook in enumerate(ret) if isinstance(hook, hooks.PeriodicWriter)), len(ret)
+        )
+        ret[index:index] = added
         return ret
 
     def _test_augmented(self) -> dict[str, Any]:

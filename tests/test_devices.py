@@ -10,11 +10,13 @@ import torch
 from detectron2.modeling import DatasetMapperTTA, build_model
 from detectron2.utils.events import EventStorage
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from d2proposals.detectornet.suppression import best_boxes_of_classes
 from d2proposals.engine import ProposalNetworkWithTTA
 from d2proposals.evaluation.agreement import compare_runs
 from d2proposals.proposals.ranking import first_of_nms, multi_threshold_nms, strictly_decreasing
+from d2proposals.sc_rpn import aligned_convolution
 from d2proposals.sc_rpn.duplicates import filter_duplicates
 from tests.common import make_cfg
 from tests.pretend_device import pretend_device
@@ -31,6 +33,26 @@ ON_EITHER = [
     ON_CUDA,
     pytest.param("pretend", marks=pytest.mark.skipif(HAS_CUDA, reason="there is a CUDA device")),
 ]
+
+
+class SumsInDouble(TorchFunctionMode):
+    """Layers that sum compute in float64, and take and hand on float32.
+
+    Sums in another order round to the same float32 then. Else an input of a ReLU or a maximum that
+    is decided by rounding has another gradient on another device.
+    """
+
+    LAYERS = {
+        torch.conv2d, torch.conv_transpose2d, torch.nn.functional.linear,
+        torch.nn.functional.batch_norm, torch.matmul, torch.mm, torch.bmm, torch.addmm,
+        torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.mm,
+    }  # fmt: skip
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func not in self.LAYERS:
+            return func(*args, **(kwargs or {}))
+        args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.double, (args, kwargs or {}))
+        return func(*args, **kwargs).float()
 
 
 class RandomNumbersOfTheCPU(TorchFunctionMode):
@@ -74,11 +96,36 @@ def make_model(name, host="ProposalNetwork"):
     else:
         cfg = host_cfg(name, host)
     model = build_model(cfg)
-    for parameter_name, parameter in model.proposal_generator.named_parameters():
-        if name in ("RPN", "ZIP", "SCRPN", "ZIP from pixels") and parameter.dim() > 1:
-            torch.nn.init.kaiming_normal_(parameter)
+    if name in ("RPN", "ZIP", "SCRPN", "ZIP from pixels"):
+        set_unit_variance(model)
+    for parameter_name, parameter in model.named_parameters():
         assert parameter.isfinite().all(), parameter_name
     return model
+
+
+def set_unit_variance(model):
+    """Random weights with which the outputs of convolutions have a standard deviation of 1.
+
+    With smaller weights all scores tie but for rounding, and with larger ones boxes fill the image.
+    """
+
+    @torch.no_grad()
+    def rescale(module, _, output):
+        scale = output.std()
+        module.weight /= scale
+        handles.pop(module).remove()
+        return output / scale
+
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.kaiming_normal_(parameter)
+    layers = [x for x in model.modules() if isinstance(x, torch.nn.Conv2d)]
+    handles = {layer: layer.register_forward_hook(rescale) for layer in layers}
+    with torch.no_grad():
+        model.eval()(make_batch([], [], []))
+    # Of convolutions whose weights are used otherwise.
+    for handle in handles.values():
+        handle.remove()
 
 
 def tensor_of(value):
@@ -100,35 +147,38 @@ def test_proposals_are_those_of_the_cpu(name, device):
     for a, b in zip(expected, outputs, strict=True):
         a, b = a["proposals"], b["proposals"]
         assert {tensor_of(x).device.type for x in b.get_fields().values()} == {device.type}
-        assert len(a) > 0 and abs(len(a) - len(b)) <= 0.02 * len(a)
+        assert len(a) >= 15 and abs(len(a) - len(b)) <= 0.02 * len(a)
         agreement = compare_runs(a, b)
-        assert agreement.found >= 0.95 and agreement.score_difference <= 1e-3, agreement
+        # TF32 fails one of these or the last: with RPN 0.9 are found, and scores differ by 3e-3.
+        assert agreement.found >= 0.98 and agreement.score_difference <= 1e-4, agreement
         # The best have the same places but for near ties.
         gap = (a.objectness_logits[:10] - b.objectness_logits[:10].cpu()).abs().max()
-        assert gap <= 1e-3
+        assert gap <= 1e-4
 
 
 @on_device()
 @pytest.mark.parametrize("name", MODELS)
-def test_a_training_step_is_that_of_the_cpu(name, device):
+def test_a_training_step_is_that_of_the_cpu(name, device, monkeypatch):
+    # A part that is computed again in the backward pass would then be in single precision.
+    monkeypatch.setattr(aligned_convolution, "checkpoint", lambda part, *args, **_: part(*args))
     model = make_model(name).train()
     other = copy.deepcopy(model).to(device)
     runs = []
     for each in (model, other):
         batch = make_batch(BOXES, BOXES[:1])
         torch.manual_seed(2)
-        with EventStorage(), RandomNumbersOfTheCPU():
+        with EventStorage(), RandomNumbersOfTheCPU(), SumsInDouble():
             losses = each(batch)
         sum(losses.values()).backward()
         assert all(x.device.type == each.device.type for x in losses.values())
         gradients = {n: p.grad.cpu() for n, p in each.named_parameters() if p.requires_grad}
         runs.append(({key: loss.item() for key, loss in losses.items()}, gradients))
     (losses, gradients), (other_losses, other_gradients) = runs
-    assert other_losses == pytest.approx(losses, rel=1e-3, abs=1e-5)
+    assert other_losses == pytest.approx(losses, rel=1e-4, abs=1e-6)
     whole = torch.cat([x.flatten() for x in gradients.values()]).norm()
     for key, gradient in gradients.items():
         difference = (other_gradients[key] - gradient).norm()
-        assert difference <= 0.02 * gradient.norm() + 1e-4 * whole, key
+        assert difference <= 1e-3 * gradient.norm() + 1e-4 * whole, key
 
 
 @on_device(ON_CUDA)
@@ -185,8 +235,9 @@ def test_several_scales_and_flips_are_merged(name, device):
         with torch.no_grad():
             (output,) = tta(batch)
         runs.append(output["proposals"])
-    assert len(runs[0]) > 0
-    assert compare_runs(*runs).found >= 0.95
+    assert len(runs[0]) >= 100
+    agreement = compare_runs(*runs)
+    assert agreement.found >= 0.98 and agreement.score_difference <= 1e-4, agreement
 
 
 def random_boxes(number, seed=0):

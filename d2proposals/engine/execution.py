@@ -9,11 +9,10 @@ from __future__ import annotations
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.structures import Instances
 from torch import nn
 
 from ..backbones.folded_norm import fold_frozen_norms
-from ..proposals.candidates import make_empty_proposals
+from .loss_rpn import LossRPN
 
 MEMORY_FORMATS = {
     "channels_last": torch.channels_last,
@@ -57,24 +56,6 @@ def check_execution(cfg: CfgNode) -> None:
         raise ValueError(
             f"MODEL.EXECUTION.MEMORY_FORMAT must be one of {', '.join(known)}, not "
             f"'{cfg.MODEL.EXECUTION.MEMORY_FORMAT}'."
-        )
-
-
-class LossRPN(RPN):
-    """Detectron2's RPN, which makes no proposals in training: ``ProposalNetwork`` has no use."""
-
-    def predict_proposals(
-        self,
-        anchors: list,
-        pred_objectness_logits: list[torch.Tensor],
-        pred_anchor_deltas: list[torch.Tensor],
-        image_sizes: list[tuple[int, int]],
-    ) -> list[Instances]:
-        """As Detectron2's; in training one empty ``Instances`` per image."""
-        if self.training:
-            return make_empty_proposals(image_sizes, pred_objectness_logits[0].device)
-        return super().predict_proposals(
-            anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
         )
 
 

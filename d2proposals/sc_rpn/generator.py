@@ -234,7 +234,16 @@ class SCRPN(ProposalGenerator):
         locations = PyramidLocations.build(
             [tuple(x.shape[-2:]) for x in maps], self.strides, image_sizes, maps[0].device
         )
-        return self.head.predict_initial(maps, valid), locations, images.image_sizes
+        initial = self.head.predict_initial(
+            maps, valid, not self._learns_at_samples(maps[0].device)
+        )
+        return initial, locations, images.image_sizes
+
+    def _learns_at_samples(self, device: torch.device) -> bool:
+        """Whether the first stage has a gradient only at what its losses read; on a CPU, where
+        that spares most of the backward pass."""
+        reads_few = self.stage_losses.iou_mask_samples != "regression_and_negatives"
+        return self.training and device.type == "cpu" and self.head.num_stages == 2 and reads_few
 
     def training_losses(
         self,
@@ -245,6 +254,10 @@ class SCRPN(ProposalGenerator):
         initial, locations, _ = predictions
         ground_truth = GroundTruth.from_instances(gt_instances)
         samples = self.label_and_sample_locations(initial, locations, ground_truth)
+        if self._learns_at_samples(locations.centers.device):
+            # Of the second stage's samples, points move with what their features say.
+            is_learned = samples.is_sampled | (samples.init.labels == 1)
+            initial = self.head.learn_initial_at(initial, is_learned)
         sampled = self._predict_samples(initial, samples)
         return self.losses(sampled, locations, ground_truth, samples)
 

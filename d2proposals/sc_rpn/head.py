@@ -20,11 +20,11 @@ Shape shorthand in this module:
 """
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from torch import nn
 
+from ..proposals.sampled_convolution import conv3x3_at, pointwise_at
 from .aligned_convolution import AlignedConv
 from .point_representation import (
     BoxRepresentation,
@@ -137,7 +137,10 @@ class SCRPNHead(nn.Module):
         return self.predict_refined(self.predict_initial(features, valid))
 
     def predict_initial(
-        self, features: list[torch.Tensor], valid: list[torch.Tensor | None]
+        self,
+        features: list[torch.Tensor],
+        valid: list[torch.Tensor | None],
+        learns_everywhere: bool = True,
     ) -> InitialPredictions:
         """The first stage.
 
@@ -145,6 +148,8 @@ class SCRPNHead(nn.Module):
             features: one (N, C, Hi, Wi) per feature map.
             valid: one (N, 1, Hi, Wi) per feature map, 1 on the cells inside the images, 0 in their
                 padding, which has no effect on the predictions inside; None without padding.
+            learns_everywhere: False, with two stages, for predictions without a gradient, until
+                :meth:`learn_initial_at` says where they have one.
         """
         maps, shapes, logits = [], [], []
         for x, v in zip(features, valid, strict=True):
@@ -152,13 +157,34 @@ class SCRPNHead(nn.Module):
             x = x if v is None else x * v
             for conv in self.tower:
                 x = conv(x) if v is None else conv(x) * v
-            hidden = self.init_conv(x)
-            prediction = self._channels_last(self.init_offset(hidden))  # (N, Hi, Wi, A, D)
+            with torch.set_grad_enabled(learns_everywhere and torch.is_grad_enabled()):
+                hidden = self.init_conv(x)
+                prediction = self._channels_last(self.init_offset(hidden))  # (N, Hi, Wi, A, D)
+                shapes.append(self.representation.decode_init(prediction))
             maps.append(x)
-            shapes.append(self.representation.decode_init(prediction))
             if self.num_stages == 1:
                 logits.append(self._channels_last(self.classification(hidden)).flatten(1))
         return InitialPredictions(maps, shapes, logits)
+
+    def learn_initial_at(
+        self, initial: InitialPredictions, is_needed: torch.Tensor
+    ) -> InitialPredictions:
+        """The same predictions, with a gradient at the locations that some samples belong to.
+
+        Args:
+            initial: without a gradient.
+            is_needed: (N, R * A) bool samples.
+        """
+        shapes = []
+        by_level = self._needed_positions(initial, is_needed)
+        for x, shape, (positions, _) in zip(initial.maps, initial.shapes, by_level, strict=True):
+            hidden = self.init_conv.activation(conv3x3_at(self.init_conv, x, positions))
+            prediction = self._pointwise(self.init_offset, hidden)  # (P, A, D)
+            values = self.representation.decode_init(prediction[:, None, None])[:, 0, 0]
+            shapes.append(
+                shape.flatten(0, 2).index_put((positions,), values).unflatten(0, shape.shape[:3])
+            )
+        return InitialPredictions(initial.maps, shapes, initial.class_logits)
 
     def predict_refined(self, initial: InitialPredictions) -> HeadPredictions:
         """The second stage everywhere; with one stage, that stage."""
@@ -183,19 +209,38 @@ class SCRPNHead(nn.Module):
             is_needed: (N, R * A) bool samples. The other anchors of their locations come along.
         """
         num_anchors = self.representation.num_anchors
-        is_needed = is_needed.unflatten(1, (-1, num_anchors)).any(dim=2)  # (N, R)
-        num_locations, start = is_needed.shape[1], 0
         locations, per_level = [], []
-        for x, shape in zip(initial.maps, initial.shapes, strict=True):
-            num_cells = x.shape[-2] * x.shape[-1]
-            positions = is_needed[:, start : start + num_cells].flatten().nonzero()[:, 0]  # (P,)
-            image = torch.div(positions, num_cells, rounding_mode="floor")
-            locations.append(image * num_locations + start + positions % num_cells)
+        by_level = self._needed_positions(initial, is_needed)
+        for x, shape, (positions, location) in zip(
+            initial.maps, initial.shapes, by_level, strict=True
+        ):
+            locations.append(location)
             per_level.append(self._predict_rows(self._aligned_rows(x, shape, positions)))
-            start += num_cells
         anchors = torch.arange(num_anchors, device=is_needed.device)
         index = (torch.cat(locations)[:, None] * num_anchors + anchors).flatten()
         return SampledPredictions(initial.init_shape, index, *_concatenate(per_level, dim=0))
+
+    def _needed_positions(
+        self, initial: InitialPredictions, is_needed: torch.Tensor
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The locations that some samples belong to, by feature map.
+
+        Args:
+            initial: of all maps.
+            is_needed: (N, R * A) bool samples.
+
+        Returns:
+            of each map (P,) int64 in [0, N * Hi * Wi), and (P,) int64 in [0, N * R).
+        """
+        is_needed = is_needed.unflatten(1, (-1, self.representation.num_anchors)).any(dim=2)
+        num_locations, start, by_level = is_needed.shape[1], 0, []
+        for x in initial.maps:
+            num_cells = x.shape[-2] * x.shape[-1]
+            positions = is_needed[:, start : start + num_cells].flatten().nonzero()[:, 0]
+            image = torch.div(positions, num_cells, rounding_mode="floor")
+            by_level.append((positions, image * num_locations + start + positions % num_cells))
+            start += num_cells
+        return by_level
 
     def predict_classes(self, initial: InitialPredictions) -> HeadPredictions:
         """The second stage everywhere without its regression map: no secondary offsets, and an IoU
@@ -297,7 +342,7 @@ class SCRPNHead(nn.Module):
 
     def _pointwise(self, conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
         """A 1x1 convolution of (P, C) -> (P, A, D), float32 for decoding."""
-        outputs = F.linear(x, conv.weight.flatten(1), conv.bias).float()
+        outputs = pointwise_at(conv, x).float()
         return outputs.unflatten(1, (self.representation.num_anchors, -1))
 
     def _alignment_offset(self, init_shape: torch.Tensor) -> torch.Tensor | None:

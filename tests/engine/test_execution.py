@@ -8,7 +8,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.utils.events import EventStorage
 
 from d2proposals.engine import check_config, load_trained_model, prepare_execution
-from d2proposals.engine.execution import LossRPN
+from d2proposals.engine.loss_rpn import LossRPN
 from tests.common import make_cfg
 from tests.test_contract import BOXES, host_cfg, make_batch
 
@@ -17,8 +17,8 @@ AS_BUILT = ("MODEL.EXECUTION.MEMORY_FORMAT", "contiguous",
             "MODEL.EXECUTION.FOLD_FROZEN_NORM", False)  # fmt: skip
 
 
-def model_of(generator, host="ProposalNetwork", *overrides):
-    """A prepared model whose frozen statistics are not trivial."""
+def model_of(generator, host="ProposalNetwork", *overrides, prepared=True):
+    """A model whose frozen statistics are not trivial."""
     cfg = host_cfg(generator, host, *FROZEN_BN, *overrides)
     torch.manual_seed(0)
     model = build_model(cfg)
@@ -27,7 +27,7 @@ def model_of(generator, host="ProposalNetwork", *overrides):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
             module.bias.normal_(std=0.1)
-    return prepare_execution(cfg, model)
+    return prepare_execution(cfg, model) if prepared else model
 
 
 def training_pass(model):
@@ -46,7 +46,7 @@ def training_pass(model):
 @pytest.mark.parametrize("generator", ["RPN", "SCRPN"])
 def test_losses_and_gradients_are_those_of_the_model_as_built(generator):
     losses, gradients = training_pass(model_of(generator))
-    expected_losses, expected = training_pass(model_of(generator, "ProposalNetwork", *AS_BUILT))
+    expected_losses, expected = training_pass(model_of(generator, prepared=False))
     assert losses.keys() == expected_losses.keys()
     for name, loss in losses.items():
         torch.testing.assert_close(loss, expected_losses[name], rtol=1e-5, atol=1e-6)
@@ -61,7 +61,7 @@ def test_proposals_are_those_of_the_model_as_built(generator):
     batch = [{k: v for k, v in x.items() if k != "instances"} for x in make_batch(BOXES, BOXES[:1])]
     with torch.no_grad():
         got = model_of(generator).eval()(batch)
-        expected = model_of(generator, "ProposalNetwork", *AS_BUILT).eval()(batch)
+        expected = model_of(generator, prepared=False).eval()(batch)
     for one, other in zip(got, expected, strict=True):
         one, other = one["proposals"], other["proposals"]
         assert len(one) == len(other) > 0
@@ -132,6 +132,25 @@ def test_proposals_that_nobody_reads_are_not_made():
     # A detector's heads read them.
     detector = model_of("RPN", "FasterRCNN")
     assert type(detector.proposal_generator) is RPN
+
+
+@pytest.mark.parametrize("conv_dims", [[-1], [-1, -1]])
+def test_rpn_predicts_at_its_samples_what_detectron2_s_does(conv_dims):
+    """Two hidden convolutions are computed everywhere."""
+    dims = ("MODEL.RPN.CONV_DIMS", conv_dims)
+    prepared = model_of("RPN", "ProposalNetwork", *dims, *AS_BUILT)
+    computed = []
+    prepared.proposal_generator.rpn_head.register_forward_hook(lambda *_: computed.append(1))
+    losses, gradients = training_pass(prepared)
+    assert len(computed) == len(conv_dims) - 1
+    expected_losses, expected = training_pass(
+        model_of("RPN", "ProposalNetwork", *dims, prepared=False)
+    )
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected_losses[name], rtol=1e-6, atol=1e-7)
+    for name, gradient in gradients.items():
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5 * scale)
 
 
 def test_unknown_layouts_are_named():

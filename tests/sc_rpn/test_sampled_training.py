@@ -1,10 +1,11 @@
-"""The second stage at the samples alone: losses and gradients of the one computed everywhere."""
+"""Both stages at the samples alone: losses and gradients of those computed everywhere."""
 
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
 from d2proposals.sc_rpn.aligned_convolution import AlignedConv
+from d2proposals.sc_rpn.generator import SCRPN
 from d2proposals.sc_rpn.head import SCRPNHead
 from tests.sc_rpn import ablation_rows as rows
 from tests.sc_rpn.builders import BOXES, build_generator, make_batch
@@ -58,7 +59,9 @@ def test_losses_and_gradients_are_those_of_the_dense_stage(monkeypatch, text, bo
     widen(generator.head)
     batch = make_batch(boxes=boxes)
     found = losses_and_gradients(generator, batch)
+    assert generator._learns_at_samples(torch.device("cpu"))
     monkeypatch.setattr(SCRPNHead, "predict_refined_at", dense_at)
+    monkeypatch.setattr(SCRPN, "_learns_at_samples", lambda *_: False)
     expected = losses_and_gradients(generator, batch)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     for name, gradient in found[1].items():

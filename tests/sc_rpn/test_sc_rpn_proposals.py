@@ -232,9 +232,9 @@ def test_maps_are_masked_where_an_image_has_padding(monkeypatch):
     masked = []
     predict = generator.head.predict_initial
 
-    def record(maps, valid):
+    def record(maps, valid, *arguments):
         masked.append([v is not None for v in valid])
-        return predict(maps, valid)
+        return predict(maps, valid, *arguments)
 
     monkeypatch.setattr(generator.head, "predict_initial", record)
     generator(images, features)

@@ -1,0 +1,50 @@
+"""A 3x3 convolution at some cells of a map.
+
+Losses read a few hundred of the tens of thousands of cells that a head predicts at. What the head
+computes there alone costs next to nothing, in particular of the backward pass.
+
+Shape shorthand in this module:
+
+    N: number of images in the batch
+    C, D: input and output channels
+    P: number of output cells
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def conv3x3_at(conv: nn.Conv2d, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """A 3x3 convolution of stride 1 and padding 1, without norm or activation, at some cells.
+
+    Args:
+        conv: whose weight (D, C, 3, 3) and bias are used.
+        x: (N, C, H, W).
+        positions: (P,) int64 in [0, N * H * W), the cells of one image after the other.
+
+    Returns:
+        Tensor: (P, D), equal in values and gradients to the convolution there but for rounding.
+    """
+    height, width = x.shape[-2:]
+    table = x.permute(0, 2, 3, 1).flatten(0, 2)  # (N * H * W, C), a view where channels are last
+    step = torch.arange(-1, 2, device=x.device)
+    cell = positions % (height * width)
+    row = (cell // width)[:, None] + step  # (P, 3)
+    column = (cell % width)[:, None] + step
+    is_inside = _within(row, height)[:, :, None] & _within(column, width)[:, None, :]
+    taps = positions[:, None, None] + step[:, None] * width + step  # (P, 3, 3)
+    # What lies outside is read anywhere, and counts as zero.
+    taps = torch.where(is_inside, taps, positions[:, None, None])
+    values = F.embedding(taps.flatten(1), table) * is_inside.flatten(1)[..., None]  # (P, 9, C)
+    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # (D, 9 * C)
+    return F.linear(values.flatten(1), weight, conv.bias)
+
+
+def pointwise_at(conv: nn.Conv2d, rows: torch.Tensor) -> torch.Tensor:
+    """A 1x1 convolution of rows (P, C): (P, D)."""
+    return F.linear(rows, conv.weight.flatten(1), conv.bias)
+
+
+def _within(index: torch.Tensor, size: int) -> torch.Tensor:
+    return (index >= 0) & (index < size)

@@ -4,6 +4,7 @@ The functions are those of Detectron2's ``model_zoo``:
 
     from d2proposals import model_zoo
     cfg = model_zoo.get_config("photos/sc_rpn_mobilenet_v2.yaml")
+    lazy = model_zoo.get_config("lazy/sc_rpn_only.py")
     model = model_zoo.get("shapes/zip_rpn_only.yaml", device="cpu")
 """
 
@@ -13,7 +14,8 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, LazyConfig, get_cfg
+from omegaconf import DictConfig
 from torch import nn
 
 from .config import add_d2proposals_config
@@ -24,7 +26,8 @@ def get_config_file(config_path: str) -> str:
     """The file of a configuration.
 
     Args:
-        config_path: below ``configs/``, e.g. "sc_rpn_only.yaml", "shapes/zip_rpn_only.yaml".
+        config_path: below ``configs/``, e.g. "sc_rpn_only.yaml", "shapes/zip_rpn_only.yaml",
+            "lazy/sc_rpn_only.py".
 
     Raises:
         ValueError: there is no such configuration; names those of its folder.
@@ -39,12 +42,14 @@ def get_config_file(config_path: str) -> str:
     return str(path)
 
 
-def get_config(config_path: str) -> CfgNode:
-    """A configuration with all keys of Detectron2 and of this project.
+def get_config(config_path: str) -> CfgNode | DictConfig:
+    """A configuration with all keys of Detectron2 and of this project; of a .py file, a lazy one.
 
     Args:
         config_path: as for :func:`get_config_file`.
     """
+    if config_path.endswith(".py"):
+        return LazyConfig.load(get_config_file(config_path))
     cfg = get_cfg()
     add_d2proposals_config(cfg)
     cfg.merge_from_file(get_config_file(config_path))
@@ -55,7 +60,7 @@ def get(config_path: str, weights: str | None = None, device: str | None = None)
     """A model in evaluation mode.
 
     Args:
-        config_path: as for :func:`get_config_file`.
+        config_path: of a YAML configuration, as for :func:`get_config_file`.
         weights: a checkpoint; "" for random weights, None for those that the configuration names.
         device: where the model goes; by default where the configuration says, and on the CPU where
             there is no CUDA device.

@@ -71,6 +71,8 @@ def test_the_wheel_alone_is_enough(tmp_path):
         x.name for x in (ROOT / "d2proposals" / "pictures").glob("gallery*") if x.suffix != ".py"
     }
     assert len(page) == 5 and {f"d2proposals/pictures/{name}" for name in page} <= set(names)
+    lazy = {f"d2proposals/configs/{x.relative_to(CONFIGS)}" for x in CONFIGS.rglob("*.py")}
+    assert lazy == {name for name in names if name.startswith("d2proposals/configs/lazy/")}
     assert not [name for name in names if name.startswith(("tests/", "tools/", "configs/"))]
     target = tmp_path / "installed"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], **run)
@@ -79,6 +81,7 @@ import d2proposals, sys
 from d2proposals import model_zoo
 from d2proposals.engine import Trainer
 assert d2proposals.__file__.startswith(sys.argv[1])
+assert "proposal_generator" in model_zoo.get_config("lazy/sc_rpn_only.py").model
 cfg = model_zoo.get_config("shapes/zip_rpn_only.yaml")
 cfg.merge_from_list(["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (),
                      "SOLVER.IMS_PER_BATCH", 1, "DATALOADER.NUM_WORKERS", 0, "TEST.EVAL_PERIOD", 0,

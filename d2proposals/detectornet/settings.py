@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -46,7 +48,7 @@ def trunk_maker(cfg: CfgNode) -> Callable[[], nn.Module]:
     if node.TRUNK == "alexnet":
         if node.NORM not in NORMS:
             raise ValueError(f"unknown MODEL.DETECTORNET.NORM '{node.NORM}', choose one of {NORMS}")
-        return lambda: AlexNet(
+        return alexnet_maker(
             input_size=node.INPUT_SIZE,
             width_factor=node.WIDTH_FACTOR,
             norm=node.NORM,
@@ -63,6 +65,11 @@ def trunk_maker(cfg: CfgNode) -> Callable[[], nn.Module]:
         out_channels=scaled_channels(HIDDEN_CHANNELS, node.WIDTH_FACTOR),
         dropout=node.DROPOUT,
     )
+
+
+def alexnet_maker(**settings: Any) -> Callable[[], AlexNet]:
+    """What builds :class:`AlexNet` of these settings, its keyword arguments."""
+    return functools.partial(AlexNet, **settings)
 
 
 def make_normalization(cfg: CfgNode) -> PixelNormalization:

@@ -6,6 +6,8 @@ methods that SC-RPN is compared with bound that of all parameters together: "ful
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -35,10 +37,42 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     name = cfg.SOLVER.OPTIMIZER
     if name not in _OPTIMIZERS:
         raise ValueError(f"SOLVER.OPTIMIZER must be one of {_OPTIMIZERS}, got '{name}'.")
-    generator_factor = cfg.SOLVER.PROPOSAL_GENERATOR_LR_FACTOR
-    if not generator_factor > 0:
+    groups = parameter_groups(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        generator_lr_factor=cfg.SOLVER.PROPOSAL_GENERATOR_LR_FACTOR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    )
+    settings = {
+        "lr": cfg.SOLVER.BASE_LR,
+        "weight_decay": cfg.SOLVER.WEIGHT_DECAY,
+        "foreach": True,
+    }
+    if name == "AdaGrad":
+        return add_gradient_clipping(cfg, torch.optim.Adagrad)(groups, **settings)
+    settings["momentum"], settings["nesterov"] = cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV
+    return add_gradient_clipping(cfg, torch.optim.SGD)(groups, **settings)
+
+
+def parameter_groups(
+    model: nn.Module, *, base_lr: float, generator_lr_factor: float = 1.0, **settings: Any
+) -> list[dict[str, Any]]:
+    """Detectron2's groups of parameters, with the learning rates of :func:`build_optimizer`.
+
+    Args:
+        model: whose parameters are trained.
+        base_lr: learning rate.
+        generator_lr_factor: on the learning rate of ``proposal_generator``.
+        **settings: as for Detectron2's ``get_default_optimizer_params``.
+
+    Raises:
+        ValueError: the factor is not positive.
+    """
+    if not generator_lr_factor > 0:
         raise ValueError(
-            f"SOLVER.PROPOSAL_GENERATOR_LR_FACTOR must be positive, got {generator_factor}; "
+            f"SOLVER.PROPOSAL_GENERATOR_LR_FACTOR must be positive, got {generator_lr_factor}; "
             "MODEL.PROPOSAL_GENERATOR.FREEZE True stops the generator's training."
         )
     factors = {
@@ -51,25 +85,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         prefixes = [x for x in factors if x == "" or parameter_name.startswith(x + ".")]
         factor = factors[max(prefixes, key=len)] if prefixes else 1.0
         is_generators = parameter_name.startswith("proposal_generator.")
-        return factor * generator_factor if is_generators else factor
+        return factor * generator_lr_factor if is_generators else factor
 
-    groups = get_default_optimizer_params(
-        model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lr_factor,
+    return get_default_optimizer_params(
+        model, base_lr=base_lr, lr_factor_func=lr_factor, **settings
     )
-    settings = {
-        "lr": cfg.SOLVER.BASE_LR,
-        "weight_decay": cfg.SOLVER.WEIGHT_DECAY,
-        "foreach": True,
-    }
-    if name == "AdaGrad":
-        return add_gradient_clipping(cfg, torch.optim.Adagrad)(groups, **settings)
-    settings["momentum"], settings["nesterov"] = cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV
-    return add_gradient_clipping(cfg, torch.optim.SGD)(groups, **settings)
 
 
 def add_gradient_clipping(
@@ -100,7 +120,23 @@ def add_gradient_clipping(
         )
     if settings.CLIP_TYPE != "full_model":
         return maybe_add_gradient_clipping(cfg, optimizer_class)
-    bound, norm_type = float(settings.CLIP_VALUE), float(settings.NORM_TYPE)
+    return full_model_clipping(optimizer_class, settings.CLIP_VALUE, settings.NORM_TYPE)
+
+
+def full_model_clipping(
+    optimizer_class: type[torch.optim.Optimizer], bound: float, norm_type: float = 2.0
+) -> type[torch.optim.Optimizer]:
+    """A class of optimizers that bound the norm of all parameters' gradients together.
+
+    Args:
+        optimizer_class: to derive from.
+        bound: the greatest norm.
+        norm_type: p of the p-norm.
+
+    Raises:
+        ValueError: a bound that is not positive.
+    """
+    bound, norm_type = float(bound), float(norm_type)
     if not bound > 0:
         raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE must be positive, got {bound}.")
 

@@ -118,7 +118,7 @@ class ZIP(ProposalGenerator):
         self.sampler = sampler
         self.box2box_transform = box2box_transform
         self.loss = ZoomLoss(box2box_transform, box_reg_loss_type, smooth_l1_beta)
-        self.loss_weight = loss_weight or {}
+        self.loss_weight = dict(loss_weight or {})
         # By self.training.
         self.pre_nms_topk = {True: pre_nms_topk[0], False: pre_nms_topk[1]}
         self.post_nms_topk = {True: post_nms_topk[0], False: post_nms_topk[1]}

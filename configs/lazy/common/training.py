@@ -1,0 +1,112 @@
+"""Data, optimizer and schedule on COCO, as the YAML configurations have them."""
+
+import functools
+
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.data import (
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data import transforms as T
+from detectron2.evaluation import COCOEvaluator
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+
+from d2proposals.data.mapper import ProposalDatasetMapper
+from d2proposals.engine.optimizer import full_model_clipping, parameter_groups
+from d2proposals.evaluation.evaluator import ProposalEvaluator
+
+# Shorter sides of images in training.
+MULTI_SCALE = (640, 672, 704, 736, 768, 800)
+
+
+def dataloader(batch=16, train_sides=MULTI_SCALE, test_side=800, detects=False, **mapping):
+    """Loaders and evaluators of COCO 2017.
+
+    Args:
+        batch: images of an iteration.
+        train_sides: shorter sides of images in training; empty: as they were taken.
+        test_side: shorter side of images in the test; 0: as they were taken.
+        detects: whether detections are evaluated; proposals always are.
+        **mapping: of the mapper, e.g. ``image_format``, ``use_instance_mask``.
+    """
+
+    def mapper(is_train, sides):
+        resize = [L(T.ResizeShortestEdge)(short_edge_length=list(sides), max_size=1333)]
+        resize[0].sample_style = "choice"
+        flip = [L(T.RandomFlip)(horizontal=True)] if is_train else []
+        return L(ProposalDatasetMapper)(
+            is_train=is_train,
+            augmentations=[*(resize if sides else []), *flip],
+            **{"image_format": "BGR", **mapping},
+        )
+
+    detections = [L(COCOEvaluator)(dataset_name="${....test.dataset.names}")] if detects else []
+    return {
+        "train": L(build_detection_train_loader)(
+            dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
+            mapper=mapper(True, train_sides),
+            total_batch_size=batch,
+            num_workers=4,
+        ),
+        "test": L(build_detection_test_loader)(
+            dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
+            mapper=mapper(False, (test_side,) if test_side else ()),
+            num_workers=4,
+        ),
+        "proposal_evaluator": L(ProposalEvaluator)(dataset_name="${..test.dataset.names}"),
+        "evaluators": detections,
+    }
+
+
+def sgd(lr=0.02, weight_decay=0.0001, momentum=0.9, generator_lr_factor=1.0, clip_norm=None):
+    """SGD with Detectron2's groups of parameters.
+
+    Args:
+        lr: learning rate.
+        weight_decay: not of normalisation.
+        momentum: of the steps.
+        generator_lr_factor: on the generator's learning rate.
+        clip_norm: bound of the norm of all gradients together.
+    """
+    optimizer = torch.optim.SGD
+    if clip_norm is not None:
+        optimizer = functools.partial(full_model_clipping(optimizer, clip_norm))
+    return L(optimizer)(
+        params=L(parameter_groups)(
+            base_lr=lr, generator_lr_factor=generator_lr_factor, weight_decay_norm=0.0
+        ),
+        lr=lr,
+        weight_decay=weight_decay,
+        momentum=momentum,
+    )
+
+
+def multi_step(steps=(60000, 80000), max_iter=90000, warmup=1000):
+    """The learning rate's multiplier: a tenth from each step on, after a linear warm-up."""
+    return L(WarmupParamScheduler)(
+        scheduler=L(MultiStepParamScheduler)(
+            values=[0.1**i for i in range(len(steps) + 1)],
+            milestones=list(steps),
+            num_updates=max_iter,
+        ),
+        warmup_length=warmup / max_iter,
+        warmup_factor=0.001,
+    )
+
+
+def job(name, max_iter=90000, weights="detectron2://ImageNetPretrained/MSRA/R-50.pkl"):
+    """What tools/train_lazy.py reads of a training."""
+    return {
+        "output_dir": f"./output/lazy/{name}",
+        "init_checkpoint": weights,
+        "max_iter": max_iter,
+        "seed": 1,
+        "amp": {"enabled": False},
+        "checkpointer": {"period": 5000, "max_to_keep": 100},
+        "eval_period": 0,
+        "log_period": 20,
+        "device": "cuda",
+    }

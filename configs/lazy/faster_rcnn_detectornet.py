@@ -1,0 +1,12 @@
+"""Faster R-CNN with DetectorNet."""
+
+from .common.generators import detectornet
+from .common.hosts import BGR, faster_rcnn
+from .common.training import dataloader as coco
+from .common.training import job, multi_step, sgd
+
+model = faster_rcnn(detectornet(BGR, topk_per_scale=100, min_coverage=-1.0, nms_type="iou"))
+dataloader = coco(detects=True)
+optimizer = sgd(generator_lr_factor=0.05)
+lr_multiplier = multi_step()
+train = job("faster_rcnn_detectornet")

@@ -1,0 +1,144 @@
+"""Training and evaluation of lazy configurations, as Detectron2's ``lazyconfig_train_net.py``.
+
+A lazy configuration has ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``
+(``configs/lazy/common/training.py`` says what is read of them). Checkpoints, evaluation by average
+recall and recorded proposals of detectors are those of the YAML configurations' trainer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from argparse import Namespace
+from typing import Any
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine.defaults import default_writers
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from ..proposals.native_size_hosts import hand_over_native_sizes
+from .checkpointer import ProposalCheckpointer
+from .detector_proposals import DetectorProposalEvaluator, recorded_proposals
+from .job import check_datasets
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+
+
+def load_lazy_config(args: Namespace) -> DictConfig:
+    """The configuration of ``args.config_file`` with the overrides ``args.opts``, on this machine.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no lazy configuration of a training, or an override names nothing.
+    """
+    if not args.config_file or not os.path.isfile(args.config_file):
+        raise FileNotFoundError(
+            f"Configuration file {args.config_file or ''} is missing (--config-file); lazy ones of "
+            "this project are in configs/lazy/."
+        )
+    if not args.config_file.endswith(".py"):
+        raise ValueError(f"{args.config_file} is no lazy configuration, whose name ends in .py.")
+    cfg = LazyConfig.load(args.config_file)
+    missing = [name for name in PARTS if name not in cfg]
+    if missing:
+        raise ValueError(f"{args.config_file} has no {', '.join(missing)}.")
+    for override in args.opts:
+        if "=" not in override:
+            raise ValueError(f"Overrides of lazy configurations are KEY=VALUE, not '{override}'.")
+    cfg = LazyConfig.apply_overrides(cfg, args.opts)
+    if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning(f"No CUDA device: train.device {cfg.train.device} becomes cpu.")
+        cfg.train.device = "cpu"
+    if cfg.train.amp.enabled and not cfg.train.device.startswith("cuda"):
+        logger.warning("train.amp.enabled needs CUDA: it becomes False.")
+        cfg.train.amp.enabled = False
+    return cfg
+
+
+def build_lazy_model(cfg: DictConfig) -> nn.Module:
+    """The configuration's model on its device; its generator is told sizes of images if it asks."""
+    return hand_over_native_sizes(instantiate(cfg.model).to(cfg.train.device))
+
+
+def evaluate_lazy(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """Evaluate proposals by average recall and, with ``dataloader.evaluators``, detections.
+
+    Args:
+        cfg: a lazy configuration.
+        model: with the weights to evaluate.
+
+    Returns:
+        results by task.
+    """
+    name = cfg.dataloader.test.dataset.names
+    check_datasets([name])
+    evaluator = instantiate(cfg.dataloader.proposal_evaluator)
+    loader = instantiate(cfg.dataloader.test)
+    host = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if isinstance(host, GeneralizedRCNN):
+        with recorded_proposals(model) as recorder:
+            others = [instantiate(x) for x in cfg.dataloader.evaluators]
+            evaluator = DetectorProposalEvaluator(evaluator, recorder)
+            results = inference_on_dataset(model, loader, DatasetEvaluators([*others, evaluator]))
+    else:
+        results = inference_on_dataset(model, loader, evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results or {}
+
+
+def train_lazy(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
+    """Train, then evaluate.
+
+    Args:
+        cfg: a lazy configuration.
+        resume: go on from the last checkpoint in ``train.output_dir``.
+
+    Returns:
+        results of the last evaluation.
+    """
+    check_datasets([cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names])
+    model = build_lazy_model(cfg)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    loader = instantiate(cfg.dataloader.train)
+    # torch takes device_ids for GPUs only.
+    devices = {"device_ids": None} if cfg.train.device == "cpu" else {}
+    distributed = create_ddp_model(model, **devices)
+    trainer_class = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
+    trainer = trainer_class(distributed, loader, optimizer)
+    checkpointer = ProposalCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    results: dict[str, Any] = {}
+
+    def evaluate() -> dict[str, Any]:
+        results.update(evaluate_lazy(cfg, distributed))
+        return results
+
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
+            if comm.is_main_process()
+            else None,
+            hooks.EvalHook(cfg.train.eval_period, evaluate),
+            hooks.PeriodicWriter(
+                default_writers(cfg.train.output_dir, cfg.train.max_iter),
+                period=cfg.train.log_period,
+            )
+            if comm.is_main_process()
+            else None,
+        ]
+    )
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    trainer.train(start, cfg.train.max_iter)
+    return results

@@ -1,0 +1,241 @@
+"""Lazy configurations build what the YAML configurations of the same names build."""
+
+import runpy
+import sys
+import types
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import default_argument_parser
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torchvision.ops import MLP
+
+from tests.common import CONFIGS, ROOT, add_rectangle_masks, make_cfg, make_instances
+
+NAMES = sorted(
+    path.stem for path in (CONFIGS / "lazy").glob("*.py") if not path.stem.startswith("vitdet")
+)
+# Narrow versions of the YAML configurations' networks.
+NARROW = (
+    *("MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"),
+    *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+    *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.SCRPN.HEAD_CHANNELS", 16, "MODEL.ZIP.HEAD_CHANNELS", 16),
+    *("MODEL.BN_INCEPTION.WIDTH_FACTOR", 0.05, "MODEL.VGG.WIDTH_FACTOR", 0.0625),
+    *("MODEL.DEEPMASK.MASK_CHANNELS", 16, "MODEL.DEEPMASK.CODE_DIM", 16),
+    *("MODEL.DEEPMASK.SCORE_DIMS", (16, 16), "MODEL.SPOP.HEAD_CHANNELS", 16),
+    *("MODEL.SPOP.TRUNK.WIDTH_FACTOR", 0.03, "MODEL.DETECTORNET.WIDTH_FACTOR", 0.03),
+    *("MODEL.DETECTORNET.NUM_CROPS", 4, "MODEL.ROI_BOX_HEAD.FC_DIM", 16),
+)
+SIZE = (96, 128)
+
+
+def load(name):
+    """The lazy configuration of this name."""
+    return LazyConfig.load(str(CONFIGS / "lazy" / f"{name}.py"))
+
+
+def make_narrow(model):
+    """The same of a lazy configuration's model, in place."""
+    bottom_up, generator = model.backbone.get("bottom_up"), model.proposal_generator
+    if bottom_up is not None and "stages" in bottom_up:
+        bottom_up.stages.depth = 18
+        del bottom_up.stages["stride_in_1x1"]  # of blocks with a bottleneck
+        model.backbone.out_channels = 16
+        if "head" in generator:
+            generator.head.in_channels = 16
+        if "heads" in generator:
+            generator.heads.in_channels = [16, 16, 16]
+    elif bottom_up is not None:
+        bottom_up.width_factor = 0.05
+        shapes = instantiate(model.backbone).output_shape()
+        generator.heads.in_channels = [shapes[name].channels for name in generator.in_features]
+    if "channels" in generator.get("head", {}):
+        generator.head.channels = 16
+    if "heads" in generator:
+        generator.heads.channels = 16
+    network = generator.get("network", generator.get("networks", {}))
+    if "mask_head" in network:
+        network.trunk.width_factor = 0.0625
+        network.mask_head.update(in_channels=32, channels=16, code_dim=16)
+        network.score_head.update(in_channels=32, hidden_dims=(16, 16))
+    if "confidence" in network:
+        network.confidence.hidden_channels = 16
+        for part in (network.confidence, *network.localization.values()):
+            if isinstance(part, str):
+                continue
+            part.trunk.width_factor = 0.03
+    if "make_trunk" in network:
+        network.make_trunk.width_factor = 0.03
+        generator.sampler.num_crops = 4
+    for head in heads_of(model, "box_head"):
+        head.update(input_shape=ShapeSpec(channels=16, height=7, width=7), fc_dims=[16, 16])
+    for predictor in heads_of(model, "box_predictor"):
+        predictor.input_shape = ShapeSpec(channels=16)
+    return model
+
+
+def heads_of(model, name):
+    heads = model.get("roi_heads", {})
+    return [heads[name]] if name in heads else list(heads.get(f"{name}s", []))
+
+
+def settings_of(model):
+    """Numbers and words that a model's modules and their helpers have as attributes."""
+    found = {}
+
+    def visit(prefix, value, depth):
+        if isinstance(value, bool | int | float | str | None):
+            found[prefix] = value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                visit(f"{prefix}[{key}]", item, depth)
+        elif hasattr(value, "_content") or isinstance(value, list | tuple):
+            for i, item in enumerate(value):
+                visit(f"{prefix}[{i}]", item, depth)
+        elif type(value).__module__.startswith(("d2proposals", "detectron2")) and depth:
+            for key, item in getattr(value, "__dict__", {}).items():
+                if not key.startswith("_"):
+                    visit(f"{prefix}.{key}", item, depth - 1)
+
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if not key.startswith("_"):
+                visit(f"{name}.{key}", value, 3)
+    return found
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    boxes = [[10, 10, 60, 80], [30, 40, 110, 90]]
+    return [
+        {
+            "image": torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8, generator=generator),
+            "instances": add_rectangle_masks(make_instances(SIZE, boxes_i)),
+        }
+        for boxes_i in (boxes, boxes[:1])
+    ]
+
+
+def losses_of(model, inputs):
+    torch.manual_seed(1)
+    with EventStorage(), torch.no_grad():
+        return model.train()(inputs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lazy_configuration_is_the_yaml_one(name):
+    model = build_model(make_cfg(f"{name}.yaml", *NARROW))
+    lazy = instantiate(make_narrow(load(name).model))
+    # Also an equal number of classes, and everything else that has a shape.
+    lazy.load_state_dict(model.state_dict())
+    # A loss without a weight has the weight 1.
+    expected, found = (
+        {k: v for k, v in settings_of(x).items() if not ("loss_weight[" in k and v == 1)}
+        for x in (model, lazy)
+    )
+    assert found == expected
+    # A generator with a trunk of its own has shown its losses and proposals where it is alone.
+    if not name.endswith(("_only", "_rpn", "_zip")):
+        return
+    losses = losses_of(model, batch())
+    assert losses and all(x.isfinite() for x in losses.values())
+    torch.testing.assert_close(losses_of(lazy, batch()), losses, rtol=0, atol=0)
+    if not name.endswith("_only"):
+        return
+    inputs = [{"image": batch()[0]["image"]}]
+    with torch.no_grad():
+        (proposals,), (lazy_proposals,) = (x.eval()(inputs) for x in (model, lazy))
+    proposals, lazy_proposals = proposals["proposals"], lazy_proposals["proposals"]
+    assert len(proposals) > 0 or name == "detectornet_rpn_only"
+    assert torch.equal(proposals.proposal_boxes.tensor, lazy_proposals.proposal_boxes.tensor)
+    assert torch.equal(proposals.objectness_logits, lazy_proposals.objectness_logits)
+
+
+def run_lazy(*arguments):
+    """tools/train_lazy.py in this process."""
+    command = runpy.run_path(str(ROOT / "tools" / "train_lazy.py"))
+    return command["main"](default_argument_parser().parse_args([str(x) for x in arguments]))
+
+
+@pytest.fixture
+def narrow_file(tmp_path):
+    """A lazy configuration of a user's own, of a narrow SC-RPN."""
+    path = tmp_path / "narrow.py"
+    path.write_text(
+        "from tests.test_lazy_configs import load, make_narrow\n"
+        "cfg = load('sc_rpn_only')\n"
+        "model = make_narrow(cfg.model)\n"
+        "dataloader, optimizer = cfg.dataloader, cfg.optimizer\n"
+        "lr_multiplier, train = cfg.lr_multiplier, cfg.train\n"
+        "dataloader.train.update(num_workers=0, total_batch_size=2)\n"
+        "dataloader.test.num_workers = 0\n"
+        "for part in (dataloader.train, dataloader.test):\n"
+        "    part.mapper.augmentations[0].short_edge_length = [64]\n"
+        "train.update(max_iter=2, init_checkpoint='', device='cpu')\n"
+    )
+    return path
+
+
+def test_a_lazy_configuration_trains_resumes_and_is_evaluated_by_recall(
+    tiny_coco, tmp_path, narrow_file
+):
+    common = (
+        *("dataloader.train.dataset.names=tiny_train", "dataloader.test.dataset.names=tiny_val"),
+        f"train.output_dir={tmp_path / 'out'}",
+    )
+    results = run_lazy("--config-file", narrow_file, *common)
+    assert 0 <= results["box_proposals"]["AR@100"] <= 100
+    weights = tmp_path / "out" / "model_final.pth"
+    evaluated = run_lazy(
+        "--config-file", narrow_file, "--eval-only", *common, f"train.init_checkpoint={weights}"
+    )
+    assert evaluated["box_proposals"] == results["box_proposals"]
+    run_lazy("--config-file", narrow_file, "--resume", *common, "train.max_iter=3")
+    checkpoint = torch.load(weights, weights_only=False)
+    assert checkpoint["iteration"] == 2  # the third
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--config-file", "nowhere.py"), "nowhere.py is missing"),
+        (("--config-file", CONFIGS / "sc_rpn_only.yaml"), "no lazy configuration"),
+        (("--config-file", CONFIGS / "lazy/common/hosts.py"), "has no model, dataloader"),
+        (("--config-file", CONFIGS / "lazy/rpn_only.py", "train.device", "cpu"), "KEY=VALUE"),
+    ],
+)
+def test_a_wrong_lazy_job_is_one_line(arguments, words):
+    with pytest.raises(SystemExit, match=words):
+        run_lazy(*arguments)
+
+
+def test_vitdet_takes_sc_rpn_in_one_line(monkeypatch):
+    """Small, and with stand-ins for the two classes that Detectron2's ViT takes from timm."""
+    timm = types.ModuleType("timm.models.layers")
+    timm.DropPath = lambda p: nn.Identity()
+    timm.Mlp = lambda in_features, hidden_features, act_layer: MLP(
+        in_features, [hidden_features, in_features], activation_layer=act_layer
+    )
+    for name in ("timm", "timm.models", timm.__name__):
+        monkeypatch.setitem(sys.modules, name, timm)
+    rpn, sc_rpn = load("vitdet_rpn").model, load("vitdet_sc_rpn").model
+    # The norm's partial() is equal to itself only.
+    del rpn.backbone.net["norm_layer"], sc_rpn.backbone.net["norm_layer"]
+    assert {key for key in sc_rpn if sc_rpn[key] != rpn[key]} == {"proposal_generator"}
+    net = sc_rpn.backbone.net
+    net.update(depth=1, embed_dim=16, num_heads=2, img_size=64, window_block_indexes=[])
+    sc_rpn.backbone.update(out_channels=16, square_pad=64)
+    make_narrow(sc_rpn)
+    sc_rpn.proposal_generator.head.in_channels = 16
+    model = instantiate(sc_rpn)
+    inputs = batch()
+    for item in inputs:
+        item["image"] = item["image"][:, :64, :64]
+        item["instances"] = make_instances((64, 64), [[5, 5, 40, 50]])
+    losses = losses_of(model, inputs)
+    assert {"loss_scrpn_cls", "loss_cls"} <= set(losses)
+    assert all(x.isfinite() for x in losses.values())

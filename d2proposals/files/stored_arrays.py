@@ -1,4 +1,6 @@
-"""Arrays and tensors in pickles, built from their bytes instead of by the pickle's own calls.
+"""Arrays and tensors in pickles and files of Torch7, built from their bytes.
+
+No call that a file names is made.
 
 NumPy's and torch's own functions trust the file's description of memory. What stands in for them
 here takes a type, a shape and bytes from the file, and checks that they fit.
@@ -11,7 +13,7 @@ import numpy as np
 
 
 class RefusedError(Exception):
-    """A pickle contains what a proposal file does not need."""
+    """A file contains what is not needed of it, and what could do harm."""
 
 
 class StoredDtype:
@@ -156,6 +158,11 @@ class StoredTensor:
         last = sum((n - 1) * step for n, step in zip(self._size, self._stride, strict=True))
         if math.prod(self._size) and offset + last >= storage.number:
             raise TypeError("a tensor reaches beyond its storage")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array."""
+        return self._size
 
     @property
     def values(self) -> np.ndarray:

@@ -491,6 +491,9 @@ def add_torchvision_config(cfg: CN) -> None:
     cfg.MODEL.TORCHVISION.MAX_STRIDE = 32
     # Networks with squeeze-excitation, which look at whole maps, see no padding.
     cfg.MODEL.TORCHVISION.MASK_PADDING = True
+    # What convolutions see beyond a map: "zeros", or "symmetric", the map's own mirror image
+    # (cba|abc), for the weights of networks that were trained with it (the released DeepMask).
+    cfg.MODEL.TORCHVISION.PADDING = "zeros"
 
 
 def add_deepmask_config(cfg: CN) -> None:
@@ -510,14 +513,32 @@ def add_deepmask_config(cfg: CN) -> None:
     # Pixels of the image around a training patch, on each side, that are cut off its map. 0: the
     # trunk sees zeros there, as in the paper. 64: it sees what it does in inference.
     cfg.MODEL.DEEPMASK.CONTEXT = 0
+    # Around an image in inference. "context": a border with which windows are centred on every
+    # 16th pixel and see CONTEXT pixels around them, as in training. "half_patch": half a patch, so
+    # that windows at the border see less, as in the authors' later code.
+    cfg.MODEL.DEEPMASK.BORDER = "context"
+    # Colour beyond the image, in training and inference, in [0, 255] and the order of FORMAT; ()
+    # for the mean colour. The authors' later code: grey, 127.5.
+    cfg.MODEL.DEEPMASK.BORDER_COLOR = ()
+    # Of the pyramid's images: "area" (averages over what a pixel covers, as training patches), or
+    # "bilinear_corners" (samples without averaging, corner pixels on each other, as in the
+    # authors' later code).
+    cfg.MODEL.DEEPMASK.RESAMPLING = "area"
     # Segmentation branch (Sec. 3.4): channels of its 1x1 convolution, numbers of the low-rank
     # layer (CODE_DIM 0: none, "deepmaskfull"), side of the predicted mask in cells.
     cfg.MODEL.DEEPMASK.MASK_CHANNELS = 512
     cfg.MODEL.DEEPMASK.CODE_DIM = 512
     cfg.MODEL.DEEPMASK.MASK_SIZE = 56
     # From MASK_SIZE to PATCH_SIZE: "bilinear" (Sec. 3.4), "trainable" (a transposed convolution),
-    # or "none" (masks are learnt from down-sampled ground truth).
+    # "none" (masks are learnt from down-sampled ground truth), or "bilinear_corners" (outermost
+    # logits at outermost pixels instead of half a cell inside, as in the authors' later code).
     cfg.MODEL.DEEPMASK.UPSAMPLING = "bilinear"
+    # Side of the masks that the branch is trained on, in pixels. 0: PATCH_SIZE, or MASK_SIZE
+    # without up-sampling.
+    cfg.MODEL.DEEPMASK.TARGET_SIZE = 0
+    # Whether both branches share the 1x1 convolution and the low-rank layer (the authors' later
+    # network). The scoring branch then has one hidden layer, with dropout before its two layers.
+    cfg.MODEL.DEEPMASK.SHARED_CODE = False
     # Scoring branch: units of its hidden layers, rate of the dropout after each.
     cfg.MODEL.DEEPMASK.SCORE_DIMS = (512, 1024)
     cfg.MODEL.DEEPMASK.DROPOUT = 0.5

@@ -1,4 +1,4 @@
-"""Convert public ImageNet weights into a checkpoint for MODEL.WEIGHTS, or that of one part.
+"""Convert public weights into a checkpoint for MODEL.WEIGHTS, or that of one part.
 
     python tools/convert_weights.py --architecture bn_inception IN.pth OUT.pkl
     python tools/convert_weights.py --architecture bn_inception --zoom-network IN.pth OUT.pkl
@@ -38,6 +38,11 @@ alexnet reads torchvision's file of that name, and makes a copy for each network
 
 Without --zoom-network, deeplab_largefov, vgg16 (torchvision's) and vgg16_reducedfc become a copy
 for each of SPOP's three networks, see docs/spop.md for the pixels that each expects.
+
+deepmask_r50 reads the Torch7 file of a whole DeepMask that its authors released, for
+configs/deepmask_r50_rpn_only.yaml:
+
+    python tools/convert_weights.py --architecture deepmask_r50 model.t7 OUT.pkl
 """
 
 import argparse
@@ -71,6 +76,7 @@ from d2proposals.backbones.weight_conversion import (
     write_checkpoint,
     zoom_network_weights,
 )
+from d2proposals.deepmask.released_weights import read_released_weights
 from d2proposals.engine import load_config
 from d2proposals.zip_rpn.follow_up import FollowUpBlocks
 from d2proposals.zip_rpn.zoom_network import ZoomNetwork
@@ -84,12 +90,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("input", help="file of the public weights, as saved by torch.save")
+    parser.add_argument(
+        "input", help="file of the public weights, as saved by torch.save (of Lua for deepmask_r50)"
+    )
     parser.add_argument("output", help="checkpoint to write, ending in .pkl")
     parser.add_argument(
         "--architecture",
         required=True,
-        choices=sorted([*CONVERTERS, *LARGEFOV_CONVERTERS, "alexnet"]),
+        choices=sorted([*CONVERTERS, *LARGEFOV_CONVERTERS, "alexnet", "deepmask_r50"]),
         help="network of the weights",
     )
     parser.add_argument(
@@ -186,8 +194,11 @@ def build_narrow_model(config_file: str) -> torch.nn.Module:
     return build_model(cfg)
 
 
-def convert(args: argparse.Namespace, public: dict[str, torch.Tensor]) -> tuple[dict, bool]:
+def convert(args: argparse.Namespace) -> tuple[dict, bool]:
     """The public weights by this package's names, and whether these are full names of a model."""
+    if args.architecture == "deepmask_r50":
+        return read_released_weights(args.input), True
+    public = read_weights(args.input)
     if args.zoom_network:
         return zoom_weights(args, public), True
     options = {}
@@ -220,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if is_alexnet != (args.config_file is not None):
         parser.error("--config-file goes with --architecture alexnet, which needs it")
     try:
-        weights, has_full_names = convert(args, read_weights(args.input))
+        weights, has_full_names = convert(args)
         if args.follow_up:
             weights |= follow_up_weights(args.follow_up, trainable_norm=args.trainable_norm)
         write_checkpoint(args.output, weights, matching_heuristics=not has_full_names)

@@ -20,12 +20,10 @@ from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 from torch import Tensor
 
 from ..files.safe_pickle import load_pickle, to_plain
-from .weight_conversion import _check_keys, read_weights
+from .weight_conversion import IDENTITY_STATISTICS, _check_keys, read_weights
 
 # res4 has the blocks a, b1 ... b22; those of the detector end with b20.
 _RES4_BLOCKS, _LAST_RES4_BLOCK = 23, 20
-# Of a normalisation whose statistics are folded into its scale and shift (Caffe2's weights).
-_IDENTITY_STATISTICS = {"running_mean": 0.0, "running_var": 1.0 - 1e-5}
 
 
 def read_resnet_weights(path: str) -> dict[str, Tensor]:
@@ -86,7 +84,7 @@ def convert_follow_up(
     first = _LAST_RES4_BLOCK + 1 - num_res4_blocks
     sources = {_source_name(key, first): key for key in keys}
     for name in sources:
-        statistic = _IDENTITY_STATISTICS.get(name.rpartition(".")[2])
+        statistic = IDENTITY_STATISTICS.get(name.rpartition(".")[2])
         scale = renamed.get(name.rpartition(".")[0] + ".weight")
         if statistic is not None and scale is not None and name not in renamed:
             renamed[name] = torch.full_like(scale, statistic)

@@ -38,9 +38,11 @@ from .block_chain import (
     measure_reach,
     trade_strides_for_dilation,
 )
+from .symmetric_padding import SymmetricConv2d
 from .torchvision_weights import load_torchvision_weights, warn_of_other_pixels
 
 _NORMS = ("FrozenBN", "BN", "SyncBN", "GN")
+_PADDINGS = ("zeros", "symmetric")
 
 
 class TorchvisionBackbone(Backbone):
@@ -62,6 +64,7 @@ class TorchvisionBackbone(Backbone):
         freeze_at: int = 0,
         max_stride: int = 32,
         mask_padding: bool = True,
+        padding: str = "zeros",
     ) -> None:
         """
         Args:
@@ -75,9 +78,11 @@ class TorchvisionBackbone(Backbone):
                 the network has before any of them is traded for dilation.
             max_stride: of the last blocks, which are dilated instead where it is below theirs.
             mask_padding: of networks with squeeze-excitation.
+            padding: of convolutions: "zeros", or "symmetric" for the map's own mirror image.
 
         Raises:
-            ValueError: an unknown network, map or normalisation; a network without such maps.
+            ValueError: an unknown network, map, normalisation or padding; a network without such
+                maps.
         """
         super().__init__()
         known = list_models(module=torchvision.models)
@@ -88,6 +93,10 @@ class TorchvisionBackbone(Backbone):
             )
         if norm not in _NORMS:
             raise ValueError(f"MODEL.TORCHVISION.NORM must be one of {_NORMS}, not '{norm}'.")
+        if padding not in _PADDINGS:
+            raise ValueError(
+                f"MODEL.TORCHVISION.PADDING must be one of {_PADDINGS}, not '{padding}'."
+            )
         network = get_model(name, weights=None, **_options(name))
         chain = find_chain(network, name)
         # By the strides of the network itself: dilation leaves no other one behind the first.
@@ -114,6 +123,10 @@ class TorchvisionBackbone(Backbone):
             load_torchvision_weights(self, name, weights)
         self._replace_norms(norm)
         self._freeze(frozen)
+        if padding == "symmetric":
+            for block in self._chain:
+                module = SymmetricConv2d.convert(self.get_submodule(block.name))
+                self._set_block(block.name, module)
         self._extent = None
         if mask_padding and any(isinstance(x, SqueezeExcitation) for x in self.modules()):
             self._extent = _Extent()
@@ -131,6 +144,7 @@ class TorchvisionBackbone(Backbone):
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
             "max_stride": node.MAX_STRIDE,
             "mask_padding": node.MASK_PADDING,
+            "padding": node.PADDING,
         }
 
     @property

@@ -24,6 +24,8 @@ from .vgg import VGG, VGG_A
 
 logger = logging.getLogger(__name__)
 
+# Of a normalisation whose statistics are folded into its scale and shift; it adds 1e-5.
+IDENTITY_STATISTICS = {"running_mean": 0.0, "running_var": 1.0 - 1e-5}
 # Keys that a trunk has no use for: classifiers, and BN's counter of training steps.
 _UNUSED_BN_INCEPTION = re.compile(r"^(last_linear|fc)\.|\.num_batches_tracked$")
 # The keys of a mirrored block inside a network: "...mirror_5b.conv_1x1.norm.weight".

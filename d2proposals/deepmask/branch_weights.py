@@ -25,9 +25,14 @@ def combine_branches(
         the combined state dict.
 
     Raises:
-        ValueError: one of them is no DeepMask.
+        ValueError: one of them is no DeepMask, or its branches share a code.
     """
     for title, weights in (("segmentation", segmentation), ("scoring", scoring)):
+        if any(key.startswith(_NETWORK + "shared_code.") for key in weights):
+            raise ValueError(
+                f"The {title} model's branches share a code of one trunk "
+                "(MODEL.DEEPMASK.SHARED_CODE True): they cannot be taken apart."
+            )
         for part in ("trunk.", "mask_head.", "score_head."):
             if not any(key.startswith(_NETWORK + part) for key in weights):
                 raise ValueError(

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..proposals.pixel_normalization import PixelNormalization
 from .image_canvas import ImageCanvas
 from .network import DeepMaskNetwork
 from .trunk_maps import TrunkMaps
@@ -38,8 +39,9 @@ class WindowPredictions:
     Attributes:
         score_logits: (K,) float32, descending.
         mask_logits: (K, s, s) float32.
-        frames: (K, 4) float32 XYXY of the windows, in [0, 1] of the image's width and height; they
-            reach beyond the image.
+        frames: (K, 4) float32 XYXY of the masks: the windows, or a little more where the outermost
+            logits are at a window's corners. In [0, 1] of the image's width and height; they reach
+            beyond the image.
     """
 
     score_logits: torch.Tensor
@@ -64,10 +66,37 @@ class _Band:
     image_size: tuple[int, int]
 
 
+def network_canvas(
+    network: DeepMaskNetwork,
+    pixel_normalization: PixelNormalization | nn.Identity,
+    image: torch.Tensor,
+    scale: float,
+    shown: bool = False,
+) -> ImageCanvas:
+    """The canvas of an image that a network looks at.
+
+    Args:
+        network, pixel_normalization, image: as in :func:`predict_windows`.
+        scale: factor on the image's sides.
+        shown: for pictures: without context, its pixels normalised for the model.
+    """
+    color = network.canvas_style.border_color
+    return ImageCanvas(
+        image,
+        scale,
+        patch_size=network.patch_size,
+        context=0 if shown else network.context,
+        stride=network.stride,
+        style=network.canvas_style,
+        border_pixel=pixel_normalization.to_model(color) if color else None,
+        normalize=nn.Identity() if shown else pixel_normalization,
+    )
+
+
 @torch.no_grad()
 def predict_windows(
     network: DeepMaskNetwork,
-    pixel_normalization: nn.Module,
+    pixel_normalization: PixelNormalization | nn.Identity,
     image: torch.Tensor,
     scales: Sequence[float],
     topk: int,
@@ -93,7 +122,7 @@ def predict_windows(
     trunks = _trunks(network)
     waiting: list[_Band] = []
     for scale in scales:
-        canvas = _canvas(network, pixel_normalization, image, scale)
+        canvas = network_canvas(network, pixel_normalization, image, scale)
         for band in _bands(network, trunks, canvas):
             waiting.append(band)
             if sum(x.embedded.numel() for x in waiting) > _WAITING_NUMBERS:
@@ -104,7 +133,7 @@ def predict_windows(
 @torch.no_grad()
 def predict_row_of_windows(
     network: DeepMaskNetwork,
-    pixel_normalization: nn.Module,
+    pixel_normalization: PixelNormalization | nn.Identity,
     image: torch.Tensor,
     scale: float,
     row: int,
@@ -119,7 +148,7 @@ def predict_row_of_windows(
     Returns:
         WindowPredictions: from left to right.
     """
-    canvas = _canvas(network, pixel_normalization, image, scale)
+    canvas = network_canvas(network, pixel_normalization, image, scale)
     for band in _bands(network, _trunks(network), canvas):
         if row - band.first_row < len(band.score_logits):
             scores = band.score_logits[row - band.first_row]
@@ -136,49 +165,37 @@ def _trunks(network: DeepMaskNetwork) -> list[TrunkMaps]:
     return [TrunkMaps(x) for x in (network.trunk, network.score_trunk) if x is not None]
 
 
-def _canvas(
-    network: DeepMaskNetwork, pixel_normalization: nn.Module, image: torch.Tensor, scale: float
-) -> ImageCanvas:
-    return ImageCanvas(
-        image,
-        scale,
-        patch_size=network.patch_size,
-        context=network.context,
-        stride=network.stride,
-        normalize=pixel_normalization,
-    )
-
-
 def _bands(
     network: DeepMaskNetwork, trunks: Sequence[TrunkMaps], canvas: ImageCanvas
 ) -> Iterator[_Band]:
     """All windows of a scale, in as few bands as the trunk gives its map in."""
-    border, size = network.context // network.stride, network.mask_head.map_size
-    num_rows = canvas.size[0] // network.stride - 2 * border
+    border, size = canvas.map_border, network.map_size
+    num_rows = canvas.map_size[0] - 2 * border
     # Rows of each trunk's map that windows of the next band look at as well.
     rests: list[torch.Tensor | None] = [None] * len(trunks)
     first_row, begin = 0, -border
     for maps_of_trunks in zip(*(trunk.bands(canvas) for trunk in trunks), strict=True):
         end = begin + maps_of_trunks[0].shape[1]
         rows = slice(max(-begin, 0), max(min(end, num_rows) - begin, 0))
-        for number, maps in enumerate(maps_of_trunks):
-            cropped = maps[:, rows, border : maps.shape[2] - border]
+        for number, maps_i in enumerate(maps_of_trunks):
+            cropped = maps_i[:, rows, border : maps_i.shape[2] - border]
             rest = rests[number]
             rests[number] = cropped if rest is None else torch.cat([rest, cropped], dim=1)
         begin = end
         num_windows = rests[0].shape[1] - size + 1
         if num_windows < 1:
             continue
-        scores = _score(network, rests[-1])
+        maps = [network.window_maps(rest) for rest in rests]
+        scores = _score(network, maps[-1])
         # Half precision cannot hold the coordinates that are made like the scores.
-        embedded = network.mask_head.embed(rests[0][None])[0]
+        embedded = network.mask_head.embed(maps[0][None])[0]
         yield _Band(embedded, scores.float(), first_row, canvas.image_size)
         first_row += num_windows
         rests = [rest[:, num_windows:] for rest in rests]
 
 
 def _score(network: DeepMaskNetwork, maps: torch.Tensor) -> torch.Tensor:
-    """(rows, columns) logits of the windows of a map, a few rows of them at a time."""
+    """(rows, columns) logits of the windows of a map or of codes, a few rows at a time."""
     size = network.score_head.map_size
     num_rows, num_columns = (side - size + 1 for side in maps.shape[1:])
     step = max(_SCORED_WINDOWS // num_columns, 1)
@@ -218,9 +235,10 @@ def _choose(
 def _frames(
     network: DeepMaskNetwork, rows: torch.Tensor, columns: torch.Tensor, size: tuple[int, int]
 ) -> torch.Tensor:
-    """Windows in [0, 1] of the image, (P, 4) XYXY; window (0, 0) is centred on its corner."""
+    """What masks cover in [0, 1] of the image, (P, 4) XYXY; window (0, 0) is centred on its
+    corner."""
     center = torch.stack([columns, rows], dim=1) * float(network.stride)
-    half = network.patch_size / 2
+    half = network.patch_size / 2 * network.mask_head.frame_scale
     frames = torch.cat([center - half, center + half], dim=1)
     height, width = size
     return frames / frames.new_tensor([width, height, width, height])

@@ -21,9 +21,8 @@ from torch import nn
 
 from ..files.figure_file import write_figure
 from ..pictures.sheet import image_rows, title_cell
-from .dense_inference import predict_row_of_windows
+from .dense_inference import network_canvas, predict_row_of_windows
 from .generator import DeepMask
-from .image_canvas import ImageCanvas
 
 # Of Okabe and Ito's colours; and how much of it there is on a mask's pixels.
 MASK_COLOUR = (230, 159, 0)
@@ -77,13 +76,13 @@ def make_dense_picture(
     network, pixels = generator.network, generator.pixel_normalization
     image = (network_input.to(model.pixel_mean.device) - model.pixel_mean) / model.pixel_std
     stride, side = network.stride, network.patch_size
-    canvas = ImageCanvas(image, scale, patch_size=side, context=0, stride=stride)
+    canvas = network_canvas(network, pixels, image, scale, shown=True)
     height, width = canvas.image_size
     row = height // 2 // stride
     windows = predict_row_of_windows(network, pixels, image, scale, row)
-    masks = network.mask_head.enlarge(windows.mask_logits)
+    masks = network.mask_head.in_window(windows.mask_logits, side)
     masks = masks > math.log(generator.mask_thresh / (1 - generator.mask_thresh))
-    number = width // stride + 1
+    number = (canvas.size[1] - side) // stride + 1
     columns = np.unique(np.linspace(0, number - 1, min(num_windows, number)).round().astype(int))
     strip = pixels.to_rgb(canvas.rows(row * stride, row * stride + side)).permute(1, 2, 0)
     shown = torch.stack([strip[:, k * stride : k * stride + side] for k in columns.tolist()])

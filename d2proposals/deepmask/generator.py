@@ -231,14 +231,7 @@ class DeepMask(ProposalGenerator):
             half if with_negatives else number,
             half if with_negatives else 0,
         )
-        patch_size, context = self.network.patch_size, self.network.context
-        pixels = crop_patches(
-            images,
-            self.sampler.boxes(samples, context),
-            samples.image_index,
-            (patch_size + 2 * context,) * 2,
-            samples.flipped,
-        )
+        pixels = self._cut_patches(images, samples)
         size = self.network.mask_head.target_size
         masks = pixels.new_zeros(0, size, size)
         if trains_mask:
@@ -255,6 +248,21 @@ class DeepMask(ProposalGenerator):
         return TrainingPatches(
             self.pixel_normalization(pixels), samples, masks, trains_mask, trains_score
         )
+
+    def _cut_patches(self, images: ImageList, samples: PatchSamples) -> torch.Tensor:
+        """(P, 3, S + 2 context, S + 2 context) of the model, the border's colour beyond images."""
+        side = self.network.patch_size + 2 * self.network.context
+        boxes = self.sampler.boxes(samples, self.network.context)
+        arguments = (boxes, samples.image_index, (side, side), samples.flipped)
+        color = self.network.canvas_style.border_color
+        if not color:
+            return crop_patches(images, *arguments)
+        # Patches are zero beyond an image.
+        border = self.pixel_normalization.to_model(color).to(images.tensor)
+        shifted = torch.zeros_like(images.tensor)
+        for pixels, image, (height, width) in zip(shifted, images, images.image_sizes, strict=True):
+            pixels[:, :height, :width] = image - border
+        return crop_patches(ImageList(shifted, images.image_sizes), *arguments) + border
 
     def losses(self, patches: TrainingPatches) -> dict[str, torch.Tensor]:
         """Eq. 1 on the patches of one iteration.
@@ -282,8 +290,9 @@ class DeepMask(ProposalGenerator):
         if mask_logits is None:
             segmentation = idle_branch_loss(self.network.branch_parts("mask"))
         else:
-            if self.network.mask_head.target_size != self.network.mask_head.mask_size:
-                mask_logits = self.network.mask_head.enlarge(mask_logits)
+            head = self.network.mask_head
+            if head.target_size != head.mask_size:
+                mask_logits = head.in_window(mask_logits, head.target_size)
             segmentation = mask_loss(mask_logits, patches.masks, samples.is_valid[:num_masks])
         if score_logits is None:
             objectness = idle_branch_loss(self.network.branch_parts("score"))

@@ -1,18 +1,22 @@
-"""A scaled image amid a border of the mean colour, made a few rows at a time.
+"""A scaled image amid a border of one colour, made a few rows at a time.
 
-Source: DeepMask, Sec. 3.3 and 3.4: the network is applied to an image at several scales.
+Source: DeepMask, Sec. 3.3 and 3.4: the network is applied to an image at several scales. The paper
+says nothing of borders and resampling; :class:`CanvasStyle` has this project's and those of the
+authors' later code (InferDeepMask.lua of facebookresearch/deepmask).
 
 Shape shorthand in this module:
 
     h, w: height and width of the image
     Hs, Ws: height and width of the scaled image
-    H, W: height and width of the canvas, both multiples of the stride
+    H, W: height and width of the canvas
+    Hf, Wf: height and width of the trunk's map of it, in cells
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,17 +32,57 @@ _CHUNK_SAMPLES = 2**20
 _MARGIN = 2
 
 
-class ImageCanvas:
-    """An image, scaled, with zeros around it, of which only asked-for rows are ever made.
+BORDERS = ("context", "half_patch")
+RESAMPLINGS = ("area", "bilinear_corners")
 
-    Unlike the paper, which says nothing of the image's border: zeros are the mean colour, and there
-    are enough of them that windows are centred on every ``stride``-th pixel of the image, from its
-    first corner on, and see as many pixels around them as a training patch had context.
+
+@dataclass(frozen=True)
+class CanvasStyle:
+    """How images are scaled, and what is around them.
 
     Attributes:
-        size: (H, W), of (Hs // stride + 1) x (Ws // stride + 1) windows.
+        border: "context": as many pixels that windows are centred on every ``stride``-th pixel of
+            the image, from its first corner on, and see as many pixels around them as a training
+            patch had context. "half_patch": half a patch on every side, so that windows at the
+            image's corners see no context, and the last ones are centred up to a stride beyond it.
+        border_color: of what is around the image, in [0, 255], in the trunk's channel order; () for
+            the model's mean colour.
+        resampling: "area": :func:`scale_image`. "bilinear_corners": :func:`resample_bilinear`, and
+            sides of halves of pixels are rounded up.
+
+    Raises:
+        ValueError: an unknown name, or another number of channels.
+    """
+
+    border: str = "context"
+    border_color: tuple[float, ...] = ()
+    resampling: str = "area"
+
+    def __post_init__(self) -> None:
+        if self.border not in BORDERS:
+            raise ValueError(
+                f"MODEL.DEEPMASK.BORDER must be one of {BORDERS}, got '{self.border}'."
+            )
+        if len(self.border_color) not in (0, 3):
+            raise ValueError(
+                "MODEL.DEEPMASK.BORDER_COLOR needs three numbers, or () for the mean colour, got "
+                f"{self.border_color}."
+            )
+        if self.resampling not in RESAMPLINGS:
+            raise ValueError(
+                f"MODEL.DEEPMASK.RESAMPLING must be one of {RESAMPLINGS}, got '{self.resampling}'."
+            )
+
+
+class ImageCanvas:
+    """An image, scaled, with a border around it, of which only asked-for rows are ever made.
+
+    Attributes:
+        size: (H, W); multiples of the stride with the border "context".
         image_size: (Hs, Ws).
-        before: rows of zeros above the image, columns of them on its left.
+        before: rows of the border above the image, columns of it on its left.
+        map_size: (Hf, Wf), rounded up.
+        map_border: cells at each side of the map that are context alone, no part of a window.
     """
 
     def __init__(
@@ -49,6 +93,8 @@ class ImageCanvas:
         patch_size: int,
         context: int,
         stride: int,
+        style: CanvasStyle = CanvasStyle(),
+        border_pixel: torch.Tensor | None = None,
         normalize: Callable[[torch.Tensor], torch.Tensor] = lambda pixels: pixels,
     ) -> None:
         """
@@ -56,20 +102,39 @@ class ImageCanvas:
             image: (3, h, w) without padding, normalised for the model.
             scale: factor on both of its sides.
             patch_size, context, stride: of the network, in pixels.
+            style: see there.
+            border_pixel: (3, 1, 1) what the border consists of, normalised for the model; zeros,
+                the mean colour, by default.
             normalize: from these pixels to the trunk's.
         """
         self._image, self._scale, self._normalize = image, scale, normalize
-        self.image_size = scaled_size(tuple(image.shape[-2:]), scale)
-        self.before = patch_size // 2 + context
-        self.size = tuple(side - side % stride + 2 * self.before for side in self.image_size)
+        self._border_pixel, self._style = border_pixel, style
+        size = tuple(image.shape[-2:])
+        self.before = patch_size // 2
+        if style.border == "context":
+            self.before += context
+        if style.resampling == "area":
+            self.image_size = scaled_size(size, scale)
+        else:
+            self.image_size = tuple(max(math.floor(side * scale + 0.5), 1) for side in size)
+        self.size = tuple(side + 2 * self.before for side in self.image_size)
+        if style.border == "context":
+            self.size = tuple(
+                length - side % stride
+                for length, side in zip(self.size, self.image_size, strict=True)
+            )
+        self.map_size = [-(-length // stride) for length in self.size]
+        self.map_border = (self.before - patch_size // 2) // stride
 
     def image_pixels(self) -> torch.Tensor:
         """(3, Hs, Ws), the scaled image without its border, normalised for the trunk."""
-        return self._normalize(scale_image(self._image, self._scale))
+        return self._normalize(self._scaled(0, self.image_size[0]))
 
     def border_pixel(self) -> torch.Tensor:
         """(3,), what the border consists of, normalised for the trunk."""
-        return self._normalize(self._image.new_zeros(3, 1, 1))[:, 0, 0]
+        pixel = self._border_pixel
+        pixel = self._image.new_zeros(3, 1, 1) if pixel is None else pixel.to(self._image)
+        return self._normalize(pixel)[:, 0, 0]
 
     def rows(self, first: int, last: int) -> torch.Tensor:
         """Rows ``first`` to ``last`` (not included) of the canvas.
@@ -79,12 +144,21 @@ class ImageCanvas:
         """
         height, width = self.image_size
         top, bottom = (min(max(y - self.before, 0), height) for y in (first, last))
-        pixels = scale_image(self._image, self._scale, (top, bottom))
+        pixels = self._scaled(top, bottom)
         # Rows above the image that are asked for, and those below.
         above = min(max(self.before - first, 0), last - first)
         right = self.size[1] - width - self.before
         padding = (self.before, right, above, last - first - above - (bottom - top))
-        return self._normalize(F.pad(pixels, padding))
+        if self._border_pixel is None:
+            return self._normalize(F.pad(pixels, padding))
+        border = self._border_pixel.to(pixels)
+        return self._normalize(F.pad(pixels - border, padding) + border)
+
+    def _scaled(self, first: int, last: int) -> torch.Tensor:
+        """(3, last - first, Ws), rows of the scaled image, normalised for the model."""
+        if self._style.resampling == "area":
+            return scale_image(self._image, self._scale, (first, last))
+        return resample_bilinear(self._image, self.image_size, (first, last))
 
 
 def scale_image(
@@ -136,3 +210,32 @@ def scale_image(
         sampling_ratio=ratio,
     )
     return bands.transpose(0, 1).flatten(1, 2)[:, : last - first]
+
+
+def resample_bilinear(
+    image: torch.Tensor, size: tuple[int, int], rows: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Resize an image, or rows of it, by linear samples between pixels, whatever the scale.
+
+    Corner pixels stay corner pixels, and nothing is averaged where an image gets smaller: the
+    pyramid of the authors' later code (SpatialReSamplingEx of lua---nnx, "bilinear").
+
+    Args:
+        image: (C, h, w).
+        size: (Hs, Ws).
+        rows: first row of the result and the one after its last; all of them by default.
+
+    Returns:
+        Tensor: (C, Hs, Ws) or the rows of it.
+    """
+    ranges = ((0, size[0]) if rows is None else rows, (0, size[1]))
+    for dim, number, (first, last) in zip((1, 2), size, ranges, strict=True):
+        side = image.shape[dim]
+        # In double precision: which pixels a sample lies between must not depend on rounding.
+        position = torch.arange(first, last, device=image.device, dtype=torch.float64)
+        position = position * ((side - 1) / max(number - 1, 1))
+        before = position.floor().long().clamp(max=side - 1)
+        share = (position - before).to(image).view(-1, *[1] * (2 - dim))
+        after = (before + 1).clamp(max=side - 1)
+        image = torch.lerp(image.index_select(dim, before), image.index_select(dim, after), share)
+    return image

@@ -23,8 +23,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
+from .image_canvas import CanvasStyle
 from .mask_head import MaskHead
-from .score_head import ScoreHead
+from .score_head import CodeScoreHead, ScoreHead
+from .shared_code import SharedCode
 
 
 class DeepMaskNetwork(nn.Module):
@@ -35,23 +37,29 @@ class DeepMaskNetwork(nn.Module):
         *,
         trunk: Backbone,
         mask_head: MaskHead,
-        score_head: ScoreHead,
+        score_head: ScoreHead | CodeScoreHead,
         patch_size: int = 224,
         context: int = 0,
         score_trunk: Backbone | None = None,
+        shared_code: SharedCode | None = None,
+        canvas_style: CanvasStyle | None = None,
     ) -> None:
         """
         Args:
             trunk: with one map, and the attributes of :class:`VGG` that say what a cell of it sees.
-            mask_head: the segmentation branch.
-            score_head: the scoring branch.
+            mask_head: the segmentation branch, on the trunk's map or on codes.
+            score_head: the scoring branch, on the same.
             patch_size: S, in pixels; a multiple of the trunk's stride.
             context: pixels of the image that a patch has around it on each side and that are cut
                 off its map. A multiple of the trunk's stride.
             score_trunk: a trunk of the scoring branch's own; None to share one, as in the paper.
+            shared_code: what both branches have in common behind the trunk; None for nothing, as in
+                the paper.
+            canvas_style: what is around images, and how they are scaled.
 
         Raises:
-            ValueError: a size that is negative, zero for a patch, or not divided by the stride.
+            ValueError: a size that is negative, zero for a patch, or not divided by the stride; two
+                trunks with one code.
         """
         super().__init__()
         for key, size, least in (("PATCH_SIZE", patch_size, 1), ("CONTEXT", context, 0)):
@@ -61,17 +69,28 @@ class DeepMaskNetwork(nn.Module):
                     f"MODEL.DEEPMASK.{key} must be a {sign}multiple of {trunk.stride}, the stride "
                     f"of the trunk, got {size}."
                 )
+        if shared_code is not None and score_trunk is not None:
+            raise ValueError(
+                "MODEL.DEEPMASK.SHARED_CODE True needs SHARED_TRUNK True: a code is of one trunk."
+            )
         self.trunk = trunk
         self.score_trunk = score_trunk
+        self.shared_code = shared_code
         self.mask_head = mask_head
         self.score_head = score_head
         self.patch_size = patch_size
         self.context = context
+        self.canvas_style = canvas_style or CanvasStyle()
 
     @property
     def stride(self) -> int:
         """Pixels between two windows of a map."""
         return self.trunk.stride
+
+    @property
+    def map_size(self) -> int:
+        """Side of a window's part of the trunk's map, in cells."""
+        return self.patch_size // self.stride
 
     def branch_parts(self, branch: str) -> list[nn.Module]:
         """What "mask" or "score" has alone: its head, and its trunk unless they share one."""
@@ -113,13 +132,26 @@ class DeepMaskNetwork(nn.Module):
         return self.mask_head(self.mask_head.embed(maps[:num_masks])), self.score_head(maps)
 
     def _patch_maps(self, trunk: Backbone, patches: torch.Tensor) -> torch.Tensor:
-        """(P, C, m, m) maps of patches, without the cells of the context."""
+        """Maps of patches that the heads see: (P, C, m, m) without the cells of the context, or
+        (P, D, 1, 1) codes."""
         # Convolutions are faster with the channels of a pixel side by side.
         patches = patches.contiguous(memory_format=torch.channels_last)
         (maps,) = trunk(patches).values()
         border = self.context // self.stride
         side = maps.shape[-1] - 2 * border
-        return maps[..., border : border + side, border : border + side]
+        maps = maps[..., border : border + side, border : border + side]
+        return maps if self.shared_code is None else self.shared_code(maps)
+
+    def window_maps(self, maps: torch.Tensor) -> torch.Tensor:
+        """What the heads see of all windows of a trunk's map.
+
+        Args:
+            maps: (C, Hf, Wf), without the cells of the context.
+
+        Returns:
+            Tensor: the map itself, or (D, Hf - m + 1, Wf - m + 1) codes.
+        """
+        return maps if self.shared_code is None else self.shared_code.at_every_window(maps[None])[0]
 
 
 def build_network(cfg: CfgNode) -> DeepMaskNetwork:
@@ -149,24 +181,35 @@ def build_network(cfg: CfgNode) -> DeepMaskNetwork:
             "MODEL.VGG.OUT_FEATURES to the last stage, or drop later ones from MODEL.VGG.STAGES."
         )
     map_size = node.PATCH_SIZE // shape.stride
+    mask_settings = {
+        "patch_size": node.PATCH_SIZE,
+        "mask_size": node.MASK_SIZE,
+        "upsampling": node.UPSAMPLING,
+        "target_size": node.TARGET_SIZE,
+    }
+    score_settings = {"hidden_dims": node.SCORE_DIMS, "dropout": node.DROPOUT}
+    layers = {"channels": node.MASK_CHANNELS, "code_dim": node.CODE_DIM}
+    shared_code = None
+    if node.SHARED_CODE:
+        shared_code = SharedCode(in_channels=shape.channels, map_size=map_size, **layers)
+        # A window's code is a map of one cell.
+        mask_head = MaskHead(
+            in_channels=node.CODE_DIM, map_size=1, channels=None, code_dim=0, **mask_settings
+        )
+        score_head = CodeScoreHead(code_dim=node.CODE_DIM, **score_settings)
+    else:
+        in_map = {"in_channels": shape.channels, "map_size": map_size}
+        mask_head = MaskHead(**in_map, **layers, **mask_settings)
+        score_head = ScoreHead(**in_map, **score_settings)
     return DeepMaskNetwork(
         trunk=trunk,
         score_trunk=None if node.SHARED_TRUNK else build_trunk(),
-        mask_head=MaskHead(
-            in_channels=shape.channels,
-            map_size=map_size,
-            patch_size=node.PATCH_SIZE,
-            channels=node.MASK_CHANNELS,
-            code_dim=node.CODE_DIM,
-            mask_size=node.MASK_SIZE,
-            upsampling=node.UPSAMPLING,
-        ),
-        score_head=ScoreHead(
-            in_channels=shape.channels,
-            map_size=map_size,
-            hidden_dims=node.SCORE_DIMS,
-            dropout=node.DROPOUT,
-        ),
+        shared_code=shared_code,
+        mask_head=mask_head,
+        score_head=score_head,
         patch_size=node.PATCH_SIZE,
         context=node.CONTEXT,
+        canvas_style=CanvasStyle(
+            border=node.BORDER, border_color=tuple(node.BORDER_COLOR), resampling=node.RESAMPLING
+        ),
     )

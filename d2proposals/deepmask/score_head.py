@@ -1,6 +1,7 @@
 """DeepMask's scoring branch, for patches and for every window of a whole map.
 
-Source: DeepMask, Sec. 3.1, 3.3 and 3.4.
+Source: DeepMask, Sec. 3.1, 3.3 and 3.4; :class:`CodeScoreHead` as in the authors' later code
+(DeepMask.lua of facebookresearch/deepmask).
 
 Shape shorthand in this module:
 
@@ -88,3 +89,43 @@ class ScoreHead(nn.Module):
         x = self.dropout(F.relu(self.fc2(x)))
         windows = [side - self.map_size + 1 for side in maps.shape[-2:]]
         return self.fc3(x).view(-1, *windows)
+
+
+class CodeScoreHead(nn.Module):
+    """Scoring branch on the code of :class:`SharedCode`: one hidden layer, dropout before both.
+
+    Attributes:
+        map_size: 1, a window's code being a map of one cell.
+    """
+
+    map_size = 1
+
+    def __init__(self, *, code_dim: int, hidden_dims: Sequence[int], dropout: float = 0.5) -> None:
+        """
+        Args:
+            code_dim: D, numbers of a window's code.
+            hidden_dims: units of the hidden layer.
+            dropout: rate before each of the two layers.
+
+        Raises:
+            ValueError: not one hidden layer.
+        """
+        super().__init__()
+        if len(hidden_dims) != 1:
+            raise ValueError(
+                "MODEL.DEEPMASK.SCORE_DIMS needs one number with SHARED_CODE True, got "
+                f"{tuple(hidden_dims)}."
+            )
+        self.fc1 = nn.Linear(code_dim, hidden_dims[0])
+        self.fc2 = nn.Linear(hidden_dims[0], 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        """Logits of scores, (P, D, 1, 1) -> (P,)."""
+        return self.at_every_window(codes)[:, 0, 0]
+
+    def at_every_window(self, codes: torch.Tensor) -> torch.Tensor:
+        """Logits of scores at every window, (N, D, rows, columns) -> (N, rows, columns)."""
+        x = codes.permute(0, 2, 3, 1)  # (N, rows, columns, D)
+        x = F.relu(self.fc1(self.dropout(x)))
+        return self.fc2(self.dropout(x))[..., 0]

@@ -50,7 +50,7 @@ class TrunkMaps:
             Tensor: (C, rows, W / stride), all rows at once if memory allows.
         """
         stride = self.trunk.stride
-        sides = [side // stride for side in canvas.size]
+        sides = canvas.map_size
         # What the image has a say in is what counts.
         reach = 2 * self.trunk.context
         height, width = (side + reach for side in canvas.image_size)
@@ -62,7 +62,7 @@ class TrunkMaps:
         for top in range(0, sides[0], tile_sides[0]):
             bottom = min(top + tile_sides[0], sides[0])
             row = max(top - halo, 0)
-            pixels = canvas.rows(row * stride, min(bottom + halo, sides[0]) * stride)
+            pixels = canvas.rows(row * stride, min((bottom + halo) * stride, canvas.size[0]))
             maps = self._map_in_tiles(pixels, tile_sides[1])
             yield maps[:, top - row : bottom - row]
 
@@ -71,7 +71,8 @@ class TrunkMaps:
 
         Tiles overlap by what a cell sees beyond its own pixels.
         """
-        stride, width = self.trunk.stride, pixels.shape[-1] // self.trunk.stride
+        stride = self.trunk.stride
+        width = -(-pixels.shape[-1] // stride)
         halo = self.trunk.context // stride
         pieces = []
         for left in range(0, width, tile_width):
@@ -92,6 +93,7 @@ class TrunkMaps:
             isinstance(self.trunk, VGG)
             and len(self.trunk.output_shape()) == 1
             and min(canvas.size) >= side
+            and not any(length % self.trunk.stride for length in canvas.size)
         )
 
     def _map_around_image(self, canvas: ImageCanvas) -> torch.Tensor:

@@ -106,6 +106,20 @@ class PixelNormalization(nn.Module):
             pixels = pixels.flip(-3)
         return pixels * self.scale + self.shift
 
+    def to_model(self, color: Sequence[float]) -> torch.Tensor:
+        """A colour as the model's pixels have it.
+
+        Args:
+            color: three numbers in [0, 255], in the trunk's channel order.
+
+        Returns:
+            Tensor: (3, 1, 1), normalised for the model.
+        """
+        pixel = self.model_mean.new_tensor(list(color)).view(3, 1, 1)
+        return (
+            (pixel.flip(0) if self.flips_channels else pixel) - self.model_mean
+        ) / self.model_std
+
     def to_rgb(self, pixels: torch.Tensor) -> torch.Tensor:
         """The image as it was read, for methods that need no network (superpixels, pictures).
 

@@ -1,11 +1,14 @@
 """Every key of DeepMask reaches what it is for; the configuration is the paper's."""
 
+import math
+
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
     build_proposal_generator,
 )
 
 from d2proposals.backbones import VGG
+from d2proposals.deepmask.image_canvas import CanvasStyle
 from tests.common import make_cfg, set_all
 
 DEEPMASK_SETTINGS = {
@@ -19,7 +22,12 @@ DEEPMASK_SETTINGS = {
     "MASK_CHANNELS": 7,
     "CODE_DIM": 9,
     "MASK_SIZE": 16,
-    "UPSAMPLING": "trainable",
+    "UPSAMPLING": "bilinear_corners",
+    "TARGET_SIZE": 24,
+    "BORDER": "half_patch",
+    "BORDER_COLOR": (7.0, 8.0, 9.0),
+    "RESAMPLING": "bilinear_corners",
+    "SHARED_CODE": True,
     "SCORE_DIMS": (10, 11),
     "DROPOUT": 0.25,
     "OBJECT_SIZE": 40,
@@ -60,6 +68,7 @@ def test_every_key_of_deepmask_reaches_the_generator(monkeypatch):
     monkeypatch.setattr(BACKBONE_REGISTRY, "_obj_map", trunks)
     cfg = make_cfg(
         None, *set_all("DEEPMASK", DEEPMASK_SETTINGS), "MODEL.PROPOSAL_GENERATOR.NAME", "DeepMask",
+        "MODEL.DEEPMASK.SHARED_CODE", False,  # a code is of one trunk
         "MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING", False,
         "MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0], "MODEL.PIXEL_STD", [4.0, 5.0, 6.0],
     )  # fmt: skip
@@ -100,11 +109,40 @@ def test_every_key_of_deepmask_reaches_the_generator(monkeypatch):
     assert network.score_trunk is not None and network.score_trunk is not network.trunk
     mask_head, score_head = network.mask_head, network.score_head
     assert (mask_head.conv.out_channels, mask_head.encode.out_features) == (7, 9)
-    assert (mask_head.mask_size, mask_head.upsampling) == (16, "trainable")
+    assert (mask_head.mask_size, mask_head.upsampling) == (16, "bilinear_corners")
+    assert mask_head.target_size == 24
+    assert network.canvas_style == CanvasStyle("half_patch", (7.0, 8.0, 9.0), "bilinear_corners")
     assert (score_head.fc1.out_features, score_head.fc2.out_features) == (10, 11)
     assert score_head.dropout.p == 0.25
     # The trunk expects what the model has here: BGR, these means and deviations.
     assert generator.pixel_normalization.is_identity
+    cfg.merge_from_list(
+        ["MODEL.DEEPMASK.SHARED_TRUNK", True, "MODEL.DEEPMASK.SHARED_CODE", True,
+         "MODEL.DEEPMASK.SCORE_DIMS", (10,)]
+    )  # fmt: skip
+    network = build_proposal_generator(cfg, {}).network
+    code, mask_head, score_head = network.shared_code, network.mask_head, network.score_head
+    assert (code.conv.out_channels, code.encode.in_features, code.encode.out_features) == (
+        7, 7 * 8 * 8, 9
+    )  # fmt: skip
+    assert mask_head.conv is None and mask_head.classify.in_features == 9
+    assert (score_head.fc1.in_features, score_head.fc1.out_features) == (9, 10)
+    assert score_head.dropout.p == 0.25
+
+
+def test_the_released_network_is_that_of_its_file():
+    # train.lua, DataSampler.lua and evalPerImage.lua of facebookresearch/deepmask.
+    cfg = make_cfg("deepmask_r50_rpn_only.yaml")
+    node, solver = cfg.MODEL.DEEPMASK, cfg.SOLVER
+    assert solver.IMS_PER_BATCH * node.BATCH_SIZE_PER_IMAGE == 32
+    assert (solver.BASE_LR, solver.MOMENTUM, solver.WEIGHT_DECAY) == (1e-3, 0.9, 5e-4)
+    assert (solver.MAX_ITER, solver.STEPS) == (300 * 4000, (50 * 4000, 120 * 4000))
+    assert (node.PATCH_SIZE, node.MASK_SIZE, node.TARGET_SIZE) == (160, 56, 112)
+    assert node.OBJECT_SIZE == math.ceil(160 * 128 / 224)
+    assert node.CONTEXT == 32 / 2
+    assert tuple(node.LOG2_SCALES) == tuple(-2.5 + 0.5 * k for k in range(7))
+    assert (node.MASK_THRESH, node.NMS_THRESH, cfg.INPUT.MIN_SIZE_TEST) == (0.2, 1.0, 0)
+    assert tuple(node.BORDER_COLOR) == (255 / 2,) * 3
 
 
 def test_deepmask_s_configuration_is_the_paper_s():

@@ -44,6 +44,7 @@ from d2proposals.engine import check_config, load_config
 from d2proposals.evaluation.agreement import compare_runs
 from d2proposals.files.atomic_files import check_output_folder, write_json
 from d2proposals.proposals.image_pyramid import resize_image
+from d2proposals.proposals.native_size_hosts import hand_over_native_sizes
 
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds after which a part is stopped: eight minutes together.
@@ -294,10 +295,16 @@ def compare_devices(config: str, image: torch.Tensor, device: str) -> dict[str, 
     check_config(cfg)
     torch.manual_seed(1)
     model = build_model(cfg).eval()
-    if config.split("/")[1].startswith(SMALL_WEIGHTS):
+    hand_over_native_sizes(model)
+    name = config.split("/")[1]
+    if name.startswith(SMALL_WEIGHTS):
         for parameter in model.proposal_generator.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.kaiming_normal_(parameter)
+    elif name.startswith("spop_"):
+        # Around a point, in sides of the network's input: untrained boxes have no side.
+        for network in model.proposal_generator.networks.localization.values():
+            network.offset.bias.data = torch.tensor([-20.0, -20.0, 20.0, 20.0]) / 513
     input_ = {"image": image, "height": image.shape[1], "width": image.shape[2]}
     runs, seconds = [], []
     for each in (model, copy.deepcopy(model).to(device)):

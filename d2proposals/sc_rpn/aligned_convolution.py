@@ -12,11 +12,14 @@ four rows of the feature table, which is what `torch.nn.functional.embedding_bag
 Shape shorthand in this module:
 
     N: number of images in the batch
+    R: number of cells of one image, sum of Hi * Wi over the feature maps
     C, D: input and output channels
     Hi, Wi: height and width of a feature map
     T: number of kernel taps (9)
     P: number of output positions (N * Hi * Wi), or those of one block
 """
+
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -61,35 +64,37 @@ def gather_deform_conv2d(
     num_images, _, height, width = x.shape
     offset = offset.permute(0, 2, 3, 1).flatten(0, 2)  # (N, 18, Hi, Wi) -> (P, 18)
     positions = torch.arange(len(offset), device=x.device)
-    output = gather_deform_conv2d_at(x, offset, weight, positions)
+    output = gather_deform_conv2d_at([x], offset, weight, positions)
     output = output.view(num_images, height, width, -1)
     return output.permute(0, 3, 1, 2)  # (N, Hi, Wi, D) -> (N, D, Hi, Wi)
 
 
 def gather_deform_conv2d_at(
-    x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, positions: torch.Tensor
+    maps: list[torch.Tensor], offset: torch.Tensor, weight: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
-    """:func:`gather_deform_conv2d` at some output positions alone.
+    """:func:`gather_deform_conv2d` at some output positions alone, of several feature maps at once.
 
     Args:
-        x: (N, C, Hi, Wi) float32.
+        maps: one (N, C, Hi, Wi) float32 per feature map.
         offset: (P, 2 * 9) float32 as (dy, dx) per tap, in cells.
         weight: (D, C, 3, 3), see :func:`gather_deform_conv2d`.
-        positions: (P,) int64 in [0, N * Hi * Wi), the cells of one image after the other.
+        positions: (P,) int64 in [0, N * R), the cells of one image after the other, and of an
+            image those of one feature map after the other.
 
     Returns:
         Tensor: (P, D).
     """
-    if len(positions) == 0:  # a feature map without a sample
+    if len(positions) == 0:
         return weight.new_zeros(0, len(weight))
-    channels, height, width = x.shape[1:]
     # Contiguous rows, for N = 1 too, where reshape() alone would return a ten times slower view.
-    table = x.permute(0, 2, 3, 1).contiguous().view(-1, channels)  # (N*Hi*Wi, C)
+    rows = [x.flatten(2).transpose(1, 2) for x in maps]  # (N, Hi * Wi, C)
+    table = (torch.cat(rows, dim=1) if len(rows) > 1 else rows[0].contiguous()).flatten(0, 1)
     matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)  # (D, 9*C), taps before channels
     offset = offset.reshape(-1, NUM_TAPS, 2)
-    rows, weights = _bilinear_corners(offset, positions, height, width)  # (P, 9, 4) each
+    map_sizes = [tuple(x.shape[-2:]) for x in maps]
+    rows, weights = _bilinear_corners(offset, positions, map_sizes)  # (P, 9, 4) each
     rows, weights = (t.split(_POSITIONS_PER_BLOCK) for t in (rows, weights))
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, offset, weight)):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (table, offset, weight)):
         return torch.cat(
             [
                 checkpoint(
@@ -136,7 +141,7 @@ def product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _bilinear_corners(
-    offset: torch.Tensor, positions: torch.Tensor, height: int, width: int
+    offset: torch.Tensor, positions: torch.Tensor, map_sizes: list[tuple[int, int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of the table around each sampled point, and their bilinear weights.
 
@@ -144,29 +149,51 @@ def _bilinear_corners(
 
     Args:
         offset: (P, 9, 2) as (dy, dx) per tap, in cells.
-        positions: (P,) in the batch, the cells of one image after the other.
-        height, width: size of the map.
+        positions: (P,), see :func:`gather_deform_conv2d_at`.
+        map_sizes: (Hi, Wi) of each feature map.
 
     Returns:
         Tensor: (P, 9, 4) int64 rows of the table.
         Tensor: (P, 9, 4) weights, differentiable with respect to ``offset``.
     """
-    cell = positions % (height * width)
-    origin = torch.stack([cell // width, cell % width], dim=1)[:, None]  # (P, 1, 2)
-    point = offset + (kernel_grid(offset.device) + origin)  # (P, 9, 2)
+    size, start, cell = _map_of(positions, map_sizes)
+    width = size[..., 1]
+    origin = torch.stack([torch.div(cell, width, rounding_mode="floor"), cell % width], dim=1)
+    point = offset + (kernel_grid(offset.device) + origin[:, None])  # (P, 9, 2)
     low = point.detach().floor()
     fraction = point - low
-    size = low.new_tensor([height, width])
+    size = size.view(-1, 1, 2)  # (P, 1, 2), or (1, 1, 2) of a single map
     low_inside = (low >= 0) & (low < size)
     high_inside = (low >= -1) & (low < size - 1)
     weight = torch.stack([(1 - fraction) * low_inside, fraction * high_inside], dim=-1)
     weights = weight[:, :, 0, :, None] * weight[:, :, 1, None, :]  # (P, 9, y corner, x corner)
     low = low.long()
-    y = torch.stack([low[..., 0], low[..., 0] + 1], dim=-1).clamp_(0, height - 1)  # (P, 9, 2)
-    x = torch.stack([low[..., 1], low[..., 1] + 1], dim=-1).clamp_(0, width - 1)
-    image_start = (positions - cell)[:, None, None, None]
-    rows = (y * width)[..., :, None] + x[..., None, :] + image_start  # (P, 9, 2, 2)
+    corner = torch.stack([low, low + 1], dim=-1).clamp_(min=0)  # (P, 9, yx, low and high)
+    y, x = torch.minimum(corner, size[..., None] - 1).unbind(dim=2)  # (P, 9, 2)
+    rows = (y * width.view(-1, 1, 1))[..., :, None] + x[..., None, :]  # (P, 9, 2, 2)
+    rows = rows + start[:, None, None, None]
     return rows.flatten(-2), weights.flatten(-2)
+
+
+def _map_of(
+    positions: torch.Tensor, map_sizes: list[tuple[int, int]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where positions (P,) lie, see :func:`gather_deform_conv2d_at`.
+
+    Returns:
+        Tensor: (P, 2) int64 height and width of the feature map; (2,) of a single one.
+        Tensor: (P,) the first position of that map of that image.
+        Tensor: (P,) the cell in the map.
+    """
+    sizes = torch.tensor(map_sizes, device=positions.device)  # (L, 2)
+    numbers = [height * width for height, width in map_sizes]
+    location = positions % sum(numbers)
+    if len(map_sizes) == 1:
+        return sizes[0], positions - location, location
+    ends = torch.tensor(list(accumulate(numbers)), device=positions.device)
+    level = torch.bucketize(location, ends, right=True)
+    cell = location - (ends - sizes.prod(dim=1))[level]
+    return sizes[level], positions - cell, cell
 
 
 class AlignedConv(nn.Module):
@@ -227,28 +254,31 @@ class AlignedConv(nn.Module):
 
     def forward_at(
         self,
-        x: torch.Tensor,
+        maps: list[torch.Tensor],
         offset: torch.Tensor | None,
         positions: torch.Tensor,
         outputs: slice = slice(None),
     ) -> torch.Tensor:
-        """:meth:`forward` at some positions alone, whatever the sampler.
+        """:meth:`forward` at some positions of some feature maps alone, whatever the sampler.
 
         Args:
-            x: (N, C, Hi, Wi).
+            maps: one (N, C, Hi, Wi) per feature map.
             offset: (P, 18) as (dy, dx) per tap in cells, taps row by row; None for the plain
                 convolution.
-            positions: (P,) int64 in [0, N * Hi * Wi), the cells of one image after the other.
+            positions: (P,) int64 in [0, N * R), the cells of one image after the other, and of an
+                image those of one feature map after the other.
             outputs: those of the output channels that are wanted.
 
         Returns:
             Tensor: (P, D).
         """
+        device = maps[0].device
         if offset is None:
-            offset = x.new_zeros(len(positions), 2 * NUM_TAPS)
-        weight = self._product_weight(x.device.type)[outputs]
-        with torch.autocast(device_type=x.device.type, enabled=False):
-            return gather_deform_conv2d_at(x.float(), offset.float(), weight, positions)
+            offset = maps[0].new_zeros(len(positions), 2 * NUM_TAPS)
+        weight = self._product_weight(device.type)[outputs]
+        with torch.autocast(device_type=device.type, enabled=False):
+            maps = [x.float() for x in maps]
+            return gather_deform_conv2d_at(maps, offset.float(), weight, positions)
 
     def _product_weight(self, device_type: str) -> torch.Tensor:
         """The weight in the type that products have now: autocast's, or float32."""

@@ -16,7 +16,7 @@ Shape shorthand in this module:
     D: numbers that a proposal's shape has (points: 18, box: 4)
     Hi, Wi: height and width of feature map i
     R: number of locations of one image, sum of Hi * Wi over the feature maps
-    P: number of locations of one feature map at which the second stage is computed
+    P: number of locations at which the second stage is computed
 """
 
 import torch
@@ -177,7 +177,7 @@ class SCRPNHead(nn.Module):
         """
         shapes = []
         by_level = self._needed_positions(initial, is_needed)
-        for x, shape, (positions, _) in zip(initial.maps, initial.shapes, by_level, strict=True):
+        for x, shape, positions in zip(initial.maps, initial.shapes, by_level, strict=True):
             hidden = self.init_conv.activation(conv3x3_at(self.init_conv, x, positions))
             prediction = self._pointwise(self.init_offset, hidden)  # (P, A, D)
             values = self.representation.decode_init(prediction[:, None, None])[:, 0, 0]
@@ -209,20 +209,17 @@ class SCRPNHead(nn.Module):
             is_needed: (N, R * A) bool samples. The other anchors of their locations come along.
         """
         num_anchors = self.representation.num_anchors
-        locations, per_level = [], []
-        by_level = self._needed_positions(initial, is_needed)
-        for x, shape, (positions, location) in zip(
-            initial.maps, initial.shapes, by_level, strict=True
-        ):
-            locations.append(location)
-            per_level.append(self._predict_rows(self._aligned_rows(x, shape, positions)))
+        is_needed = is_needed.unflatten(1, (-1, num_anchors)).any(dim=2)  # (N, R)
+        locations = is_needed.flatten().nonzero()[:, 0]  # (P,)
+        shapes = initial.init_shape.flatten(0, 1).unflatten(0, (-1, num_anchors))  # (N*R, A, D)
+        fields = self._predict_rows(self._aligned_rows(initial.maps, shapes, locations))
         anchors = torch.arange(num_anchors, device=is_needed.device)
-        index = (torch.cat(locations)[:, None] * num_anchors + anchors).flatten()
-        return SampledPredictions(initial.init_shape, index, *_concatenate(per_level, dim=0))
+        index = (locations[:, None] * num_anchors + anchors).flatten()
+        return SampledPredictions(initial.init_shape, index, *fields)
 
     def _needed_positions(
         self, initial: InitialPredictions, is_needed: torch.Tensor
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    ) -> list[torch.Tensor]:
         """The locations that some samples belong to, by feature map.
 
         Args:
@@ -230,24 +227,19 @@ class SCRPNHead(nn.Module):
             is_needed: (N, R * A) bool samples.
 
         Returns:
-            of each map (P,) int64 in [0, N * Hi * Wi), and (P,) int64 in [0, N * R).
+            of each map (P,) int64 in [0, N * Hi * Wi).
         """
         is_needed = is_needed.unflatten(1, (-1, self.representation.num_anchors)).any(dim=2)
-        num_locations, start, by_level = is_needed.shape[1], 0, []
-        for x in initial.maps:
-            num_cells = x.shape[-2] * x.shape[-1]
-            positions = is_needed[:, start : start + num_cells].flatten().nonzero()[:, 0]
-            image = torch.div(positions, num_cells, rounding_mode="floor")
-            by_level.append((positions, image * num_locations + start + positions % num_cells))
-            start += num_cells
-        return by_level
+        by_level = is_needed.split([x.shape[-2] * x.shape[-1] for x in initial.maps], dim=1)
+        return [cells.flatten().nonzero()[:, 0] for cells in by_level]
 
     def predict_classes(self, initial: InitialPredictions) -> HeadPredictions:
         """The second stage everywhere without its regression map: no secondary offsets, and an IoU
         mask only if the classification map predicts it."""
         per_level = []
         for x, init_shape in zip(initial.maps, initial.shapes, strict=True):
-            cls_map = self._aligned_rows(x, init_shape, outputs=self._cls_outputs)
+            shapes = init_shape.flatten(0, 2)
+            cls_map = self._aligned_rows([x], shapes, outputs=self._cls_outputs)
             iou_mask = None
             if self.iou_mask_feature == "cls":
                 iou_mask = self._pointwise(self.iou_mask, cls_map).view(len(x), -1)
@@ -268,10 +260,10 @@ class SCRPNHead(nn.Module):
         Returns:
             Tensor: (P * A, D) in cells around the location.
         """
-        x, shapes = initial.maps[level], initial.shapes[level]
-        reg_map = self._aligned_rows(x, shapes, positions, self._reg_outputs)
+        shapes = initial.shapes[level].flatten(0, 2)
+        reg_map = self._aligned_rows([initial.maps[level]], shapes, positions, self._reg_outputs)
         secondary = self._pointwise(self.secondary_offset, reg_map).flatten(0, 1)
-        init_shape = shapes.flatten(0, 2)[positions].flatten(0, 1)
+        init_shape = shapes[positions].flatten(0, 1)
         return self.representation.decode_refined(init_shape, secondary)
 
     def _refine_maps(
@@ -293,35 +285,34 @@ class SCRPNHead(nn.Module):
         self, x: torch.Tensor, init_shape: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         """:meth:`_refine_maps` by products of rows, which spare copies of the maps."""
-        fields = self._predict_rows(self._aligned_rows(x, init_shape))
+        fields = self._predict_rows(self._aligned_rows([x], init_shape.flatten(0, 2)))
         return tuple(None if y is None else y.unflatten(0, (len(x), -1)) for y in fields)
 
     def _aligned_rows(
         self,
-        x: torch.Tensor,
-        init_shape: torch.Tensor,
+        maps: list[torch.Tensor],
+        shapes: torch.Tensor,
         positions: torch.Tensor | None = None,
         outputs: slice = slice(None),
     ) -> torch.Tensor:
         """Both aligned maps, or some of their channels, as rows.
 
         Args:
-            x: (N, C, Hi, Wi) of the second stage.
-            init_shape: (N, Hi, Wi, A, D).
-            positions: (P,) int64 in [0, N * Hi * Wi); all by default.
+            maps: one (N, C, Hi, Wi) of the second stage per feature map.
+            shapes: (N * R, A, D) initial ones, of these maps' locations.
+            positions: (P,) int64 in [0, N * R); all by default.
             outputs: channels that are wanted.
 
         Returns:
             Tensor: (P, channels).
         """
-        shapes = init_shape.flatten(0, 2)  # (N * Hi * Wi, A, D)
         if positions is None:
             positions = torch.arange(len(shapes), device=shapes.device)
         else:
             shapes = shapes[positions]
         offset = self._alignment_offset(shapes[:, None, None])  # each a map of one cell
         offset = None if offset is None else offset.flatten(1)  # (P, 18)
-        return self.aligned_conv.forward_at(x, offset, positions, outputs).relu_()
+        return self.aligned_conv.forward_at(maps, offset, positions, outputs).relu_()
 
     def _predict_rows(self, aligned: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Class logits (P * A,), secondary (P * A, D) and IoU mask (P * A,) of both maps' rows."""

@@ -16,7 +16,6 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, pairwise_iou
 from detectron2.structures.boxes import matched_pairwise_iou
 from fvcore.nn import smooth_l1_loss
-from torchvision.ops import generalized_box_iou_loss
 
 from .locations import GroundTruth
 
@@ -43,10 +42,27 @@ def iou_loss(pred_boxes: torch.Tensor, gt_boxes: torch.Tensor) -> torch.Tensor:
     Returns:
         Tensor: (S,) in [0, 13.8] with an overlap, otherwise in (14.8, 15.8].
     """
-    iou = matched_pairwise_iou(Boxes(pred_boxes), Boxes(gt_boxes))
+    # Both IoUs of one intersection: beside torchvision's loss it would be computed twice, by 58
+    # operators instead of 25, and a GPU waits for their launches.
+    (pred_low, pred_high), (gt_low, gt_high) = (
+        boxes.split(2, dim=1) for boxes in (pred_boxes, gt_boxes)
+    )
+    overlap = torch.minimum(pred_high, gt_high) - torch.maximum(pred_low, gt_low)
+    intersection = _product_of_sides(overlap.clamp(min=0))
+    areas = _product_of_sides(pred_high - pred_low) + _product_of_sides(gt_high - gt_low)
+    union = areas - intersection
+    hull = _product_of_sides(
+        torch.maximum(pred_high, gt_high) - torch.minimum(pred_low, gt_low)
+    )  # (S,), of the smallest box around both
+    iou = intersection / union
     loss = -iou.clamp(min=_MIN_IOU).log()
-    apart = loss.detach() + generalized_box_iou_loss(pred_boxes, gt_boxes)
+    apart = loss.detach() + 1 - (iou - (hull - union) / hull)
     return torch.where(iou < _MIN_IOU, apart, loss)
+
+
+def _product_of_sides(sides: torch.Tensor) -> torch.Tensor:
+    """Areas (S,) of sides (S, 2)."""
+    return sides[:, 0] * sides[:, 1]
 
 
 def delta_loss(
@@ -121,12 +137,13 @@ def iou_mask_targets(
         Tensor: (S,) float32 in [0, 1]; 0 in images without objects.
     """
     targets = refined_boxes.new_zeros(len(refined_boxes), dtype=torch.float32)
-    for image in ground_truth.image_index.unique().tolist():
-        _, gt_boxes = ground_truth.of_image(image)
-        negative = ((image_index == image) & (matched < 0)).nonzero()[:, 0]
-        for chunk in negative.split(_MAX_IOUS // len(gt_boxes) + 1):
-            iou = pairwise_iou(Boxes(refined_boxes[chunk]), Boxes(gt_boxes))
-            targets[chunk] = iou.amax(dim=1)
+    negative = (matched < 0).nonzero()[:, 0]
+    gt_boxes, gt_image = ground_truth.boxes, ground_truth.image_index
+    # With all objects of the batch: on a GPU a loop over images takes longer than their IoUs.
+    for chunk in negative.split(_MAX_IOUS // max(len(gt_boxes), 1) + 1) if len(gt_boxes) else ():
+        iou = pairwise_iou(Boxes(refined_boxes[chunk]), Boxes(gt_boxes))
+        is_other = image_index[chunk][:, None] != gt_image
+        targets[chunk] = iou.masked_fill_(is_other, 0).amax(dim=1)
     positive = (matched >= 0).nonzero()[:, 0]
     targets[positive] = matched_pairwise_iou(
         Boxes(refined_boxes[positive]), Boxes(ground_truth.boxes[matched[positive]])

@@ -298,18 +298,20 @@ def nearest_candidates(
     num_maps = len(locations.strides)
     selected = candidate_levels(ground_truth.areas, num_maps, locations.strides[0], num_levels)
     candidates = selected.new_full((len(gt_centers), num_maps, topk), -1, dtype=torch.int64)
+    # Objects of one map after the other; two waits for the device, whatever the number of maps.
+    objects = selected.t().nonzero()[:, 1].split(selected.sum(dim=0).tolist())
+    # No sample of the padding is near to anything.
+    coordinates = centers.masked_fill(~locations.is_valid[..., None], math.inf).unbind(dim=2)
     for level in range(num_maps):
         cells = locations.level_slice(level)
-        is_valid = locations.is_valid[:, cells]
-        # Contiguous coordinates: (2, N, Hi*Wi)
-        coordinates = centers[:, cells].permute(2, 0, 1).contiguous()
-        num_cells = is_valid.shape[1]
-        objects = selected[:, level].nonzero().squeeze(1)
-        for chunk in objects.split(max(1, _MAX_DISTANCES // num_cells)):
+        x, y = (values[:, cells].contiguous() for values in coordinates)  # (N, Hi*Wi)
+        num_cells = x.shape[1]
+        for chunk in objects[level].split(max(1, _MAX_DISTANCES // num_cells)):
+            if len(chunk) == 0:
+                continue
             image = ground_truth.image_index[chunk]
-            squared = (coordinates[0, image] - gt_centers[chunk, 0, None]) ** 2
-            squared += (coordinates[1, image] - gt_centers[chunk, 1, None]) ** 2
-            squared.masked_fill_(~is_valid[image], math.inf)
+            squared = (x[image] - gt_centers[chunk, 0, None]).square_()
+            squared += (y[image] - gt_centers[chunk, 1, None]).square_()
             nearest, squared = _smallest(squared, min(topk, num_cells))
             nearest = torch.where(squared < math.inf, nearest + cells.start, -1)
             candidates[chunk, level, : nearest.shape[1]] = nearest

@@ -89,9 +89,9 @@ def test_maps_are_convolved_at_the_samples_alone(monkeypatch, wanted):
     convolved = {True: [], False: []}  # numbers of positions with and without gradient
     forward_at = AlignedConv.forward_at
 
-    def count(self, x, offset, positions, *args):
+    def count(self, maps, offset, positions, *args):
         convolved[torch.is_grad_enabled()].append(len(positions))
-        return forward_at(self, x, offset, positions, *args)
+        return forward_at(self, maps, offset, positions, *args)
 
     monkeypatch.setattr(AlignedConv, "forward_at", count)
     monkeypatch.setattr(AlignedConv, "forward", None)
@@ -117,8 +117,34 @@ def test_convolution_at_positions(sampler, has_offset):
         at = torch.tensor(positions, dtype=torch.int64)
         rows_at = offset.permute(0, 2, 3, 1).reshape(56, 18)[at] if has_offset else None
         expected = conv(x, offset).permute(0, 2, 3, 1).reshape(56, 6)[at]
-        found = conv.forward_at(x, rows_at, at)
+        found = conv.forward_at([x], rows_at, at)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_convolution_at_positions_of_several_maps():
+    """Values and gradients are those of each map alone, in any order of the positions."""
+    torch.manual_seed(0)
+    conv = AlignedConv(in_channels=5, out_channels=6, sampler="gather")
+    sizes = [(8, 6), (4, 3), (1, 2)]  # 48 + 12 + 2 cells of an image
+    maps = [torch.randn(2, 5, *size, requires_grad=True) for size in sizes]
+    # Of an image the first and last cells of each map, then some in disorder.
+    at = torch.tensor([0, 47, 48, 59, 60, 61, 62, 109, 110, 121, 122, 123, 75, 3, 60, 115])
+    offset = 3 * torch.randn(124, 18)
+    found = conv.forward_at(maps, offset[at], at)
+    image_offset, whole = offset.view(2, 62, 18), []
+    for x, start in zip(maps, (0, 48, 60), strict=True):
+        cells = x.shape[-2] * x.shape[-1]
+        own = image_offset[:, start : start + cells].permute(0, 2, 1).unflatten(2, x.shape[-2:])
+        whole.append(conv(x, own).flatten(2).transpose(1, 2))
+    expected = torch.cat(whole, dim=1).flatten(0, 1)[at]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    weight = torch.randn(6)
+    gradients = [
+        torch.autograd.grad((rows * weight).sum(), [*maps, conv.weight])
+        for rows in (found, expected)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("at_positions", [False, True])
@@ -130,7 +156,7 @@ def test_points_are_sampled_in_float32_and_multiplied_under_autocast(at_position
     offset = torch.zeros(1, 18, 1, 260)
     offset[:, 1::2] = 0.25
     if at_positions:
-        arguments = (x, offset[..., 200:201].flatten(1), torch.tensor([200]))
+        arguments = ([x], offset[..., 200:201].flatten(1), torch.tensor([200]))
         run = conv.forward_at
     else:
         arguments, run = (x, offset), conv

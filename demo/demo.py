@@ -4,9 +4,13 @@
         --output drawn/ MODEL.WEIGHTS output/quickstart/model_final.pth
     python demo/demo.py --config-file configs/shapes/zip_rpn_only.yaml --input clip.mp4 \\
         --output drawn/ --top 20 MODEL.WEIGHTS output/quickstart/model_final.pth
+    python demo/demo.py --config-file configs/shapes/zip_rpn_only.yaml --input images/ \\
+        --gallery gallery.html MODEL.WEIGHTS output/quickstart/model_final.pth
 
 The best proposals are drawn over the others; yellow is the best, dark blue the last. Masks are
 filled where the model makes them. Of a detector the proposals are drawn, not the detections.
+--gallery is one HTML file that needs no network, with a slider for the number of proposals and the
+rank and score of each; it takes images.
 """
 
 import argparse
@@ -32,8 +36,11 @@ from d2proposals.engine.model_command import (
     model_parser,
     running_command,
 )
+from d2proposals.evaluation.collection import to_cpu
 from d2proposals.files.atomic_files import atomic_write
 from d2proposals.files.image_files import read_rgb_image
+from d2proposals.pictures.gallery import write_gallery
+from d2proposals.pictures.gallery_entries import GalleryImage
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
@@ -53,9 +60,21 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="images, folders of images, videos; before overrides stands another option",
     )
-    parser.add_argument("--output", default="demo_output", help="folder (default: demo_output)")
-    parser.add_argument("--top", type=int, default=20, help="best proposals (default: 20)")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--output", default="demo_output", help="folder (default: demo_output)")
+    output.add_argument("--gallery", metavar="FILE.html", help="one HTML file instead")
+    parser.add_argument(
+        "--top", type=int, default=20, help="best proposals, where a gallery begins (default: 20)"
+    )
+    parser.add_argument(
+        "--keep", type=int, default=1000, help="best proposals in a gallery (default: 1000)"
+    )
     return parser
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file is a video, by its name."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def find_inputs(paths: Sequence[str]) -> list[Path]:
@@ -83,7 +102,7 @@ def output_paths(inputs: Sequence[Path], folder: Path) -> list[Path]:
     names: dict[str, int] = {}
     paths = []
     for path in inputs:
-        suffix = ".mp4" if path.suffix.lower() in VIDEO_SUFFIXES else ".png"
+        suffix = ".mp4" if is_video(path) else ".png"
         name = path.stem + suffix
         names[name] = names.get(name, 0) + 1
         number = names[name]
@@ -135,6 +154,13 @@ def draw(image: np.ndarray, proposals: Instances, top: int) -> np.ndarray:
         cv2.rectangle(drawn, *corners, (20, 20, 20), thickness + 2, cv2.LINE_AA)
         cv2.rectangle(drawn, *corners, tuple(int(x) for x in colour), thickness, cv2.LINE_AA)
     return drawn
+
+
+def gallery_images(inputs: Sequence[Path], propose: Proposer) -> Iterator[GalleryImage]:
+    """Images with their proposals, one at a time; nobody knows their objects."""
+    for path in inputs:
+        image = read_rgb_image(path)
+        yield GalleryImage(path.name, image, to_cpu([propose(image)]))
 
 
 def draw_image(path: Path, output: Path, propose: Proposer, top: int) -> None:
@@ -201,9 +227,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.top < 1:
             parser.error(f"--top must be at least 1, not {args.top}")
         inputs = find_inputs(args.input)
+        videos = [path for path in inputs if is_video(path)]
+        if args.gallery and videos:
+            raise SystemExit(f"Error: a gallery shows images; leave the video {videos[0]} out.")
         propose = load_proposer(command_config(args, *PROPOSALS_ONLY))
+        if args.gallery:
+            write_gallery(
+                args.gallery,
+                gallery_images(inputs, propose),
+                runs=[Path(args.config_file).stem],
+                about=f"{len(inputs)} images, {Path(args.config_file).stem}",
+                top=args.top,
+                keep=args.keep,
+            )
+            print(f"{args.gallery}: {len(inputs)} images")
+            return
         for path, output in zip(inputs, output_paths(inputs, Path(args.output)), strict=True):
-            draw_one = draw_video if path.suffix.lower() in VIDEO_SUFFIXES else draw_image
+            draw_one = draw_video if is_video(path) else draw_image
             draw_one(path, output, propose, args.top)
 
 

@@ -374,6 +374,48 @@ def test_another_object_takes_the_best_proposal(page, tmp_path):
     assert measures_of(page, 0)["recall"] == "50.00"
 
 
+@pytest.fixture(scope="module")
+def without_objects(tmp_path_factory):
+    """Two photographs without ground truth, of 3 proposals with masks and of none."""
+    path = tmp_path_factory.mktemp("ranks") / "gallery.html"
+    boxes = np.float32([[10, 10, 200, 150], [40, 20, 90, 60], [100, 100, 250, 190]])
+    found = ImageProposals(boxes, np.float32([2, 0, -1]), None, as_masks(boxes))
+    none = ImageProposals(boxes[:0], np.zeros(0, np.float32), None, [])
+    grey = np.full((*SIZE, 3), 100, np.uint8)
+    images = [GalleryImage("<a>.jpg", grey, [found]), GalleryImage("b.jpg", grey, [none])]
+    write_gallery(path, images, runs=["zip"], top=20)
+    return path
+
+
+def test_photographs_without_ground_truth_show_ranks_and_scores(page, without_objects):
+    page.open(without_objects)
+    page.wait_for("#grid svg path")
+    assert page.run("return document.getElementById('numbers').hidden")
+    assert not page.driver.find_element("id", "iou").is_displayed()
+    # The slider ends at what there is; 1 / (1 + exp(-2)) = .881.
+    assert page.run("return document.getElementById('top').max") == "3"
+    assert page.texts("#grid figcaption span") == [
+        "image <a>.jpg; 3 of 3 proposals, scores 0.881 to 0.269", "image b.jpg; no proposals",
+    ]  # fmt: skip
+    colours = "return [...document.querySelectorAll('#grid svg path.ranked:not(.rim):not(.tint)')]"
+    colours += ".filter(path => path.getAttribute('d')).map(path => path.style.stroke)"
+    assert len(set(page.run(colours))) == 3
+    assert page.run(colours)[-1] == "rgb(253, 231, 37)"  # the best, bright, above the others
+    page.set("top", 2)
+    assert "2 of 3 proposals, scores 0.881 to 0.500" in page.texts("#grid figcaption span")[0]
+    assert len(page.run(colours)) == 2
+    tints = "return [...document.querySelectorAll('#grid svg path.tint')].map(p =>"
+    tints += " p.getAttribute('d')).filter(Boolean).length"
+    assert page.run(tints) == 2
+    page.run("document.querySelector('#grid figure').focus()")
+    page.press("\ue014", "\ue014")
+    assert page.texts(".detail")[0] == "proposal 2 of 3: score 0.500, 50.0 x 40.0 pixels"
+    # No longer among the best: nothing is chosen.
+    page.set("top", 1)
+    assert page.texts(".detail")[0] == ""
+    assert page.complaints() == []
+
+
 @pytest.mark.parametrize("size", [NARROW, (1300, 900)])
 def test_windows_and_controls(page, files, size, tmp_path):
     gallery, _ = files

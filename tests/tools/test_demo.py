@@ -1,5 +1,7 @@
 """Tests of the demo: images, folders, videos, masks."""
 
+import base64
+import json
 import re
 import runpy
 import shlex
@@ -93,6 +95,20 @@ def test_the_documented_command_runs(images, tmp_path, monkeypatch):
     assert drawn == ["0.png", "1.png", "clip.mp4", "photo.png"]
 
 
+def test_gallery(images, tmp_path, capsys):
+    path = tmp_path / "gallery.html"
+    run("--input", images, "--gallery", path, "--top", 5, "--keep", 7, *TINY)
+    assert not (tmp_path / "demo_output").exists() and not Path("demo_output").exists()
+    assert f"{path}: 2 images" in capsys.readouterr().out
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text())
+    data = json.loads(text[1])
+    assert [image["name"] for image in data["images"]] == ["0.png", "1.png"]
+    assert data["top"] == 5 and all(image["objects"] is None for image in data["images"])
+    assert [len(base64.b64decode(image["runs"][0]["logits"])) for image in data["images"]] == [
+        28
+    ] * 2
+
+
 def test_best_proposals_are_on_top_and_masks_are_filled():
     boxes = torch.tensor([[10.0, 10, 30, 30], [10, 10, 30, 30], [40, 10, 60, 30]])
     proposals = Instances(
@@ -128,6 +144,8 @@ def test_bad_input(images, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "has no images" in stop_line("--input", tmp_path / "empty", "--top", 5)
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    line = stop_line("--input", tmp_path / "broken.mp4", "--gallery", tmp_path / "a.html")
+    assert "a gallery shows images; leave the video" in line
     line = stop_line("--input", tmp_path / "broken.mp4", "--output", tmp_path / "out")
     assert "broken.mp4 cannot be read" in line
     line = stop_line("--input", images / "notes.txt", "--output", tmp_path / "out")

@@ -42,10 +42,12 @@ setup(
             "hypothesis",
             "onnx",
             "onnxruntime>=1.25",
+            "oxlint",
             "pytest",
             "pytest-xdist",
             "ruff",
             "scikit-learn>=1.6",
+            "selenium",
         ],
     },
 )

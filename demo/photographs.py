@@ -1,8 +1,9 @@
 """Write four photographs that scikit-image carries, with objects drawn by hand, as a dataset.
 
     python demo/photographs.py photographs
-    python tools/visualize_proposals.py --gt photographs/objects.json --image-root photographs \\
-        --config-file configs/photos/rpn_mobilenet_v2.yaml --gallery gallery.html MODEL.WEIGHTS model.pth
+    python tools/visualize_proposals.py --gt photographs/objects.json \\
+        --config-file configs/photos/rpn_mobilenet_v2.yaml --image-root photographs \\
+        --gallery gallery.html MODEL.WEIGHTS model.pth
 
 For a look at proposals where no dataset is at hand; too few objects to measure anything.
 """

@@ -3,6 +3,9 @@
 #
 #   bash dev/test.sh                 all tests
 #   bash dev/test.sh -m "not slow"   further arguments go to pytest
+#
+# The gallery's page is tested in Chromium, where there is one (Debian, Ubuntu: apt-get install
+# chromium chromium-driver); elsewhere these tests are skipped, with the reason.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"

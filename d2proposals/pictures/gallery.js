@@ -35,7 +35,9 @@ class Gallery {
     this.stops = stopsOf(data, this.most);
     this.curves = new Map();
     this.state = {
-      top: Math.min(data.top, this.most), iou: data.iou, kind: "box", size: 0, category: "", seen: "",
+      top: Math.min(data.top, this.most), iou: data.iou, size: "0",
+      // By masks where all have them.
+      kind: this.pairs.every((pairs) => pairs.mask) ? "mask" : "box", category: "", seen: "",
       filter: "", order: "", others: false, shown: new Set(range(data.runs.length)),
     };
     this.pictures = data.images.map((_, index) => new Picture(this, index));
@@ -188,7 +190,9 @@ class Gallery {
         svgElement("text", { x: left - 4, y: y(share) + 4, "text-anchor": "end" }, String(100 * share)),
       );
     }
-    for (const k of [1, 10, 100, 1000].filter((k) => k <= this.most)) {
+    // The slider's end as well, where it has room.
+    const decades = [1, 10, 100, 1000].filter((k) => k === 1 || 1.6 * k < this.most);
+    for (const k of new Set([...decades, this.most])) {
       svg.append(svgElement("text", { x: x(k), y: below + 14, "text-anchor": "middle" }, String(k)));
     }
     const words = [];
@@ -356,6 +360,7 @@ class Gallery {
   addOptions(id, options) {
     const select = document.getElementById(id);
     select.append(...options.map(([value, text]) => element("option", { value }, text)));
+    select.value = this.state[id];
     select.addEventListener("change", () => this.set({ [id]: select.value }));
     select.parentElement.hidden = options.length < 2;
   }

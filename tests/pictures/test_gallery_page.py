@@ -449,3 +449,21 @@ def test_ties_are_rounded_as_in_python(page, files, tmp_path):
     page.open(tmp_path / "a.html")
     page.wait_for("#rows tr")
     assert measures_of(page, 0)["recall"] == measures_of(page, 0)["AR"] == f"{100 / 32:.2f}"
+
+
+def test_masks_decide_where_all_have_them(page, tmp_path):
+    """The proposal's box is the object's, its mask another one: covered by boxes alone."""
+    halves = as_masks([[10, 10, 30, 60], [40, 10, 60, 60]])
+    whole = np.float32([[10, 10, 60, 60]])
+    image = GalleryImage(
+        "1", np.zeros((*SIZE, 3), np.uint8),
+        [ImageProposals(whole, np.zeros(1, np.float32), None, halves[1:])],
+        Objects(whole, np.float32([2500]), np.zeros(1, int), halves[:1]),
+    )  # fmt: skip
+    write_gallery(tmp_path / "a.html", [image], runs=["ours"])
+    page.open(tmp_path / "a.html")
+    page.wait_for("#grid svg path")
+    assert measures_of(page, 0)["covered"] == "0"
+    assert paths(page, "tint.missed") == ["M10.5 10.5 10.5 59.5 29.5 59.5 29.5 10.5Z"]
+    page.set("kind", "box")
+    assert measures_of(page, 0)["covered"] == "1" and paths(page, "tint.missed") == []

@@ -15,6 +15,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from d2proposals.evaluation.ground_truth import load_ground_truth
+from d2proposals.files.annotation_file import register_annotation_file
 from d2proposals.proposals.mask_proposals import ProposalMasks
 from tests.common import make_cfg
 from tests.engine.tiny_coco import CONFIG as RPN_CONFIG
@@ -74,25 +76,43 @@ def test_video(tmp_path, capsys):
     assert f"{out / 'clip.mp4'}: 3 frames" in capsys.readouterr().out
 
 
-def test_the_documented_command_runs(images, tmp_path, monkeypatch):
-    """README's command as it stands, with the files that it names."""
+def test_the_documented_commands_run(images, tmp_path, monkeypatch):
+    """The pages' commands as they stand, with the files that they name."""
     root = Path(__file__).resolve().parents[2]
-    (line,) = {
+    lines = {
         line
         for page in ("README.md", "docs/toolbox.md")
         for line in re.findall(r"^    python demo/demo.py (.*)$", (root / page).read_text(), re.M)
     }
-    arguments = shlex.split(line)
-    config = str(root / arguments[arguments.index("--config-file") + 1])
-    arguments[arguments.index("--config-file") + 1] = config
+    commands = [shlex.split(line) for line in sorted(lines)]
+    assert sorted("--gallery" in arguments for arguments in commands) == [False, True]
     monkeypatch.chdir(tmp_path)
     Image.fromarray(noise(7)).save("photo.jpg")
     write_video("clip.mp4", "mp4v")
-    model = build_model(make_cfg(config))
-    torch.save({"model": model.state_dict()}, "model.pth")
-    DEMO["main"](arguments)
+    for arguments in commands:
+        config = str(root / arguments[arguments.index("--config-file") + 1])
+        arguments[arguments.index("--config-file") + 1] = config
+        weights = Path(arguments[-1])
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model": build_model(make_cfg(config)).state_dict()}, weights)
+        DEMO["main"](arguments)
     drawn = sorted(x.name for x in Path("drawn").iterdir())
     assert drawn == ["0.png", "1.png", "clip.mp4", "photo.png"]
+    assert Path("gallery.html").is_file()
+
+
+def test_photographs_with_objects_drawn_by_hand(tmp_path, capsys):
+    """A dataset without faults, of objects within their photographs."""
+    photographs = runpy.run_path(str(Path(DEMO["__file__"]).with_name("photographs.py")))
+    photographs["main"]([str(tmp_path / "new")])
+    folder = tmp_path / "new"
+    assert capsys.readouterr().out == f"{folder}: 4 photographs and objects.json\n"
+    ground_truth = load_ground_truth(register_annotation_file(str(folder / "objects.json")))
+    assert ground_truth.faults == [] and len(ground_truth.boxes) == 19
+    sizes = np.repeat(ground_truth.image_sizes, ground_truth.num_per_image, axis=0)
+    assert (ground_truth.boxes[:, 2:] <= sizes[:, ::-1]).all()
+    for name, size in zip(ground_truth.file_names, ground_truth.image_sizes, strict=True):
+        assert Image.open(folder / Path(name).name).size == size[::-1]
 
 
 def test_gallery(images, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 
 import pytest
@@ -10,7 +11,9 @@ from PIL import Image
 
 from d2proposals.deepmask.network import build_network
 from tests.common import CONFIGS, make_cfg
+from tests.deepmask.released_model import ReleasedModel
 from tests.page_commands import read_commands, run_command
+from tests.torch7_writer import torch7_bytes
 
 PAGE = CONFIGS.parent / "docs" / "deepmask.md"
 DATASETS = {"d2p_shapes_val": "tiny_val", "coco_2017_val": "tiny_val",
@@ -95,6 +98,24 @@ def test_the_commands_of_weights_on_the_page(tmp_path, monkeypatch):
     run("tools/combine_branches.py", combine)
     weights = torch.load("combined.pth", weights_only=True)["model"]
     assert any(".score_trunk." in x for x in weights)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_released_network(tiny_coco, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.t7").write_bytes(torch7_bytes(ReleasedModel().table()))
+    Image.new("RGB", (70, 50)).save("monkeys.jpg")
+    config = "configs/deepmask_r50_rpn_only.yaml"
+    (convert,) = commands("tools/convert_weights.py", "deepmask_r50")
+    run("tools/convert_weights.py", convert)
+    (demo,) = commands("demo/demo.py", config)
+    (evaluate,) = commands("train_net.py", config, "--eval-only")
+    here = [str(CONFIGS.parent / config) if x == config else x for x in demo]
+    runpy.run_path(str(CONFIGS.parent / "demo" / "demo.py"))["main"]([*here, *MODEL])
+    assert (tmp_path / "demo_output" / "monkeys.png").stat().st_size > 0
+    here = [str(CONFIGS.parent / config) if x == config else x for x in evaluate]
+    results = run("train_net.py", here, *MODEL, *TRAINING, "OUTPUT_DIR", "output")
+    assert {"AR@10", "AR@100", "AR@1000"} <= set(results["mask_proposals"])
 
 
 def ablation_rows():

@@ -56,6 +56,11 @@ def add_execution_config(cfg: CN) -> None:
     # On a CPU, whether frozen batch normalisation is multiplied into the weights of the convolution
     # before it.
     cfg.MODEL.EXECUTION.FOLD_FROZEN_NORM = True
+    # Parts that torch.compile makes one graph of: "backbone", "heads" (of the generator and of the
+    # RoIs). The first images of new sizes take long.
+    cfg.MODEL.EXECUTION.COMPILE = ()
+    # By which of torch.compile's backends.
+    cfg.MODEL.EXECUTION.COMPILE_BACKEND = "inductor"
 
 
 def add_datasets_config(cfg: CN) -> None:

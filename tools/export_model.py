@@ -63,7 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
     with running_command(build_parser(), arguments) as args:
-        cfg = command_config(args)
+        # A compiled part has no trace, and files have layouts of their hosts.
+        as_built = ("MODEL.EXECUTION.COMPILE", (), "MODEL.EXECUTION.MEMORY_FORMAT", "contiguous")
+        cfg = command_config(args, *as_built)
         images = {path: read_rgb_image(path) for path in args.check}
         network = ImageNetwork(load_trained_model(cfg))
         WRITERS[args.format](network, args.output, contract_of(network, cfg))

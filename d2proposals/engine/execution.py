@@ -12,6 +12,7 @@ from detectron2.modeling.proposal_generator import RPN
 from torch import nn
 
 from ..backbones.folded_norm import fold_frozen_norms
+from ..proposals.proposal_generator import ProposalGenerator
 from .loss_rpn import LossRPN
 
 MEMORY_FORMATS = {
@@ -42,6 +43,9 @@ def prepare_execution(cfg: CfgNode, model: nn.Module) -> nn.Module:
         backbone.register_forward_pre_hook(_channels_last)
     if cfg.MODEL.EXECUTION.FOLD_FROZEN_NORM and on_cpu:
         fold_frozen_norms(model)
+    for part in cfg.MODEL.EXECUTION.COMPILE:
+        for module in _PARTS[part](model):
+            module.compile(backend=cfg.MODEL.EXECUTION.COMPILE_BACKEND)
     generator = getattr(model, "proposal_generator", None)
     # Of the very class: what inherits from it may do more than propose.
     if type(generator) is RPN and not cfg.MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING:
@@ -57,6 +61,45 @@ def check_execution(cfg: CfgNode) -> None:
             f"MODEL.EXECUTION.MEMORY_FORMAT must be one of {', '.join(known)}, not "
             f"'{cfg.MODEL.EXECUTION.MEMORY_FORMAT}'."
         )
+    unknown = sorted(set(cfg.MODEL.EXECUTION.COMPILE) - set(_PARTS))
+    if unknown:
+        raise ValueError(
+            f"MODEL.EXECUTION.COMPILE must name parts out of {', '.join(_PARTS)}, not "
+            f"'{unknown[0]}'."
+        )
+    backend = cfg.MODEL.EXECUTION.COMPILE_BACKEND
+    # The plain ones, such as "eager", are listed apart.
+    if cfg.MODEL.EXECUTION.COMPILE and backend not in torch._dynamo.list_backends(()):
+        raise ValueError(
+            f"MODEL.EXECUTION.COMPILE_BACKEND '{backend}' is none of torch.compile's: "
+            f"{', '.join(torch._dynamo.list_backends())}."
+        )
+
+
+def _backbone(model: nn.Module) -> list[nn.Module]:
+    """The backbone."""
+    return [model.backbone]
+
+
+def _heads(model: nn.Module) -> list[nn.Module]:
+    """What computes on maps behind the backbone; ValueError where there is nothing."""
+    generator = getattr(model, "proposal_generator", None)
+    parts = []
+    if isinstance(generator, RPN):
+        parts.append(generator.rpn_head)
+    elif isinstance(generator, ProposalGenerator):
+        parts += generator.head_parts()
+    box_heads = getattr(getattr(model, "roi_heads", None), "box_head", [])
+    parts += box_heads if isinstance(box_heads, nn.ModuleList | list) else [box_heads]
+    if not parts:
+        raise ValueError(
+            f"MODEL.EXECUTION.COMPILE 'heads': {type(generator).__name__} computes on no feature "
+            "maps."
+        )
+    return parts
+
+
+_PARTS = {"backbone": _backbone, "heads": _heads}
 
 
 def _parameters(module: nn.Module | None) -> list[nn.Parameter]:

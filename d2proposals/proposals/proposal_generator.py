@@ -63,6 +63,10 @@ class ProposalGenerator(nn.Module):
                 return make_empty_proposals(images.image_sizes, images.tensor.device), losses
         return self.propose(predictions), losses
 
+    def head_parts(self) -> list[nn.Module]:
+        """Modules that only compute on feature maps, to be compiled; by default none."""
+        return []
+
     def predict(self, images: ImageList, features: dict[str, torch.Tensor]) -> Any:
         """What learning and proposing both start from.
 

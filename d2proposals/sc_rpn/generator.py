@@ -166,6 +166,10 @@ class SCRPN(ProposalGenerator):
             "proposals_in_training": cfg.MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING,
         }
 
+    def head_parts(self) -> list[nn.Module]:
+        """The first stage; the second one is computed at places that differ from image to image."""
+        return [*self.head.tower, self.head.init_conv, self.head.init_offset]
+
     @torch.no_grad()
     def label_and_sample_locations(
         self,

@@ -180,6 +180,10 @@ class ZIP(ProposalGenerator):
             "proposals_in_training": cfg.MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING,
         }
 
+    def head_parts(self) -> list[nn.Module]:
+        """The heads of all levels."""
+        return [self.heads]
+
     @torch.no_grad()
     def label_and_sample_anchors(
         self,

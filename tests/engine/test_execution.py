@@ -6,6 +6,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.utils.events import EventStorage
+from torch._dynamo.utils import counters
 
 from d2proposals.engine import check_config, load_trained_model, prepare_execution
 from d2proposals.engine.loss_rpn import LossRPN
@@ -156,3 +157,58 @@ def test_rpn_predicts_at_its_samples_what_detectron2_s_does(conv_dims):
 def test_unknown_layouts_are_named():
     with pytest.raises(ValueError, match="MEMORY_FORMAT must be one of auto, channels_last"):
         check_config(host_cfg("RPN", "ProposalNetwork", "MODEL.EXECUTION.MEMORY_FORMAT", "nhwc"))
+
+
+COMPILED = ("MODEL.EXECUTION.COMPILE", ("backbone", "heads"),
+            "MODEL.EXECUTION.COMPILE_BACKEND", "eager")  # fmt: skip
+
+
+@pytest.fixture
+def compile_counters():
+    """torch.compile's counters, from nothing on."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield counters
+    torch._dynamo.reset()
+    counters.clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("generator", "host", "num_graphs"),
+    # Of the first image: two of the backbone, one of RPN's head, four of SC-RPN's first stage,
+    # whose layers take one map after the other.
+    [("RPN", "ProposalNetwork", 3), ("SCRPN", "ProposalNetwork", 6)],
+)
+def test_compiled_parts_are_whole_graphs_with_the_same_proposals(
+    compile_counters, generator, host, num_graphs
+):
+    model = model_of(generator, host, *COMPILED).eval()
+    expected = model_of(generator, host).eval()
+    assert model.state_dict().keys() == expected.state_dict().keys()
+    batch = [{"image": x["image"]} for x in make_batch(BOXES)]
+    with torch.no_grad():
+        (found,), (other,) = model(batch), expected(batch)
+    assert dict(compile_counters["graph_break"]) == {}
+    assert compile_counters["stats"]["unique_graphs"] == num_graphs
+    (found,), (other,) = found.values(), other.values()
+    assert len(found) == len(other)
+    key = "proposal_boxes" if host == "ProposalNetwork" else "pred_boxes"
+    torch.testing.assert_close(found.get(key).tensor, other.get(key).tensor, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("MODEL.EXECUTION.COMPILE", ("trunk",)), "out of backbone, heads, not 'trunk'"),
+        ((*COMPILED[:2], "MODEL.EXECUTION.COMPILE_BACKEND", "nvcc"), "'nvcc' is none of"),
+    ],
+)
+def test_unknown_parts_and_backends_are_named(overrides, words):
+    with pytest.raises(ValueError, match=words):
+        check_config(make_cfg("rpn_only.yaml", *overrides))
+
+
+def test_a_generator_without_heads_says_so():
+    with pytest.raises(ValueError, match="DeepMask computes on no feature maps"):
+        model_of("DeepMask", "ProposalNetwork", *COMPILED)

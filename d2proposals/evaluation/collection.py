@@ -95,9 +95,11 @@ def to_cpu(instances: list[Instances], *, with_masks: bool = True) -> list[Image
     proposals = []
     for item, rows in zip(instances, table.split([len(item) for item in instances]), strict=True):
         rows = rows.detach().numpy()
-        # NaN goes last; equal scores keep their order.
-        order = np.argsort(-rows[:, 4], kind="stable")
-        rows = rows[order]
+        # NaN goes last; equal scores keep their order. Most models sort by themselves.
+        order = np.arange(len(rows))
+        if not (rows[:-1, 4] >= rows[1:, 4]).all():
+            order = np.argsort(-rows[:, 4], kind="stable")
+            rows = rows[order]
         masks = None
         if with_masks and item.has("proposal_masks"):
             best = torch.from_numpy(order[:MAX_LIMIT]).to(item.proposal_masks.device)

@@ -37,12 +37,9 @@ class OverlapHistogram:
         self.limits = tuple(limits)
         self.counts = np.zeros((len(self.limits), NUM_BINS), np.int64)
 
-    def add(self, overlaps_i: np.ndarray) -> None:
-        """Add an image by its (G, R) IoU; of an image without ground truth every IoU is 0."""
-        if overlaps_i.shape[1] == 0:
-            return
-        best = overlaps_i.max(axis=0, initial=0)
-        bins = np.minimum((best * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+    def add(self, best_i: np.ndarray) -> None:
+        """Add an image by the best IoU of its (R,) proposals, 0 without ground truth."""
+        bins = np.minimum((best_i * NUM_BINS).astype(np.int64), NUM_BINS - 1)
         for row, limit in zip(self.counts, self.limits, strict=True):
             row += np.bincount(bins[:limit], minlength=NUM_BINS)
 
@@ -60,17 +57,25 @@ class HighQualityCounts:
             (len(self.limits), len(COVERED_IOUS), len(ASPECT_EDGES) + 1), np.int64
         )
 
-    def add(self, overlaps_i: np.ndarray, boxes_i: np.ndarray) -> None:
-        """Add an image by its (G, R) IoU and the (G, 4) XYXY boxes of its ground truth."""
-        if 0 in overlaps_i.shape:
+    def add(self, overlaps_i: np.ndarray, best_i: np.ndarray, aspect_bins_i: np.ndarray) -> None:
+        """Add an image.
+
+        Args:
+            overlaps_i: (G, R) IoU.
+            best_i: (R,) its maxima, 0 without ground truth.
+            aspect_bins_i: (G,) of :func:`aspect_bins`.
+        """
+        thresholds = [np.float32(percent) / np.float32(100) for percent in COVERED_IOUS]
+        # Few proposals are good; to look for the object of each one takes most of the time.
+        rank = np.flatnonzero(best_i > min(thresholds))
+        if len(rank) == 0:
             return
-        best = overlaps_i.max(axis=0)
-        ratio_bin = _aspect_bins(boxes_i)[overlaps_i.argmax(axis=0)]  # (R,)
-        num_bins = self.counts.shape[2]
+        ratio_bin = aspect_bins_i[overlaps_i[:, rank].argmax(axis=0)]
+        best, num_bins = best_i[rank], self.counts.shape[2]
         for counts, limit in zip(self.counts, self.limits, strict=True):
-            for row, percent in zip(counts, COVERED_IOUS, strict=True):
-                is_good = best[:limit] > np.float32(percent) / np.float32(100)
-                row += np.bincount(ratio_bin[:limit][is_good], minlength=num_bins)
+            for row, threshold in zip(counts, thresholds, strict=True):
+                is_good = (rank < limit) & (best > threshold)
+                row += np.bincount(ratio_bin[is_good], minlength=num_bins)
 
     def content(self) -> dict[str, dict[str, list[int]]]:
         """Counts as JSON content: by limit as text, by IoU ("IoU70", ...), by bin."""
@@ -110,7 +115,7 @@ def diagnose(
         ``detected_by_side``: "edges" and "num_ground_truth" likewise, and by limit the number of
         objects that a proposal overlaps by an IoU of at least .5.
     """
-    ratio_bin = _aspect_bins(boxes)
+    ratio_bin = aspect_bins(boxes)
     num_by_ratio = np.bincount(ratio_bin, minlength=len(ASPECT_EDGES) + 1)
     covered = {}
     for limit in limits:
@@ -140,7 +145,7 @@ def diagnose(
     }
 
 
-def _aspect_bins(boxes: np.ndarray) -> np.ndarray:
+def aspect_bins(boxes: np.ndarray) -> np.ndarray:
     """Bins of ``ASPECT_EDGES`` of (M, 4) XYXY boxes: (M,) in [0, edges]; the last for no height."""
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .diagnostics import HighQualityCounts, OverlapHistogram, diagnose
+from .diagnostics import HighQualityCounts, OverlapHistogram, aspect_bins, diagnose
 from .ground_truth import GroundTruth
 from .mask_overlaps import mask_overlaps
 from .proposal_checks import ImageProposals
@@ -112,10 +112,13 @@ def measure(
     everything = Matcher(ground_truth.areas, num_proposals)
     histogram, high_quality = OverlapHistogram(), HighQualityCounts()
     subsets = _Subsets(ground_truth, num_proposals, unseen) if len(unseen) else None
-    for overlaps_i, boxes_i in zip(overlaps, ground_truth.boxes_by_image(), strict=True):
+    ends = np.cumsum(ground_truth.num_per_image)
+    bins_by_image = np.split(aspect_bins(ground_truth.boxes), ends)[:-1]
+    for overlaps_i, aspect_bins_i in zip(overlaps, bins_by_image, strict=True):
         everything.add(overlaps_i)
-        histogram.add(overlaps_i)
-        high_quality.add(overlaps_i, boxes_i)
+        best_i = overlaps_i.max(axis=0, initial=0)
+        histogram.add(best_i)
+        high_quality.add(overlaps_i, best_i, aspect_bins_i)
         if subsets:
             subsets.add(overlaps_i)
     matches = everything.finish()

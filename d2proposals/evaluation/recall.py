@@ -50,6 +50,10 @@ CURVE_SINGLE_IOUS = (0.5, 0.8)
 DETAIL_IOU_THRESHOLDS = (50, 70)
 MAX_LIMIT = 2000
 
+# Scalars of the boxes' own type; another one would have every step convert.
+_ZERO = np.float32(0)
+_TINY = np.finfo(np.float32).smallest_subnormal
+
 # No measure of matched pairs looks at an IoU below .5, and greedy matching comes to those pairs
 # last: leaving them out changes nothing and makes the matching small.
 MIN_MATCHED_IOU = 0.5
@@ -152,17 +156,21 @@ def box_iou(gt_boxes: np.ndarray, proposal_boxes: np.ndarray) -> np.ndarray:
     x1, y1, x2, y2 = gt_boxes.T[:, :, None]  # (G, 1) each
     # Contiguous rows make the operations on (G, R) faster.
     other_x1, other_y1, other_x2, other_y2 = np.ascontiguousarray(proposal_boxes.T)  # (R,) each
-    width = np.minimum(x2, other_x2)
-    width -= np.maximum(x1, other_x1)
-    height = np.minimum(y2, other_y2)
-    height -= np.maximum(y1, other_y1)
-    np.maximum(width, 0, out=width)
-    np.maximum(height, 0, out=height)
+    # Four arrays for all of the steps: fresh memory takes more time than they do.
+    width, height, union, start = np.empty((4, len(gt_boxes), len(proposal_boxes)), np.float32)
+    np.minimum(x2, other_x2, out=width)
+    width -= np.maximum(x1, other_x1, out=start)
+    np.minimum(y2, other_y2, out=height)
+    height -= np.maximum(y1, other_y1, out=start)
+    np.maximum(width, _ZERO, out=width)
+    np.maximum(height, _ZERO, out=height)
     intersection = np.multiply(width, height, out=width)
-    union = (x2 - x1) * (y2 - y1) + (other_x2 - other_x1) * (other_y2 - other_y1)
+    areas, other_areas = (x2 - x1) * (y2 - y1), (other_x2 - other_x1) * (other_y2 - other_y1)
+    np.add(areas, other_areas, out=union)
     union -= intersection
-    meets = intersection > 0
-    return np.divide(intersection, union, out=np.zeros_like(union), where=meets)
+    # Boxes that meet have a union above zero; those that do not get 0 for any divisor but 0.
+    np.maximum(union, _TINY, out=union)
+    return intersection / union
 
 
 def match_proposals(

@@ -157,6 +157,18 @@ def test_overlaps_equal_those_of_detectron2(num_gt, num_proposals):
     assert overlaps.dtype == np.float32
 
 
+@pytest.mark.parametrize("scale", [1e-22, 1e-19, 1.0, 1e18])
+def test_overlaps_of_tiny_and_huge_boxes_equal_those_of_detectron2(scale):
+    """Where areas are no normal numbers any more, or nearly infinite."""
+    generator = np.random.default_rng(1)
+    boxes = (generator.integers(0, 6, (60, 4)) * scale).astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    expected = pairwise_iou(
+        Boxes(torch.from_numpy(boxes[:20])), Boxes(torch.from_numpy(boxes[20:]))
+    )
+    np.testing.assert_array_equal(box_iou(boxes[:20], boxes[20:]), expected)
+
+
 def test_overlap_on_a_threshold_is_recalled():
     # A box of 3 pixels in one of 5: IoU .6 reaches .50, .55 and .60.
     gt, box = np.array([[0, 0, 5, 1]], np.float32), np.array([[0, 0, 3, 1]], np.float32)

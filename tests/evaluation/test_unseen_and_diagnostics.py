@@ -7,6 +7,7 @@ from d2proposals.evaluation.diagnostics import (
     ASPECT_EDGES,
     HighQualityCounts,
     OverlapHistogram,
+    aspect_bins,
     diagnose,
 )
 from d2proposals.evaluation.ground_truth import GroundTruth
@@ -98,9 +99,9 @@ def test_blocks_of_images_change_nothing(monkeypatch):
 
 def test_histogram_hand_worked():
     histogram = OverlapHistogram((2, 3))
-    histogram.add(np.array([[0.04, 1.0, 0.2], [0.0, 0.1, 0.52]], np.float32))
-    histogram.add(np.zeros((0, 2), np.float32))
-    histogram.add(np.zeros((3, 0), np.float32))
+    histogram.add(np.array([0.04, 1.0, 0.52], np.float32))
+    histogram.add(np.zeros(2, np.float32))  # no ground truth
+    histogram.add(np.zeros(0, np.float32))
     assert np.flatnonzero(histogram.counts[0]).tolist() == [0, 19]
     assert histogram.counts[0][[0, 19]].tolist() == [3, 1]
     assert histogram.counts[1][[0, 10, 19]].tolist() == [3, 1, 1]
@@ -134,9 +135,10 @@ def test_high_quality_proposals_by_their_objects_aspect_ratio():
     boxes = np.array([[0, 0, 16, 16], [0, 0, 64, 16]], np.float32)
     overlaps = np.array([[0.9, 0.75, 0.1, 0.72, 0.7], [0.1, 0.3, 0.85, 0.71, 0.2]], np.float32)
     counts = HighQualityCounts((3, 5))
-    counts.add(overlaps, boxes)
-    counts.add(np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32))
-    counts.add(np.zeros((2, 0), np.float32), boxes)
+    bins = aspect_bins(boxes)
+    counts.add(overlaps, overlaps.max(axis=0), bins)
+    counts.add(np.zeros((0, 4), np.float32), np.zeros(4, np.float32), bins[:0])
+    counts.add(np.zeros((2, 0), np.float32), np.zeros(0, np.float32), bins)
     content = counts.content()
     square, bar = (np.searchsorted(ASPECT_EDGES, x, side="right") for x in (1, 4))
     for limit, iou, of_square, of_bar in (
@@ -159,6 +161,34 @@ def test_diagnostics_of_a_measurement_count_high_quality_proposals():
     square, bar = (np.searchsorted(content["edges"], x, side="right") for x in (1, 4))
     assert counts["300"]["IoU70"][square] == 2 and counts["300"]["IoU70"][bar] == 1
     assert counts["1000"]["IoU80"][square] == counts["1000"]["IoU80"][bar] == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_are_those_of_a_loop_over_proposals(seed):
+    generator = np.random.default_rng(seed)
+    numbers = generator.integers(0, 5, 12)
+    boxes = generator.integers(0, 9, (numbers.sum(), 4)).astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    ground_truth = make_ground_truth(boxes, [0] * len(boxes), numbers)
+    # Of tenths, so that many are equal and some are on a threshold.
+    overlaps = [
+        generator.integers(0, 11, (number, generator.integers(0, 400))) / np.float32(10)
+        for number in numbers
+    ]
+    content = measure(overlaps, ground_truth, (1, 10)).diagnostics
+    bins = np.split(aspect_bins(boxes), np.cumsum(numbers))
+    for limit in (300, 1000):
+        histogram, good = np.zeros(20, int), np.zeros((2, len(ASPECT_EDGES) + 1), int)
+        for overlaps_i, bins_i in zip(overlaps, bins, strict=False):
+            for column in overlaps_i.T[:limit]:
+                best = max(column, default=np.float32(0))
+                histogram[min(int(best * 20), 19)] += 1
+                for row, percent in enumerate((70, 80)):
+                    if best > np.float32(percent) / np.float32(100):
+                        good[row, bins_i[list(column).index(best)]] += 1
+        assert content["proposal_iou"][str(limit)] == histogram.tolist()
+        counts = content["aspect_ratio"]["high_quality_proposals"][str(limit)]
+        assert [counts["IoU70"], counts["IoU80"]] == good.tolist()
 
 
 def test_detected_objects_by_size_hand_worked():

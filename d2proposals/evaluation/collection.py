@@ -3,7 +3,6 @@
 Shape shorthand: R proposals of an image.
 """
 
-import itertools
 import logging
 from collections.abc import Sequence
 
@@ -15,9 +14,13 @@ from detectron2.utils import comm
 
 from ..files.proposal_set import name_some
 from .proposal_checks import ImageProposals
+from .proposal_spool import OrderedProposals, ProposalSpool
 from .recall import MAX_LIMIT
 
 logger = logging.getLogger(__name__)
+
+# Images whose proposals go from one process to another at once.
+_IMAGES_AT_ONCE = 256
 
 
 class ProposalCollector(DatasetEvaluator):
@@ -37,10 +40,10 @@ class ProposalCollector(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        self._proposals: dict[int | str, ImageProposals] = {}
+        self._proposals = ProposalSpool()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Keep the proposals of a batch on the CPU.
+        """Keep the proposals of a batch, out of the device's memory and of this process's.
 
         Args:
             inputs: the model's inputs, with "image_id".
@@ -59,22 +62,27 @@ class ProposalCollector(DatasetEvaluator):
                 )
         instances = [output["proposals"] for output in outputs]
         for input_, proposals in zip(inputs, self._collected(instances), strict=True):
-            self._proposals[input_["image_id"]] = proposals
+            self._proposals.add(input_["image_id"], proposals)
 
     def _collected(self, instances: list[Instances]) -> list[ImageProposals]:
         """What is kept of the proposals of a batch."""
         return to_cpu(instances)
 
-    def _gather(self) -> dict[int | str, ImageProposals] | None:
+    def _gather(self) -> ProposalSpool | None:
         """The proposals of all processes since ``reset`` by image; None but in the first one."""
-        if not self._distributed:
+        if not self._distributed or comm.get_world_size() == 1:
             return self._proposals
         comm.synchronize()
-        gathered = comm.gather(self._proposals, dst=0)
-        if not comm.is_main_process():
-            return None
-        # A sampler may give an image to several processes; it counts once.
-        return dict(itertools.chain.from_iterable(part.items() for part in gathered))
+        own = list(self._proposals)
+        most = max(comm.all_gather(len(own)))
+        # Some at a time, so that the first process never holds all of them.
+        for start in range(0, most, _IMAGES_AT_ONCE):
+            some = {x: self._proposals[x] for x in own[start : start + _IMAGES_AT_ONCE]}
+            for part in comm.gather(some, dst=0)[1:]:
+                # A sampler may give an image to several processes; it counts once.
+                for image_id, proposals in part.items():
+                    self._proposals.add(image_id, proposals)
+        return self._proposals if comm.is_main_process() else None
 
 
 def to_cpu(instances: list[Instances], *, with_masks: bool = True) -> list[ImageProposals]:
@@ -109,10 +117,10 @@ def to_cpu(instances: list[Instances], *, with_masks: bool = True) -> list[Image
 
 
 def in_dataset_order(
-    proposals: dict[int | str, ImageProposals],
+    proposals: ProposalSpool,
     image_ids: Sequence[int | str],
     dataset_name: str,
-) -> list[ImageProposals]:
+) -> OrderedProposals:
     """Proposals of every image of a dataset; an image that the model did not see has none.
 
     Args:
@@ -132,5 +140,4 @@ def in_dataset_order(
             f"{len(foreign)} evaluated images do not belong to {dataset_name} and are left out: "
             f"{name_some(sorted(foreign, key=str))}"
         )
-    none = ImageProposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), None)
-    return [proposals.get(image_id, none) for image_id in image_ids]
+    return OrderedProposals(proposals, image_ids)

@@ -20,7 +20,8 @@ from ..files.proposal_set import ProposalSet
 from .collection import ProposalCollector, in_dataset_order
 from .ground_truth import load_ground_truth, warn_of_faults
 from .measurement import Measurement, box_overlaps_of, mask_overlaps_of, measure, num_needed
-from .proposal_checks import ImageProposals, find_usable
+from .proposal_checks import find_usable
+from .proposal_spool import OrderedProposals
 from .recall import check_limits, describe_idle_limits
 from .report import format_table, plot_curves
 
@@ -135,21 +136,21 @@ class ProposalEvaluator(ProposalCollector):
         if not ground_truth.is_annotated:
             logger.info(f"{self._dataset_name} has no annotations; proposals are not evaluated")
             return {}
-        idle = describe_idle_limits(self._limits, [len(x.boxes) for x in ordered])
+        idle = describe_idle_limits(self._limits, ordered.numbers)
         if idle:
             logger.warning(f"On {self._dataset_name} {idle} (limits: TEST.PROPOSALS.LIMITS)")
         overlaps = box_overlaps_of(ground_truth, ordered, usable, num_needed(self._limits))
         measurement = measure(overlaps, ground_truth, self._limits)
         self._report(measurement, "")
         results = {"box_proposals": measurement.metrics}
-        if any(proposals_i.masks is not None for proposals_i in ordered):
+        if ordered.has_masks:
             metrics = self._evaluate_masks(ordered, usable)
             if metrics is not None:
                 results["mask_proposals"] = metrics
         return results
 
     def _evaluate_masks(
-        self, ordered: list[ImageProposals], usable: list[np.ndarray]
+        self, ordered: OrderedProposals, usable: list[np.ndarray]
     ) -> dict[str, float] | None:
         """Measures of the masks; None if the dataset has none to compare them with."""
         ground_truth = load_ground_truth(
@@ -167,19 +168,22 @@ class ProposalEvaluator(ProposalCollector):
         self._report(measurement, "mask_")
         return measurement.metrics
 
-    def _write_proposals(self, ordered: list[ImageProposals], usable: list[np.ndarray]) -> None:
+    def _write_proposals(self, ordered: OrderedProposals, usable: list[np.ndarray]) -> None:
         """Write the usable proposals of all images in Detectron2's precomputed format.
 
         Masks go to a file of their own, since that format has none.
         """
-        pairs = list(zip(ordered, usable, strict=True))
-        boxes = [proposals_i.boxes[usable_i] for proposals_i, usable_i in pairs]
-        logits = [proposals_i.objectness_logits[usable_i] for proposals_i, usable_i in pairs]
         image_ids = self._ground_truth.image_ids
         path = os.path.join(self._output_dir, "box_proposals.pkl")
+        # Read twice, since the file has all boxes before the first score.
+        boxes = (x.boxes[usable_i] for x, usable_i in zip(ordered, usable, strict=True))
+        logits = (
+            x.objectness_logits[usable_i] for x, usable_i in zip(ordered, usable, strict=True)
+        )
         write_proposal_file(path, image_ids, boxes, logits)
-        if not any(proposals_i.masks is not None for proposals_i in ordered):
+        if not ordered.has_masks:
             return
+        pairs = list(zip(ordered, usable, strict=True))
         masks = [
             list(itertools.compress(proposals_i.masks or [], usable_i))
             for proposals_i, usable_i in pairs
@@ -188,8 +192,11 @@ class ProposalEvaluator(ProposalCollector):
         with_masks = ProposalSet(
             "d2proposals",
             image_ids,
-            [boxes_i[:number] for boxes_i, number in zip(boxes, numbers, strict=True)],
-            [logits_i[:number] for logits_i, number in zip(logits, numbers, strict=True)],
+            [x.boxes[own][:number] for (x, own), number in zip(pairs, numbers, strict=True)],
+            [
+                x.objectness_logits[own][:number]
+                for (x, own), number in zip(pairs, numbers, strict=True)
+            ],
             masks,
             scores_are_logits=True,
         )

@@ -79,10 +79,10 @@ class ProposalExporter(ProposalCollector):
         write_proposal_file(
             self._path,
             self._image_ids,
-            [item.boxes for item in ordered],
-            [item.objectness_logits for item in ordered],
+            (item.boxes for item in ordered),
+            (item.objectness_logits for item in ordered),
         )
-        number = sum(len(item.boxes) for item in ordered)
+        number = sum(ordered.numbers)
         return {"images": len(ordered), "proposals": number / max(len(ordered), 1)}
 
 

@@ -12,16 +12,20 @@ The format is a pickled dictionary, the one that ``MODEL.LOAD_PROPOSALS`` and
 Shape shorthand: R proposals of an image.
 """
 
+import io
 import os
 import pickle
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from detectron2.structures import BoxMode
 
 from .atomic_files import atomic_write
 from .safe_pickle import load_pickle, one_line, to_plain
+
+# The newest without frames, which would split what is written value by value.
+_PROTOCOL = 3
 
 
 class ProposalFile(NamedTuple):
@@ -41,10 +45,10 @@ class ProposalFile(NamedTuple):
 def write_proposal_file(
     path: str | os.PathLike,
     image_ids: Sequence[int | str],
-    boxes: Sequence[np.ndarray],
-    objectness_logits: Sequence[np.ndarray],
+    boxes: Iterable[np.ndarray],
+    objectness_logits: Iterable[np.ndarray],
 ) -> None:
-    """Write proposals in Detectron2's precomputed format, atomically.
+    """Write proposals in Detectron2's precomputed format, atomically, image by image.
 
     Every image of the dataset belongs into the file, because Detectron2 stops at an image that is
     not listed; an image without proposals has arrays of the shapes (0, 4) and (0,).
@@ -52,25 +56,66 @@ def write_proposal_file(
     Args:
         path: where to write.
         image_ids: one id per image, all different.
-        boxes: one (R, 4) array per image, XYXY in pixels of the original image.
+        boxes: one (R, 4) array per image, XYXY in pixels of the original image. They are asked for
+            one after the other, and those of all images before the first logits.
         objectness_logits: one (R,) array per image.
 
     Raises:
         ValueError: if the three lists do not belong together.
     """
-    boxes = [np.asarray(boxes_i, np.float32).reshape(-1, 4) for boxes_i in boxes]
-    logits = [np.asarray(logits_i, np.float32).reshape(-1) for logits_i in objectness_logits]
-    content = ProposalFile(list(image_ids), boxes, logits)
-    _check_lists(content, str(path))
-    _check_ids(content, str(path))
-    data = {
-        "ids": content.image_ids,
-        "boxes": content.boxes,
-        "objectness_logits": content.objectness_logits,
-        "bbox_mode": BoxMode.XYXY_ABS.value,
-    }
+    image_ids = list(image_ids)
+    _check_ids(image_ids, str(path))
+    numbers: tuple[list[int], list[int]] = ([], [])
+
+    def counted(arrays: Iterable[np.ndarray], side: int, shape: tuple) -> Iterator[np.ndarray]:
+        for array in arrays:
+            array = np.ascontiguousarray(array, np.float32).reshape(shape)
+            numbers[side].append(len(array))
+            yield array
+
     with atomic_write(path, "wb") as file:
-        pickle.dump(data, file, protocol=4)
+        write = _PickleWriter(file)
+        write.begin_dict()
+        write.value("ids")
+        write.value(image_ids)
+        write.value("boxes")
+        write.list_of(counted(boxes, 0, (-1, 4)))
+        write.value("objectness_logits")
+        write.list_of(counted(objectness_logits, 1, (-1,)))
+        write.value("bbox_mode")
+        write.value(BoxMode.XYXY_ABS.value)
+        write.end_dict()
+        _check_numbers(image_ids, *numbers, str(path))
+
+
+class _PickleWriter:
+    """Writes a pickled dictionary whose lists need not be in memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def begin_dict(self) -> None:
+        self._file.write(pickle.PROTO + bytes([_PROTOCOL]) + pickle.EMPTY_DICT + pickle.MARK)
+
+    def end_dict(self) -> None:
+        self._file.write(pickle.SETITEMS + pickle.STOP)
+
+    def value(self, value: Any) -> None:
+        """A key, or the value of one."""
+        buffer = io.BytesIO()
+        pickler = pickle.Pickler(buffer, protocol=_PROTOCOL)
+        # No references to what was written before, which would count from the start of the file.
+        pickler.fast = True
+        pickler.dump(value)
+        # Between the number of the protocol, two bytes, and the stop.
+        self._file.write(buffer.getbuffer()[2:-1])
+
+    def list_of(self, values: Iterable[Any]) -> None:
+        """A list, the value of a key."""
+        self._file.write(pickle.EMPTY_LIST)
+        for value in values:
+            self.value(value)
+            self._file.write(pickle.APPEND)
 
 
 def read_proposal_file(path: str | os.PathLike) -> ProposalFile:
@@ -91,7 +136,7 @@ def read_proposal_file(path: str | os.PathLike) -> ProposalFile:
             containers, or is not a proposal file.
     """
     content = parse_proposals(load_pickle(path), path)
-    _check_ids(content, str(path))
+    _check_ids(content.image_ids, str(path))
     return content
 
 
@@ -137,24 +182,31 @@ def parse_proposals(data: Any, path: str | os.PathLike) -> ProposalFile:
 
 def _check_lists(content: ProposalFile, path: str) -> None:
     """Raise ValueError unless ids, boxes and logits belong together."""
-    lengths = [len(items) for items in content]
+    numbers = [list(map(len, arrays)) for arrays in (content.boxes, content.objectness_logits)]
+    _check_numbers(content.image_ids, *numbers, path)
+
+
+def _check_numbers(
+    image_ids: list[int | str], num_boxes: list[int], num_logits: list[int], path: str
+) -> None:
+    """Raise ValueError unless each image has boxes, and a logit for each of them."""
+    lengths = [len(image_ids), len(num_boxes), len(num_logits)]
     if len(set(lengths)) > 1:
         raise ValueError(
             f"{path}: {lengths[0]} ids, {lengths[1]} arrays of boxes and {lengths[2]} arrays of "
             "objectness logits; there must be one of each per image"
         )
-    for image_id, boxes_i, logits_i in zip(*content, strict=True):
-        if len(boxes_i) != len(logits_i):
+    for image_id, boxes_i, logits_i in zip(image_ids, num_boxes, num_logits, strict=True):
+        if boxes_i != logits_i:
             raise ValueError(
-                f"{path}: image {image_id} has {len(boxes_i)} boxes but {len(logits_i)} "
-                "objectness logits"
+                f"{path}: image {image_id} has {boxes_i} boxes but {logits_i} objectness logits"
             )
 
 
-def _check_ids(content: ProposalFile, path: str) -> None:
+def _check_ids(image_ids: list[int | str], path: str) -> None:
     """Raise ValueError if an image id occurs more than once."""
     # Detectron2 compares ids as text.
-    if len({str(image_id) for image_id in content.image_ids}) < len(content.image_ids):
+    if len(set(map(str, image_ids))) < len(image_ids):
         raise ValueError(f"{path}: an image id occurs more than once")
 
 

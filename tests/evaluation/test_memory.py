@@ -1,0 +1,126 @@
+"""Memory of an evaluation, which does not grow with the boxes that were measured."""
+
+import gc
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from d2proposals.evaluation import (
+    ProposalEvaluator,
+    evaluator,
+    proposal_checks,
+    proposal_spool,
+    recall,
+)
+from d2proposals.evaluation.ground_truth import load_ground_truth
+from d2proposals.evaluation.proposal_checks import ImageProposals, find_faults
+from d2proposals.evaluation.proposal_spool import OrderedProposals, ProposalSpool
+from d2proposals.evaluation.simulation import simulate_dataset, simulate_outputs
+from d2proposals.files.precomputed_format import read_proposal_file, write_proposal_file
+
+NUM_PROPOSALS = 1000
+BYTES_OF_BOXES = NUM_PROPOSALS * 5 * 4
+
+
+def random_proposals(number, generator, **fields):
+    boxes = generator.random((number, 4), np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    return ImageProposals(boxes, generator.random(number, np.float32), (9, 9), **fields)
+
+
+def peak_of_evaluation(register_dataset, num_images, folder):
+    """Bytes at most in use beyond those from before, from the first output to the last file."""
+    records = simulate_dataset(num_images, 2)
+    name = register_dataset(records, f"of_{num_images}", thing_classes=list(map(str, range(80))))
+    own = ProposalEvaluator(name, output_dir=str(folder / name))
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for input_, output in simulate_outputs(records, NUM_PROPOSALS, 1):
+            own.process([input_], [output])
+        assert own.evaluate()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_grows_by_the_matches_of_an_image_not_by_its_boxes(
+    register_dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(proposal_spool, "_BYTES_IN_MEMORY", 1 << 16)
+    # Some images are matched at once, fewer here than either run has. No pictures.
+    monkeypatch.setattr(recall, "_BLOCK_IMAGES", 8)
+    monkeypatch.setattr(proposal_checks, "_IMAGES_AT_ONCE", 8)
+    monkeypatch.setattr(evaluator, "plot_curves", lambda *arguments: None)
+    few, many = (peak_of_evaluation(register_dataset, n, tmp_path) for n in (20, 100))
+    assert (many - few) / 80 < BYTES_OF_BOXES / 4
+
+
+@pytest.mark.parametrize("bytes_in_memory", [0, 1, 1 << 25])
+def test_a_spool_gives_back_what_it_got(monkeypatch, bytes_in_memory):
+    monkeypatch.setattr(proposal_spool, "_BYTES_IN_MEMORY", bytes_in_memory)
+    generator = np.random.default_rng(0)
+    spool, kept = ProposalSpool(), {}
+    masks = [{"size": [9, 9], "counts": b"abc"}]
+    for image_id, number in ((7, 3), ("x", 0), (8, 5), (7, 2)):
+        kept[image_id] = random_proposals(number, generator)
+        spool.add(image_id, kept[image_id])
+        # Reading in between moves the place in the file.
+        assert len(spool[image_id].boxes) == number
+    assert not spool.has_masks
+    kept[9] = random_proposals(1, generator, masks=masks)
+    spool.add(9, kept[9])
+    assert spool.has_masks and list(spool) == [7, "x", 8, 9] and len(spool) == 4
+    ordered = OrderedProposals(spool, [8, "unseen", 7, "x", 9])
+    assert ordered.numbers == [5, 0, 2, 0, 1]
+    for proposals, image_id in zip(ordered, (8, None, 7, "x", 9), strict=True):
+        expected = kept.get(image_id, proposal_spool.NO_PROPOSALS)
+        np.testing.assert_array_equal(proposals.boxes, expected.boxes)
+        np.testing.assert_array_equal(proposals.objectness_logits, expected.objectness_logits)
+        assert proposals[2:] == expected[2:]
+
+
+def test_faults_do_not_depend_on_how_many_images_are_checked_at_once(monkeypatch, register_dataset):
+    records = simulate_dataset(11, 2)
+    ground_truth = load_ground_truth(register_dataset(records))
+    generator = np.random.default_rng(0)
+    proposals = [random_proposals(number, generator) for number in range(10, 21)]
+    proposals[3].boxes[:1] = np.nan
+    proposals[4].boxes[:2, 2] = -1
+    proposals[9].boxes[:1, 2] = 1e6
+    found = []
+    for number in (1, 4, 100):
+        monkeypatch.setattr(proposal_checks, "_IMAGES_AT_ONCE", number)
+        usable, faults = find_faults(proposals, ground_truth)
+        found.append((np.concatenate(usable).tolist(), faults))
+    assert found[0] == found[1] == found[2]
+    names = [fault.name for fault in found[0][1]]
+    assert names == [
+        *("not-finite", "negative-side", "outside", "relative", "other-size", "one-shape")
+    ]
+    assert found[0][0].count(False) == 3
+
+
+def test_the_file_is_that_of_one_dump(tmp_path):
+    """Detectron2's reader and any other unpickle it; ids, types and layout are as ever."""
+    generator = np.random.default_rng(0)
+    arrays = [random_proposals(number, generator) for number in (3, 0, 2)]
+    path = tmp_path / "a.pkl"
+    # Generators, columns in memory, float64: what is asked for once and made fitting.
+    boxes = (np.asfortranarray(x.boxes, np.float64) for x in arrays)
+    write_proposal_file(path, [5, "b", 7], boxes, (x.objectness_logits for x in arrays))
+    data = pickle.loads(path.read_bytes())
+    assert list(data) == ["ids", "boxes", "objectness_logits", "bbox_mode"]
+    assert data["ids"] == [5, "b", 7] and data["bbox_mode"] == 0
+    for own, loaded in zip(arrays, data["boxes"], strict=True):
+        assert loaded.dtype == np.float32
+        np.testing.assert_array_equal(loaded, own.boxes)
+    assert read_proposal_file(path).image_ids == [5, "b", 7]
+    with pytest.raises(ValueError, match="image b has 1 boxes but 0 objectness logits"):
+        write_proposal_file(
+            path, [5, "b"], [arrays[0].boxes, arrays[0].boxes[:1]],
+            [arrays[0].objectness_logits, np.zeros(0)],
+        )  # fmt: skip
+    assert len(pickle.loads(path.read_bytes())["ids"]) == 3  # the file from before

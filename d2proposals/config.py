@@ -50,8 +50,8 @@ def add_common_config(cfg: CN) -> None:
 def add_execution_config(cfg: CN) -> None:
     """Keys of how a model computes (engine/execution.py); results stay, but for rounding."""
     cfg.MODEL.EXECUTION = CN()
-    # Layout of weights and maps in memory: "channels_last", "contiguous", or "auto": channels last
-    # on a CPU, where it takes less time, and as the model is built elsewhere.
+    # Layout of weights and maps in memory: "channels_last", "contiguous", or "auto": where it takes
+    # less time, channels last, which is on a CPU in a backbone's trunk with depthwise convolutions.
     cfg.MODEL.EXECUTION.MEMORY_FORMAT = "auto"
     # On a CPU, whether frozen batch normalisation is multiplied into the weights of the convolution
     # before it.

@@ -63,7 +63,7 @@ def _read_detectron2(content: dict[str, Any], path: str) -> ProposalSet:
         content = {**content, key: [np.zeros(number) for number in numbers]}
         faults.append(missing_scores(sum(numbers), sum(numbers)))
     key = "indexes" if "indexes" in content else "ids"
-    if isinstance(ids := to_plain(content[key]), (list, np.ndarray)):
+    if isinstance(ids := to_plain(content.get(key)), (list, np.ndarray)):
         content = {**content, key: list(map(whole_number, ids))}
     parsed = parse_proposals(content, path)
     scores = [logits_i.astype(np.float64) for logits_i in parsed.objectness_logits]

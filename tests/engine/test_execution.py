@@ -17,6 +17,8 @@ FROZEN_BN = ("MODEL.RESNETS.NORM", "FrozenBN")
 AS_BUILT = ("MODEL.EXECUTION.MEMORY_FORMAT", "contiguous",
             "MODEL.EXECUTION.FOLD_FROZEN_NORM", False)  # fmt: skip
 
+CHANNELS_LAST = ("MODEL.EXECUTION.MEMORY_FORMAT", "channels_last")
+
 
 def model_of(generator, host="ProposalNetwork", *overrides, prepared=True):
     """A model whose frozen statistics are not trivial."""
@@ -46,7 +48,7 @@ def training_pass(model):
 # Not within detectors: which proposals their heads see can hang on a rounded digit.
 @pytest.mark.parametrize("generator", ["RPN", "SCRPN"])
 def test_losses_and_gradients_are_those_of_the_model_as_built(generator):
-    losses, gradients = training_pass(model_of(generator))
+    losses, gradients = training_pass(model_of(generator, "ProposalNetwork", *CHANNELS_LAST))
     expected_losses, expected = training_pass(model_of(generator, prepared=False))
     assert losses.keys() == expected_losses.keys()
     for name, loss in losses.items():
@@ -61,7 +63,7 @@ def test_losses_and_gradients_are_those_of_the_model_as_built(generator):
 def test_proposals_are_those_of_the_model_as_built(generator):
     batch = [{k: v for k, v in x.items() if k != "instances"} for x in make_batch(BOXES, BOXES[:1])]
     with torch.no_grad():
-        got = model_of(generator).eval()(batch)
+        got = model_of(generator, "ProposalNetwork", *CHANNELS_LAST).eval()(batch)
         expected = model_of(generator, prepared=False).eval()(batch)
     for one, other in zip(got, expected, strict=True):
         one, other = one["proposals"], other["proposals"]
@@ -74,7 +76,7 @@ def test_proposals_are_those_of_the_model_as_built(generator):
 @pytest.mark.parametrize("norm", ["GN", "FrozenBN"])
 def test_the_zoom_network_trains_in_either_layout(norm):
     losses = []
-    for overrides in ((), AS_BUILT):
+    for overrides in (CHANNELS_LAST, AS_BUILT):
         cfg = make_cfg(
             "shapes/zip_rpn_only.yaml", "MODEL.ZOOM_NETWORK.NORM", norm, "MODEL.BN_INCEPTION.NORM",
             norm, "MODEL.BN_INCEPTION.WIDTH_FACTOR", 0.125, *overrides,
@@ -85,21 +87,52 @@ def test_the_zoom_network_trains_in_either_layout(norm):
         torch.testing.assert_close(loss, losses[1][name], rtol=1e-5, atol=1e-6)
 
 
-def layouts(model):
-    """Whether the images that the backbone gets, its maps and its weights have channels last."""
+def layouts(model, part):
+    """Layouts of the images that a part of the backbone gets, its maps and its weights."""
     seen = []
-    model.backbone.register_forward_hook(
-        lambda module, args, maps: seen.extend([args[0], maps["p2"], maps["p3"]])
-    )
+    part.register_forward_hook(lambda module, args, maps: seen.append((args[0], maps)))
     with torch.no_grad():
         model.eval()([{"image": torch.zeros(3, 70, 90)}])
-    seen.append(model.backbone.fpn_output2.weight)
-    return {x.is_contiguous(memory_format=torch.channels_last) for x in seen}
+    images, maps = seen[0]
+    weight = next(x for x in part.parameters() if x.dim() == 4 and x.shape[1] > 1 < x.shape[2])
+    return [is_channels_last(x) for x in (images, list(maps.values())[0], weight)]
 
 
-def test_auto_is_channels_last_on_a_cpu():
-    assert layouts(model_of("RPN")) == {True}
-    assert layouts(model_of("RPN", "ProposalNetwork", *AS_BUILT)) == {False}
+def is_channels_last(x):
+    assert not (x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last))
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("auto", False), ("channels_last", True), ("contiguous", False)],
+)
+def test_layout_of_dense_convolutions(name, expected):
+    model = model_of("RPN", "ProposalNetwork", "MODEL.EXECUTION.MEMORY_FORMAT", name)
+    assert layouts(model, model.backbone) == [expected] * 3
+
+
+DEPTHWISE = ("MODEL.BACKBONE.NAME", "build_torchvision_fpn_backbone",
+             "MODEL.TORCHVISION.NAME", "mobilenet_v2", "MODEL.TORCHVISION.WEIGHTS", "",
+             "MODEL.TORCHVISION.NORM", "FrozenBN",
+             "MODEL.TORCHVISION.OUT_FEATURES", ["stride4", "stride8", "stride16", "stride32"],
+             "MODEL.FPN.IN_FEATURES", ["stride4", "stride8", "stride16", "stride32"])  # fmt: skip
+
+
+def test_auto_is_channels_last_within_a_depthwise_trunk():
+    model = model_of("RPN", "ProposalNetwork", *DEPTHWISE)
+    assert layouts(model, model.backbone.bottom_up) == [True, False, True]
+    assert layouts(model, model.backbone)[1:] == [False, False]
+
+
+def test_a_depthwise_trunk_learns_the_same():
+    models = [model_of("RPN", "ProposalNetwork", *DEPTHWISE, prepared=x) for x in (True, False)]
+    (losses, gradients), (expected_losses, expected) = map(training_pass, models)
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected_losses[name], rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients.items():
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-3 * scale)
 
 
 def test_generators_that_read_images_get_them_as_they_are():
@@ -118,8 +151,12 @@ def test_names_in_checkpoints_stay():
 
 
 def test_a_loaded_model_is_prepared():
-    model = load_trained_model(host_cfg("RPN", "ProposalNetwork", "MODEL.WEIGHTS", ""))
-    assert layouts(model) == {True}
+    cfg = host_cfg(
+        "RPN", "ProposalNetwork", "MODEL.WEIGHTS", "", "MODEL.EXECUTION.MEMORY_FORMAT",
+        "channels_last",
+    )  # fmt: skip
+    model = load_trained_model(cfg)
+    assert layouts(model, model.backbone) == [True] * 3
 
 
 def test_proposals_that_nobody_reads_are_not_made():

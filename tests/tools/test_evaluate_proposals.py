@@ -532,6 +532,12 @@ def test_mutated_files_end_in_a_message_or_a_warning(gt, tmp_path, format_name):
     assert NUM_MUTANTS // len(FORMATS) * 0.3 < num_errors
 
 
+def test_a_file_without_ids_is_named(gt, tmp_path):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"boxes": [], "objectness_logits": []}))
+    assert "lacks ids" in run_all(path, register_annotation_file(gt))
+
+
 def bomb(depth=60):
     """A pickle of a tuple whose hash takes 2^depth steps, as a key."""
     doubled = b"".join(pickle.BINPUT + b"\x01" + pickle.BINGET + b"\x01" + pickle.TUPLE2

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import pickle
 import runpy
 import shlex
 from pathlib import Path
@@ -22,6 +21,7 @@ import train_net
 from d2proposals.evaluation import export
 from d2proposals.evaluation.export import ProposalExporter, proposal_network_of, select_proposals
 from d2proposals.evaluation.proposal_checks import ImageProposals
+from d2proposals.files import precomputed_format
 from d2proposals.files.precomputed_format import read_proposal_file
 from tests.common import CONFIGS, make_cfg
 from tests.engine.tiny_coco import (
@@ -274,13 +274,13 @@ def test_an_interrupted_write_leaves_the_old_file(tiny_coco, tmp_path, monkeypat
     assert {x.dtype for x in (*boxes, *logits)} == {np.dtype(np.float32)}
     content = path.read_bytes()
 
-    def interrupted(data, file, protocol):
-        file.write(b"half")
+    def interrupted(writer):
         raise KeyboardInterrupt
 
     exporter.reset()
     exporter.process([{"image_id": 3}], [output([1, 1, 5, 5, 0])])
-    monkeypatch.setattr(pickle, "dump", interrupted)
+    # All is written but the end.
+    monkeypatch.setattr(precomputed_format._PickleWriter, "end_dict", interrupted)
     with pytest.raises(KeyboardInterrupt):
         exporter.evaluate()
     assert path.read_bytes() == content and os.listdir(path.parent) == [path.name]

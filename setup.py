@@ -15,6 +15,7 @@ setup(
     # The configurations travel inside the package, where d2proposals.model_zoo finds them.
     package_dir={"d2proposals.configs": "configs"},
     package_data={
+        "d2proposals": ["weights/*/*.pth"],
         "d2proposals.configs": ["*.yaml", "*/*.yaml", "lazy/*.py", "lazy/*/*.py"],
         "d2proposals.pictures": ["*.html", "*.css", "*.js"],
     },

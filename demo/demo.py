@@ -1,5 +1,6 @@
 """Draw the proposals of any model on your own images, a folder of images or a video.
 
+    python demo/demo.py --input photo.jpg
     python demo/demo.py --config-file configs/shapes/zip_rpn_only.yaml --input photo.jpg images/ \\
         --output drawn/ MODEL.WEIGHTS output/quickstart/model_final.pth
     python demo/demo.py --config-file configs/shapes/zip_rpn_only.yaml --input clip.mp4 \\
@@ -7,10 +8,11 @@
     python demo/demo.py --config-file configs/shapes/zip_rpn_only.yaml --input images/ \\
         --gallery gallery.html MODEL.WEIGHTS output/quickstart/model_final.pth
 
-The best proposals are drawn over the others; yellow is the best, dark blue the last. Masks are
-filled where the model makes them. Of a detector the proposals are drawn, not the detections.
---gallery is one HTML file that needs no network, with a slider for the number of proposals and the
-rank and score of each; it takes images.
+Without --config-file they are those of the SC-RPN that comes with the package, trained on
+photographs (docs/model_card.md). The best proposals are drawn over the others; yellow is the best,
+dark blue the last. Masks are filled where the model makes them. Of a detector the proposals are
+drawn, not the detections. --gallery is one HTML file that needs no network, with a slider for the
+number of proposals and the rank and score of each; it takes images.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from PIL import Image
 
+from d2proposals import model_zoo
 from d2proposals.engine import load_trained_model, network_input_of
 from d2proposals.engine.model_command import (
     PROPOSALS_ONLY,
@@ -46,13 +49,18 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 MASK_OPACITY = 0.35
 
+# What is drawn without --config-file, with the weights that come with the package.
+DEFAULT = "photos/sc_rpn_mobilenet_v2.yaml"
+
 # From an image, (H, W, 3) uint8 RGB, to its proposals in its own pixels.
 Proposer = Callable[[np.ndarray], Instances]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = model_parser(__doc__)
+    parser = model_parser(
+        __doc__, f"configuration of the model (default: the trained {DEFAULT})", required=False
+    )
     parser.add_argument(
         "--input",
         required=True,
@@ -230,6 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         videos = [path for path in inputs if is_video(path)]
         if args.gallery and videos:
             raise SystemExit(f"Error: a gallery shows images; leave the video {videos[0]} out.")
+        if not args.config_file:
+            args.config_file = model_zoo.get_config_file(DEFAULT)
+            cfg = model_zoo.get_config(DEFAULT, trained=True)
+            trained = ["MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, "MODEL.TORCHVISION.WEIGHTS", ""]
+            args.opts = [*trained, *args.opts]
         propose = load_proposer(command_config(args, *PROPOSALS_ONLY))
         if args.gallery:
             write_gallery(

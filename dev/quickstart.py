@@ -1,4 +1,4 @@
-"""Train the small ZIP on the embedded dataset and show what it has learnt.
+"""Show what a trained network proposes on photographs, then train the small ZIP on shapes.
 
 Usage: python dev/quickstart.py [KEY VALUE ...]
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 # beside them, and themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import skimage
 from detectron2.evaluation import inference_on_dataset
 from tabulate import tabulate
 
@@ -24,7 +25,22 @@ from d2proposals.evaluation.fixed_grid import evaluate_fixed_grid
 from train_net import setup
 
 CONFIG = "configs/shapes/zip_rpn_only.yaml"
+# In scikit-image's wheel.
+PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 COLUMNS = ("AR@10", "AR@100", "AR@1000", "ARs@100", "ARm@100", "ARl@100")
+
+
+def show_trained_network(output: Path) -> None:
+    """Draw the proposals of the network that comes with the package, on scikit-image's photographs.
+
+    Args:
+        output: folder of the pictures.
+    """
+    folder = Path(skimage.__file__).parent / "data"
+    photographs = [folder / name for name in PHOTOGRAPHS if (folder / name).is_file()]
+    draw = [sys.executable, "demo/demo.py", "--input", *map(str, photographs)]
+    subprocess.run([*draw, "--output", str(output)], check=True)
+    print(f"What the trained SC-RPN proposes on photographs: {output}\n", flush=True)
 
 
 def main(overrides: list[str]) -> None:
@@ -37,6 +53,7 @@ def main(overrides: list[str]) -> None:
             resume=False,
         )
     )
+    show_trained_network(Path(cfg.OUTPUT_DIR) / "photographs")
     (dataset,) = cfg.DATASETS.TEST
     trainer = Trainer(cfg)
     output = Path(cfg.OUTPUT_DIR)
@@ -69,6 +86,7 @@ def main(overrides: list[str]) -> None:
         f"\nAverage recall on the 200 images of {dataset}, in percent ({minutes:.1f} minutes):\n\n"
         f"{table}\n\n"
         f"Found and missed objects:  {picture}\n"
+        f"Proposals on photographs:  {output / 'photographs'}\n"
         f"Recall curves:             {output / 'inference' / 'proposal_curves.png'}\n"
         f"Training curves:           tensorboard --logdir {output}\n\n"
         "What to run next:\n"

@@ -49,6 +49,25 @@ def test_a_model_by_name(tmp_path):
         assert torch.equal(value, other), name
 
 
+def test_weights_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_zoo, "_WEIGHTS", tmp_path)
+    with pytest.raises(ValueError, match="there are those of none"):
+        model_zoo.get_config(SHAPES, trained=True)
+    file = tmp_path / "shapes" / "rpn_only.pth"
+    file.parent.mkdir()
+    model = model_zoo.get(SHAPES, weights="", device="cpu")
+    # In half precision, as they are shipped.
+    torch.save({"model": {k: v.half() for k, v in model.state_dict().items()}}, file)
+    cfg = model_zoo.get_config(SHAPES, trained=True)
+    assert cfg.MODEL.WEIGHTS == str(file) and cfg.MODEL.TORCHVISION.WEIGHTS == ""
+    trained = model_zoo.get(SHAPES, trained=True, device="cpu").state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.half(), trained[name].half()), name
+        assert trained[name].dtype == value.dtype
+    with pytest.raises(ValueError, match="there are those of shapes/rpn_only.yaml"):
+        model_zoo.get("sc_rpn_only.yaml", trained=True)
+
+
 @pytest.mark.slow
 def test_the_wheel_alone_is_enough(tmp_path):
     """Built, unpacked into an empty folder, and trained for two steps from there."""

@@ -7,7 +7,7 @@ A model loads it in its own precision, as MODEL.WEIGHTS; a training does not res
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 # Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
@@ -18,7 +18,7 @@ import torch
 
 from d2proposals.engine.model_command import running_command
 from d2proposals.files.atomic_files import atomic_write
-from d2proposals.files.checkpoint_file import read_model
+from d2proposals.files.checkpoint_file import read_model, to_half_precision
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,27 +31,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def to_half(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of floating point in half precision, the others as they are.
-
-    Raises:
-        ValueError: a tensor has numbers beyond 65,504, which half precision does not reach.
-    """
-    packed = {}
-    for name, value in weights.items():
-        packed[name] = value.half() if value.is_floating_point() else value
-        if not torch.equal(packed[name].isfinite(), value.isfinite()):
-            raise ValueError(f"{name} has numbers that half precision does not reach.")
-    return packed
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
     parser = build_parser()
     with running_command(parser, arguments) as args:
         if not args.output.endswith(".pth"):
             parser.error(f"the output must end in .pth, not {args.output}")
-        packed = to_half(read_model(args.checkpoint))
+        packed = to_half_precision(read_model(args.checkpoint))
         with atomic_write(args.output, "wb") as file:
             torch.save({"model": packed}, file)
     print(f"{args.output}: {len(packed)} tensors, {Path(args.output).stat().st_size / 1e6:.1f} MB")

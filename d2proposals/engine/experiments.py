@@ -150,7 +150,7 @@ def train(
         train_net: path of the command.
 
     Raises:
-        RuntimeError: the training failed; has its last line.
+        ValueError: the training failed; has its last line.
     """
     overrides = run_overrides(run, folder, opts)
     output = Path(overrides[-1])
@@ -164,7 +164,7 @@ def train(
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
         text = (output / "train.txt").read_text(encoding="utf-8", errors="replace").strip()
-        raise RuntimeError(f"{run.name}: {text.splitlines()[-1] if text else 'no output'}")
+        raise ValueError(f"{run.name}: {text.splitlines()[-1] if text else 'no output'}")
 
 
 def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> dict[str, Any]:

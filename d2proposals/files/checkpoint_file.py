@@ -26,6 +26,20 @@ def read_model(path: str) -> Mapping[str, Tensor]:
     return content["model"]
 
 
+def to_half_precision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of floating point in half precision, other tensors as they are.
+
+    Raises:
+        ValueError: a tensor has numbers beyond 65,504, which half precision does not reach.
+    """
+    packed = {}
+    for name, value in weights.items():
+        packed[name] = value.half() if value.is_floating_point() else value
+        if not torch.equal(packed[name].isfinite(), value.isfinite()):
+            raise ValueError(f"{name} has numbers that half precision does not reach.")
+    return packed
+
+
 def load_tensors(path: str, remedy: str) -> Any:
     """What a file of ``torch.save`` holds, on the CPU, read without running code of it.
 

@@ -114,7 +114,7 @@ def test_a_training_goes_on_and_a_failure_has_its_line(tmp_path, monkeypatch):
         return experiments.subprocess.CompletedProcess(command, 1)
 
     monkeypatch.setattr(experiments.subprocess, "run", failing)
-    with pytest.raises(RuntimeError, match="rpn-1: Error: no such key"):
+    with pytest.raises(ValueError, match="rpn-1: Error: no such key"):
         experiments.train(run, tmp_path)
     assert commands[0][:5] == [sys.executable, "train_net.py", "--config-file", CONFIG, "--resume"]
     (tmp_path / "t" / "rpn-1" / "model_final.pth").touch()

@@ -1,6 +1,7 @@
 """Tests of configurations by name, and of the wheel that carries them."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -8,10 +9,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import skimage.data
 import torch
 from detectron2.modeling import ProposalNetwork
+from detectron2.structures import Boxes, pairwise_iou
 
 from d2proposals import model_zoo
+from d2proposals.engine import load_trained_model, network_input_of
+from d2proposals.files.checkpoint_file import read_model
 from tests.common import CONFIGS, ROOT, make_cfg
 
 SHAPES = "shapes/rpn_only.yaml"
@@ -86,6 +91,7 @@ def test_the_wheel_alone_is_enough(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     expected = {f"d2proposals/configs/{x.relative_to(CONFIGS)}" for x in CONFIGS.rglob("*.yaml")}
     assert expected == {name for name in names if name.endswith(".yaml")}
+    assert "d2proposals/weights/photos/sc_rpn_mobilenet_v2.pth" in names
     page = {
         x.name for x in (ROOT / "d2proposals" / "pictures").glob("gallery*") if x.suffix != ".py"
     }
@@ -113,3 +119,26 @@ trainer.train()
     arguments = [str(target), str(tmp_path / "output")]
     subprocess.run([sys.executable, "-c", script, *arguments], cwd=tmp_path, env=environment, **run)
     assert Path(arguments[1], "model_final.pth").is_file()
+
+
+def test_the_weights_of_the_package_find_objects_on_photographs():
+    name = "photos/sc_rpn_mobilenet_v2.yaml"
+    assert os.path.getsize(model_zoo.get_checkpoint_file(name)) < 12e6
+    cfg = model_zoo.get_config(name, trained=True)
+    cfg.MODEL.DEVICE = "cpu"
+    model, network_input = load_trained_model(cfg), network_input_of(cfg)
+    # Every weight is the file's: none stayed random.
+    saved = read_model(cfg.MODEL.WEIGHTS)
+    assert {n for n, x in model.state_dict().items() if x.is_floating_point()} <= set(saved)
+    objects = runpy.run_path(str(ROOT / "demo" / "photographs.py"))["OBJECTS"]
+    covered = []
+    for photograph, drawn in objects.items():
+        image = getattr(skimage.data, photograph)()
+        height, width = image.shape[:2]
+        record = {"image": network_input(image), "height": height, "width": width}
+        with torch.no_grad():
+            best = model([record])[0]["proposals"].proposal_boxes[:100]
+        boxes = Boxes(torch.tensor([box for _, box in drawn], dtype=torch.float32))
+        covered += (pairwise_iou(boxes, best).amax(dim=1) >= 0.5).tolist()
+    print(f"{sum(covered)} of {len(covered)} objects are covered by the 100 best proposals")
+    assert sum(covered) >= 11

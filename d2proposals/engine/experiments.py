@@ -278,6 +278,7 @@ def write_result(table: str | os.PathLike, run: Run, result: dict[str, Any]) -> 
 def _of_the_experiment(opts: Sequence[Any]) -> list[Any]:
     """The user's overrides without what belongs to the machine: the device, workers and paths."""
     machine = ("MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "DATASETS.COCO_FILES")
+    machine += ("MODEL.TORCHVISION.WEIGHTS",)
     pairs = zip(opts[::2], opts[1::2], strict=True)
     kept = [pair for pair in pairs if pair[0] not in machine and os.sep not in str(pair[1])]
     return [value for pair in kept for value in pair]

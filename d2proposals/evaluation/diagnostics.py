@@ -70,7 +70,7 @@ class HighQualityCounts:
         rank = np.flatnonzero(best_i > min(thresholds))
         if len(rank) == 0:
             return
-        ratio_bin = aspect_bins_i[overlaps_i[:, rank].argmax(axis=0)]
+        ratio_bin = aspect_bins_i[overlaps_i.take(rank, axis=1).argmax(axis=0)]
         best, num_bins = best_i[rank], self.counts.shape[2]
         for counts, limit in zip(self.counts, self.limits, strict=True):
             for row, threshold in zip(counts, thresholds, strict=True):

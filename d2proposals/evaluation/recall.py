@@ -156,8 +156,10 @@ def box_iou(gt_boxes: np.ndarray, proposal_boxes: np.ndarray) -> np.ndarray:
     x1, y1, x2, y2 = gt_boxes.T[:, :, None]  # (G, 1) each
     # Contiguous rows make the operations on (G, R) faster.
     other_x1, other_y1, other_x2, other_y2 = np.ascontiguousarray(proposal_boxes.T)  # (R,) each
-    # Four arrays for all of the steps: fresh memory takes more time than they do.
-    width, height, union, start = np.empty((4, len(gt_boxes), len(proposal_boxes)), np.float32)
+    # Three arrays for all of the steps: fresh memory takes more time than they do.
+    width, height, start = (
+        np.empty((len(gt_boxes), len(proposal_boxes)), np.float32) for _ in range(3)
+    )
     np.minimum(x2, other_x2, out=width)
     width -= np.maximum(x1, other_x1, out=start)
     np.minimum(y2, other_y2, out=height)
@@ -166,11 +168,11 @@ def box_iou(gt_boxes: np.ndarray, proposal_boxes: np.ndarray) -> np.ndarray:
     np.maximum(height, _ZERO, out=height)
     intersection = np.multiply(width, height, out=width)
     areas, other_areas = (x2 - x1) * (y2 - y1), (other_x2 - other_x1) * (other_y2 - other_y1)
-    np.add(areas, other_areas, out=union)
+    union = np.add(areas, other_areas, out=height)
     union -= intersection
     # Boxes that meet have a union above zero; those that do not get 0 for any divisor but 0.
     np.maximum(union, _TINY, out=union)
-    return intersection / union
+    return np.divide(intersection, union, out=intersection)
 
 
 def match_proposals(

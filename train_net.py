@@ -27,11 +27,10 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessExitedException
 
 from d2proposals.engine import (
     ProposalCheckpointer,
@@ -45,6 +44,7 @@ from d2proposals.engine import (
     load_config,
     load_part_weights,
     prepare_launch,
+    run_processes,
     warn_of_frozen_random_norm,
     warn_of_random_weights,
 )
@@ -123,18 +123,7 @@ def invoke() -> None:
     args = default_argument_parser().parse_args()
     with bad_input_in_one_line():
         prepare_launch(args)
-    try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except ProcessExitedException as error:
-        # The process has printed why it stopped.
-        raise SystemExit(error.exit_code) from None
+    run_processes(main, args)
 
 
 if __name__ == "__main__":

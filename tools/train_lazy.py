@@ -19,12 +19,11 @@ from typing import Any
 # beside them, and themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessExitedException
 
-from d2proposals.engine import ProposalCheckpointer, bad_input_in_one_line
+from d2proposals.engine import ProposalCheckpointer, bad_input_in_one_line, run_processes
 from d2proposals.engine.lazy_training import (
     build_lazy_model,
     evaluate_lazy,
@@ -52,18 +51,7 @@ def main(args: Namespace) -> dict[str, Any]:
 def invoke() -> None:
     """Run the command line, in as many processes as it asks for."""
     args = default_argument_parser(__doc__).parse_args()
-    try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except ProcessExitedException as error:
-        # The process has printed why it stopped.
-        raise SystemExit(error.exit_code) from None
+    run_processes(main, args)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from .job import (
     is_two_stage,
     load_config,
     prepare_launch,
+    run_processes,
     warn_of_frozen_random_norm,
 )
 from .part_weights import load_part_weights, warn_of_random_weights
@@ -42,6 +43,7 @@ __all__ = [
     "network_input_of",
     "prepare_execution",
     "prepare_launch",
+    "run_processes",
     "warn_of_frozen_random_norm",
     "warn_of_random_weights",
     "without_test_resize",

@@ -4,17 +4,21 @@ import difflib
 import logging
 import os
 from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import launch
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
     PROPOSAL_GENERATOR_REGISTRY,
     GeneralizedRCNN,
 )
+from torch.multiprocessing import ProcessExitedException
 
 from ..config import add_d2proposals_config
 from ..data.coco_files import register_coco_files
@@ -78,6 +82,29 @@ def prepare_launch(args: Namespace) -> None:
             f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}. Take "
             "fewer, or run on the CPU: MODEL.DEVICE cpu."
         )
+
+
+def run_processes(main: Callable[[Namespace], Any], args: Namespace) -> None:
+    """Run a job in as many processes as its command line asks for.
+
+    Args:
+        main: takes the arguments, in each process.
+        args: of Detectron2's ``default_argument_parser``.
+
+    Raises:
+        SystemExit: when a process ended early, with its exit status; it has printed why.
+    """
+    try:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except ProcessExitedException as error:
+        raise SystemExit(error.exit_code) from None
 
 
 def fit_to_device(cfg: CfgNode) -> None:

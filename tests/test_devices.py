@@ -4,6 +4,9 @@ Each test runs on a CUDA device where there is one, and on a pretended one where
 """
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -29,10 +32,9 @@ needs_cuda = [
 ]
 MODELS = [*GENERATORS, "ZIP from pixels"]
 ON_CUDA = pytest.param("cuda", marks=needs_cuda)
-ON_EITHER = [
-    ON_CUDA,
-    pytest.param("pretend", marks=pytest.mark.skipif(HAS_CUDA, reason="there is a CUDA device")),
-]
+# Set in the process that tests on the pretended device.
+PRETENDING = "D2P_PRETEND_DEVICE"
+ON_EITHER = [ON_CUDA, *(["pretend"] if PRETENDING in os.environ else [])]
 
 
 class SumsInDouble(TorchFunctionMode):
@@ -291,3 +293,18 @@ def test_memory_is_given_back(host, device):
     del model
     # Constants that modules keep for the next call.
     assert torch.cuda.memory_allocated() - before < 16 << 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(HAS_CUDA, reason="there is a CUDA device")
+@pytest.mark.skipif(PRETENDING in os.environ, reason="this is the process")
+def test_all_of_it_stays_on_one_device():
+    """The tests above in a process of their own, since torch counts devices at the first backward
+    pass of a process, and another test may have had it."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", __file__]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    environment[PRETENDING] = "1"
+    done = subprocess.run([*command, "-k", "pretend"], capture_output=True, text=True,
+                          env=environment, timeout=900)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "passed" in done.stdout

@@ -214,8 +214,8 @@ def test_the_pyramid_refers_to_native_images(
     seen = []
     resize = getattr(module, function)
 
-    def spy(image, scale):
-        resized = resize(image, scale)
+    def spy(image, *arguments, **options):
+        resized = resize(image, *arguments, **options)
         seen.append((tuple(image.shape[1:]), tuple(resized.shape[1:])))
         return resized
 

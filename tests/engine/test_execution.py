@@ -227,7 +227,8 @@ def test_compiled_parts_are_whole_graphs_with_the_same_proposals(
     with torch.no_grad():
         (found,), (other,) = model(batch), expected(batch)
     assert dict(compile_counters["graph_break"]) == {}
-    assert compile_counters["stats"]["unique_graphs"] == num_graphs
+    # Fewer where the process has met such a layer before.
+    assert 0 < compile_counters["stats"]["unique_graphs"] <= num_graphs
     (found,), (other,) = found.values(), other.values()
     assert len(found) == len(other)
     key = "proposal_boxes" if host == "ProposalNetwork" else "pred_boxes"

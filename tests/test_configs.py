@@ -63,7 +63,8 @@ RANDOM = ["MODEL.TORCHVISION.WEIGHTS", ""]
 # Small stand-ins for the full-size networks.
 TINY = [*RANDOM, "MODEL.BN_INCEPTION.WIDTH_FACTOR", 0.125, "MODEL.RESNETS.DEPTH", 18,
         "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN",
-        "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.FPN.NORM", "", "MODEL.WEIGHTS", "", "MODEL.ROI_BOX_HEAD.FC_DIM", 16,
+        "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.FPN.NORM", "",
+        "MODEL.WEIGHTS", "", "MODEL.ROI_BOX_HEAD.FC_DIM", 16,
         "MODEL.ROI_BOX_HEAD.CONV_DIM", 16,
         "MODEL.SPOP.TRUNK.WIDTH_FACTOR", 0.125, "MODEL.SPOP.HEAD_CHANNELS", 16,
         "MODEL.VGG.WIDTH_FACTOR", 0.0625, "MODEL.DEEPMASK.MASK_CHANNELS", 16,
@@ -148,7 +149,7 @@ def test_every_new_key_is_read():
         ProposalDatasetMapper.from_config(cfg, is_train=True)
         ProposalEvaluator.from_config(cfg, "d2p_shapes_val")
         Trainer.evaluates_proposals_of_detector(cfg)
-    # Of data alone: tests/data/test_coco_files.py and tests/engine/test_checked_datasets.py; of parts
+    # Of data alone: tests/data/test_coco_files.py, tests/engine/test_checked_datasets.py; of parts
     # that are compiled: tests/engine/test_execution.py.
     elsewhere = {"DATASETS.COCO_FILES", "DATASETS.STRICT", "MODEL.EXECUTION.COMPILE_BACKEND"}
     assert new_keys() - read == elsewhere

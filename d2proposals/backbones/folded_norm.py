@@ -3,7 +3,8 @@
 A frozen normalisation is y * scale + shift with constants for each channel. Multiplied into the
 convolution's weights, which are few, it needs no pass over the maps, neither forward nor backward,
 and no memory. Values and gradients are the same but for rounding; parameters keep their names, and
-are still those of the convolution and of the normalisation apart.
+are still those of the convolution and of the normalisation apart. (``torch.nn.utils.fusion`` makes
+new parameters instead, so that the old ones are neither trained nor saved.)
 """
 
 from __future__ import annotations

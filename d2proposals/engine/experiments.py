@@ -2,7 +2,6 @@
 
 A table is a YAML file:
 
-    train: ...                # where runs train, a folder; below output/ by default
     overrides: [KEY, VALUE, ...]      # of all rows
     rows:
       - name: rpn                     # of its files
@@ -42,8 +41,10 @@ from .job import check_config, check_datasets, fit_to_device, load_config
 from .trained_model import load_trained_model
 from .trainer import Trainer
 
-# Of a training's steps, the first of which wait for data and caches.
+# The first images wait for memory and caches.
 _WARM_UP_IMAGES = 5
+# In a run's folder: the commit that its training began with.
+_COMMIT_FILE = "commit.txt"
 _MEMORY = re.compile(r"max_mem: (\d+)M")
 
 
@@ -92,6 +93,8 @@ def read_table(path: str | os.PathLike) -> list[Run]:
         raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
         raise ValueError(f"{path} has no list 'rows'.")
+    if unknown := set(content) - {"overrides", "rows"}:
+        raise ValueError(f"{path}: unknown {', '.join(sorted(unknown))}.")
     shared = _overrides(content, path, "the table")
     runs = []
     for row in content["rows"]:
@@ -157,6 +160,8 @@ def train(
     if (output / "model_final.pth").is_file():
         return
     output.mkdir(parents=True, exist_ok=True)
+    if not (output / _COMMIT_FILE).is_file():
+        (output / _COMMIT_FILE).write_text(_commit() or "", encoding="utf-8")
     command = [sys.executable, train_net, "--config-file", run.config, "--resume"]
     # Measured afterwards, once.
     command += [*overrides, "DATASETS.TEST", "()"]
@@ -194,7 +199,7 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
         "seed": run.seed,
         "config": run.config,
         "overrides": [*run.overrides, *_of_the_experiment(opts)],
-        "commit": _commit(),
+        "commit": _training_commit(cfg.OUTPUT_DIR),
         "training": training_facts(cfg),
         "test": {
             "datasets": list(cfg.DATASETS.TEST),
@@ -305,4 +310,10 @@ def _commit() -> str | None:
     source = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(source), "describe", "--always", "--dirty=+", "--abbrev=7"]
     done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else os.environ.get("D2P_COMMIT")
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _training_commit(folder: str) -> str | None:
+    """The commit that a run's training began with; None where it is not known."""
+    file = Path(folder) / _COMMIT_FILE
+    return (file.read_text(encoding="utf-8") or None) if file.is_file() else None

@@ -57,6 +57,7 @@ def test_runs_of_a_table(tmp_path):
         ("rows: [{name: a, label: b, config: c, seed: 1}]", "row a: unknown seed"),
         ("rows: [{name: a, label: b, config: c, overrides: [KEY]}]", "'overrides' of row a"),
         ("rows: [{name: a, label: b, config: c, seeds: [1, 1]}]", "have the name a-1"),
+        ("rows: []\ntrain: output", "unknown train"),
         ("rows: [", "is not YAML"),
     ],
 )
@@ -96,6 +97,7 @@ def test_train_and_measure_a_run(tmp_path, monkeypatch, capsys):
     training = result["training"]
     assert (training["iterations"], training["images_seen"]) == (2, 4)
     assert training["datasets"] == ["mine_train"] and training["device"].startswith("CPU")
+    assert result["commit"] == ((folder / "t" / "rpn-1" / "commit.txt").read_text() or None)
     assert 0 <= result["metrics"]["box_proposals"]["AR@100"] <= 100
     # Finished: neither trained nor measured again.
     monkeypatch.setattr(experiments.subprocess, "run", None)
@@ -114,9 +116,11 @@ def test_a_training_goes_on_and_a_failure_has_its_line(tmp_path, monkeypatch):
         return experiments.subprocess.CompletedProcess(command, 1)
 
     monkeypatch.setattr(experiments.subprocess, "run", failing)
+    monkeypatch.setattr(experiments, "_commit", lambda: "abc1234")
     with pytest.raises(ValueError, match="rpn-1: Error: no such key"):
         experiments.train(run, tmp_path)
     assert commands[0][:5] == [sys.executable, "train_net.py", "--config-file", CONFIG, "--resume"]
+    assert (tmp_path / "t" / "rpn-1" / "commit.txt").read_text() == "abc1234"
     (tmp_path / "t" / "rpn-1" / "model_final.pth").touch()
     experiments.train(run, tmp_path)
     assert len(commands) == 1

@@ -223,9 +223,9 @@ def test_padding_has_no_influence_on_a_block(norm, pool, size):
     expected = block(alone)[0]
     for mask in (valid, valid.bool()):
         y = block(batch, mask)
-        torch.testing.assert_close(y[0, :, :height, :width], expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(y[0, :, :height, :width], expected, rtol=1e-5, atol=1e-5)
         assert (y * (1 - valid)).abs().max() == 0
-        torch.testing.assert_close(y[1], block(batch[1:])[0], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(y[1], block(batch[1:])[0], rtol=1e-5, atol=1e-5)
 
 
 def test_masked_max_pooling_has_finite_gradients():

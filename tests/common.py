@@ -67,6 +67,13 @@ def add_rectangle_masks(instances: Instances) -> Instances:
     return instances
 
 
+def make_record(size: tuple[int, int], boxes=(), seed: int = 0) -> dict:
+    """What a data loader makes of a noise image of (height, width): objects with masks, class 0."""
+    pixels = torch.rand(3, *size, generator=torch.Generator().manual_seed(seed)) * 255
+    instances = add_rectangle_masks(make_instances(size, boxes))
+    return {"image": pixels, "instances": instances, "height": size[0], "width": size[1]}
+
+
 def leaf_keys(node, prefix=""):
     """Full name -> value of every key below a node."""
     keys = {}

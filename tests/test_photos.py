@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from tests.common import CONFIGS, add_rectangle_masks, make_cfg, make_instances
+from tests.common import CONFIGS, make_cfg, make_record
 
 FILES = sorted(
     path.relative_to(CONFIGS).as_posix()
@@ -26,12 +26,6 @@ def build(file):
         for network in model.proposal_generator.networks.localization.values():
             network.offset.bias.data = torch.tensor([-20.0, -20.0, 20.0, 20.0]) / 513
     return model
-
-
-def make_record(size, boxes, seed=0):
-    pixels = torch.rand(3, *size, generator=torch.Generator().manual_seed(seed)) * 255
-    instances = add_rectangle_masks(make_instances(size, boxes))
-    return {"image": pixels, "instances": instances, "height": size[0], "width": size[1]}
 
 
 @pytest.mark.parametrize("file", FILES)

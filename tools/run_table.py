@@ -79,7 +79,7 @@ def chosen_runs(args: argparse.Namespace, parser: argparse.ArgumentParser) -> li
 
 def finish(args: argparse.Namespace, run: Run) -> None:
     """Train and measure one run, as far as ``--stage`` says, and tell about it."""
-    if args.stage != "measure":
+    if args.stage != "measure" and not run.weights_of:
         print(f"{run.name}: training", flush=True)
         train(run, args.folder, args.opts)
     if args.stage != "train":
@@ -116,10 +116,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if len(runs) == 1:
             finish(args, runs[0])
             return
+        # Those that train first: others have their weights.
+        rounds = (
+            [run for run in runs if not run.weights_of],
+            [run for run in runs if run.weights_of],
+        )
         # Each in a process of its own: what one leaves behind, or its end, is not another's.
         with ThreadPoolExecutor(max(args.jobs, 1)) as pool:
             failed = sum(
-                status != 0 for status in pool.map(lambda r: in_own_process(args, r), runs)
+                status != 0
+                for these in rounds
+                for status in pool.map(lambda run: in_own_process(args, run), these)
             )
         print(f"{Path(args.table).name}: {len(runs) - failed} runs finished, {failed} failed")
         if failed:

@@ -9,6 +9,15 @@ A table is a YAML file:
         config: configs/photos/rpn_mobilenet_v2.yaml
         overrides: [KEY, VALUE, ...]
         seeds: [1, 2, 3]              # one run for each
+        paper: {AR@100: 57.1}         # the paper's figures, for pages
+        base: ROW                     # what pages compare with; if absent, the row above
+      - name: rpn_few                 # the row "rpn" with other settings in the test alone:
+        label: RPN, few               # its configuration, overrides, seeds and weights
+        weights_of: rpn
+        overrides: [KEY, VALUE, ...]
+
+A list in the place of a KEY stands for what is in it, so that an anchor of YAML may name overrides
+that several rows have.
 
 The result of a run is a small JSON file in the folder beside the table that has its name without
 the suffix. A run that has one is finished, and a training that broke off goes on.
@@ -59,6 +68,10 @@ class Run:
         config: path of the configuration file.
         overrides: KEY, VALUE, ... of the table and the row.
         seed: ``SEED`` of the training.
+        weights_of: name of the row, with the same seed, whose weights it is measured with; None if
+            it is trained.
+        base: name of the row that it is compared with; None for none.
+        paper: figures of the paper by their measure's name.
     """
 
     table: str
@@ -67,11 +80,19 @@ class Run:
     config: str
     overrides: tuple[Any, ...] = field(default=())
     seed: int = 1
+    weights_of: str | None = None
+    base: str | None = None
+    paper: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Of the run's files and folder."""
         return f"{self.row}-{self.seed}"
+
+    @property
+    def trained_name(self) -> str:
+        """Name of the run whose training made its weights."""
+        return f"{self.weights_of or self.row}-{self.seed}"
 
 
 def read_table(path: str | os.PathLike) -> list[Run]:
@@ -96,29 +117,88 @@ def read_table(path: str | os.PathLike) -> list[Run]:
     if unknown := set(content) - {"overrides", "rows"}:
         raise ValueError(f"{path}: unknown {', '.join(sorted(unknown))}.")
     shared = _overrides(content, path, "the table")
-    runs = []
+    rows: dict[str, list[Run]] = {}
     for row in content["rows"]:
-        missing = {"name", "label", "config"} - set(row if isinstance(row, dict) else ())
-        if missing:
-            raise ValueError(f"{path}: the row {row} lacks {', '.join(sorted(missing))}.")
-        unknown = set(row) - {"name", "label", "config", "overrides", "seeds"}
-        if unknown:
-            raise ValueError(f"{path}: row {row['name']}: unknown {', '.join(sorted(unknown))}.")
-        overrides = (*shared, *_overrides(row, path, f"row {row['name']}"))
-        for seed in row.get("seeds", [1]):
-            runs.append(Run(path.stem, row["name"], row["label"], row["config"], overrides, seed))
-    names = [run.name for run in runs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{path}: several runs have the name {', '.join(twice)}.")
-    return runs
+        _check_row(row, path)
+        runs = _runs_of_row(row, path, shared, rows)
+        if row["name"] in rows:
+            raise ValueError(f"{path}: several rows have the name {row['name']}.")
+        rows[row["name"]] = runs
+    return [run for runs in rows.values() for run in runs]
+
+
+def _check_row(row: Any, path: Path) -> None:
+    """That a row has the keys that it needs and no others."""
+    row_keys = set(row if isinstance(row, dict) else ())
+    source = "weights_of" if "weights_of" in row_keys else "config"
+    if missing := {"name", "label", source} - row_keys:
+        raise ValueError(f"{path}: the row {row} lacks {', '.join(sorted(missing))}.")
+    known = {"name", "label", source, "overrides", "base", "paper"}
+    known |= {"seeds"} if source == "config" else set()
+    if unknown := row_keys - known:
+        raise ValueError(
+            f"{path}: row {row['name']}: unknown {', '.join(sorted(unknown))}"
+            f"{' beside weights_of' if source == 'weights_of' else ''}."
+        )
+    paper = row.get("paper", {})
+    if not isinstance(paper, dict) or not all(isinstance(x, int | float) for x in paper.values()):
+        raise ValueError(f"{path}: 'paper' of row {row['name']} is not {{MEASURE: FIGURE, ...}}.")
+
+
+def _runs_of_row(
+    row: dict[str, Any], path: Path, shared: Sequence[Any], above: dict[str, list[Run]]
+) -> list[Run]:
+    """The runs of a row, one for each seed.
+
+    Args:
+        row: checked.
+        path: of the table.
+        shared: overrides of all rows.
+        above: runs of the rows above it, by row.
+    """
+    name, overrides = row["name"], _overrides(row, path, f"row {row['name']}")
+    for key in ("base", "weights_of"):
+        if row.get(key) is not None and row[key] not in above:
+            raise ValueError(f"{path}: '{key}' of row {name}: no row {row[key]} is above it.")
+    common = {
+        "table": path.stem,
+        "row": name,
+        "label": row["label"],
+        "base": row.get("base", next(reversed(above), None)),
+        "paper": row.get("paper", {}),
+    }
+    if "weights_of" in row:
+        sources = above[row["weights_of"]]
+        if sources[0].weights_of:
+            raise ValueError(f"{path}: row {name} has weights of {row['weights_of']}, untrained.")
+        return [
+            Run(
+                **common,
+                config=source.config,
+                overrides=(*source.overrides, *overrides),
+                seed=source.seed,
+                weights_of=source.row,
+            )
+            for source in sources
+        ]
+    seeds = row.get("seeds", [1])
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{path}: row {name} has a seed twice.")
+    overrides = (*shared, *overrides)
+    return [Run(**common, config=row["config"], overrides=overrides, seed=x) for x in seeds]
 
 
 def _overrides(node: dict[str, Any], path: Path, where: str) -> list[Any]:
+    """KEY, VALUE, ... of a table or row; lists in the place of a KEY are opened."""
     overrides = node.get("overrides", [])
-    if not isinstance(overrides, list) or len(overrides) % 2:
+    is_list = isinstance(overrides, list)
+    opened: list[Any] = []
+    for item in overrides if is_list else []:
+        is_set = isinstance(item, list) and len(opened) % 2 == 0
+        opened.extend(item if is_set else [item])
+    if not is_list or len(opened) % 2:
         raise ValueError(f"{path}: 'overrides' of {where} is not a list KEY, VALUE, ...")
-    return overrides
+    return opened
 
 
 def result_file(table: str | os.PathLike, run: Run) -> Path:
@@ -139,12 +219,23 @@ def run_overrides(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ())
     return [str(value) for value in overrides]
 
 
+def trained_folder(run: Run, folder: str | os.PathLike) -> Path:
+    """Where the training is or will be that makes a run's weights.
+
+    Args:
+        run: of a table.
+        folder: below which runs train.
+    """
+    return Path(folder) / run.table / run.trained_name
+
+
 def train(
     run: Run, folder: str | os.PathLike, opts: Sequence[Any] = (), train_net: str = "train_net.py"
 ) -> None:
     """Train a run with ``train_net.py`` until its last checkpoint is there; goes on after a stop.
 
-    What the command prints goes to ``train.txt`` in the run's folder.
+    What the command prints goes to ``train.txt`` in the run's folder. A run with the weights of
+    another row has no training.
 
     Args:
         run: of a table.
@@ -157,7 +248,7 @@ def train(
     """
     overrides = run_overrides(run, folder, opts)
     output = Path(overrides[-1])
-    if (output / "model_final.pth").is_file():
+    if run.weights_of or (output / "model_final.pth").is_file():
         return
     output.mkdir(parents=True, exist_ok=True)
     if not (output / _COMMIT_FILE).is_file():
@@ -182,11 +273,20 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
 
     Returns:
         The content of its result file: what was run, how the training went, all measures.
+
+    Raises:
+        FileNotFoundError: it is not trained.
     """
+    trained = trained_folder(run, folder)
+    weights = trained / "model_final.pth"
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"{run.name} is measured with {weights}, which is missing: train {run.trained_name}."
+        )
     overrides = run_overrides(run, folder, opts)
     cfg = load_config(Namespace(config_file=run.config, opts=overrides))
     fit_to_device(cfg)
-    cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+    cfg.MODEL.WEIGHTS = str(weights)
     check_config(cfg)
     check_datasets(cfg.DATASETS.TEST)
     model = load_trained_model(cfg)
@@ -197,10 +297,11 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
         "row": run.row,
         "label": run.label,
         "seed": run.seed,
+        "weights_of": run.weights_of,
         "config": run.config,
         "overrides": [*run.overrides, *_of_the_experiment(opts)],
-        "commit": _training_commit(cfg.OUTPUT_DIR),
-        "training": training_facts(cfg),
+        "commit": _training_commit(trained),
+        "training": training_facts(cfg, trained),
         "test": {
             "datasets": list(cfg.DATASETS.TEST),
             "device": device_name(cfg.MODEL.DEVICE),
@@ -236,14 +337,17 @@ def timed_images(model: nn.Module) -> Iterator[list[float]]:
             handle.remove()
 
 
-def training_facts(cfg: CfgNode) -> dict[str, Any]:
+def training_facts(cfg: CfgNode, output: Path) -> dict[str, Any]:
     """What a finished training tells of itself in its folder.
+
+    Args:
+        cfg: of the training.
+        output: its ``OUTPUT_DIR``.
 
     Returns:
         iterations, images per batch, training images seen, median seconds of an iteration, hours
         of all of them, device, and its peak memory in MB (None on the CPU).
     """
-    output = Path(cfg.OUTPUT_DIR)
     records = []
     if (output / "metrics.json").is_file():
         lines = (output / "metrics.json").read_text(encoding="utf-8").splitlines()
@@ -313,7 +417,7 @@ def _commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _training_commit(folder: str) -> str | None:
+def _training_commit(folder: Path) -> str | None:
     """The commit that a run's training began with; None where it is not known."""
-    file = Path(folder) / _COMMIT_FILE
+    file = folder / _COMMIT_FILE
     return (file.read_text(encoding="utf-8") or None) if file.is_file() else None

@@ -7,8 +7,11 @@ A page has, where a table goes,
     <!-- end of results -->
 
 and what is between the two lines is written anew. A column is "task/measure" or, of the task
-"box_proposals", the measure alone; "title=" before it names the column otherwise. Other columns are
-those of ``FACTS``. Of several seeds a cell has the mean and the standard deviation.
+"box_proposals", the measure alone; "title=" before it names the column otherwise. "paper/measure"
+is the paper's figure in the table's file; "Δ" before either is its difference to the row's base,
+with its sign. Other columns are those of ``FACTS``. Of several seeds a cell has the mean and the
+standard deviation, of differences those seed by seed. The word "missing" among the columns has a
+line below the table that names the rows without a result.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import os
 import re
 import statistics
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..files.atomic_files import atomic_write
 from .experiments import read_table, result_file
@@ -45,58 +49,107 @@ FACTS: dict[str, tuple[Callable[[dict[str, Any]], Any], int]] = {
 }
 
 
-def read_results(table: str | os.PathLike) -> dict[str, list[dict[str, Any]]]:
-    """The results that there are, by row and in the table's order.
+@dataclass
+class Row:
+    """A row of a table and the results that there are.
+
+    Attributes:
+        label: in pages.
+        base: name of the row that it is compared with; None for none.
+        paper: figures of the paper by their measure's name.
+        results: contents of result files, by seed.
+    """
+
+    label: str
+    base: str | None = None
+    paper: dict[str, float] = field(default_factory=dict)
+    results: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+def read_rows(table: str | os.PathLike) -> dict[str, Row]:
+    """The rows of a table by name and in its order, also those without a result.
 
     Args:
         table: path of the YAML file.
     """
-    results: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, Row] = {}
     for run in read_table(table):
+        row = rows.setdefault(run.row, Row(run.label, run.base, run.paper))
         path = result_file(table, run)
         if path.is_file():
-            results.setdefault(run.row, []).append(json.loads(path.read_text(encoding="utf-8")))
-    return results
+            row.results[run.seed] = json.loads(path.read_text(encoding="utf-8"))
+    return rows
 
 
-def format_results(results: dict[str, list[dict[str, Any]]], columns: Iterable[str]) -> str:
-    """A Markdown table with a line for each row that has a result.
+def format_rows(rows: dict[str, Row], columns: Iterable[str]) -> str:
+    """A Markdown table with a line for each row that has a result; "" of none.
 
     Args:
-        results: of :func:`read_results`.
+        rows: of :func:`read_rows`.
         columns: see the head of this module.
     """
-    pairs = [(title or column, column) for title, _, column in (c.rpartition("=") for c in columns)]
-    header = ["", *(title for title, _ in pairs)]
-    lines = [header, ["---", *("---:" for _ in pairs)]]
-    for runs in results.values():
-        lines.append([runs[0]["label"], *(_cell(runs, column) for _, column in pairs)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    columns = list(columns)
+    shown = [(title or column, column) for title, _, column in (c.rpartition("=") for c in columns)]
+    shown = [pair for pair in shown if pair[1] != "missing"]
+    header = ["", *(title for title, _ in shown)]
+    lines = [header, ["---", *("---:" for _ in shown)]]
+    for row in rows.values():
+        if row.results:
+            lines.append([row.label, *(_cell(rows, row, column) for _, column in shown)])
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else ""
+    missing = [row.label for row in rows.values() if not row.results]
+    if "missing" in columns and missing:
+        text += ("\n" if text else "") + f"Not trained yet: {'; '.join(missing)}.\n"
+    return text
 
 
-def _cell(runs: list[dict[str, Any]], column: str) -> str:
+def _cell(rows: dict[str, Row], row: Row, column: str) -> str:
     if column == "seeds":
-        return str(len(runs))
+        return str(len(row.results))
     if column in FACTS:
-        read, decimals = FACTS[column]
-        values = [value for value in map(read, runs) if value is not None]
-        if not values:
-            return ""
-        if isinstance(values[0], str):
-            return ", ".join(dict.fromkeys(values))
-        return f"{statistics.fmean(values):,.{decimals}f}"
+        return _fact(row, column)
+    if not column.startswith("Δ"):
+        return mean_and_spread(_figures(row, column).values())
+    measure = column.removeprefix("Δ")
+    own = _figures(row, measure)
+    other = _figures(rows[row.base], measure) if row.base else {}
+    both = (seed for seed in own if seed in other)
+    return mean_and_spread((own[seed] - other[seed] for seed in both), sign="+")
+
+
+def _fact(row: Row, column: str) -> str:
+    read, decimals = FACTS[column]
+    values = [value for value in map(read, row.results.values()) if value is not None]
+    if not values:
+        return ""
+    if isinstance(values[0], str):
+        return ", ".join(dict.fromkeys(values))
+    return f"{statistics.fmean(values):,.{decimals}f}"
+
+
+def _figures(row: Row, column: str) -> dict[int, float]:
+    """What is known of a measure, by seed; the paper's has the seed 0."""
     task, _, measure = column.rpartition("/")
-    return mean_and_spread(
-        run["metrics"].get(task or "box_proposals", {}).get(measure) for run in runs
-    )
+    if task == "paper":
+        return {0: row.paper[measure]} if measure in row.paper else {}
+    known = {
+        seed: result["metrics"].get(task or "box_proposals", {}).get(measure)
+        for seed, result in row.results.items()
+    }
+    return {seed: value for seed, value in known.items() if value is not None}
 
 
-def mean_and_spread(values: Iterable[float | None]) -> str:
-    """A cell: "21.3", of several runs "21.3 ± 0.4" (standard deviation), "" of none."""
-    known = [value for value in values if value is not None]
+def mean_and_spread(values: Iterable[float], sign: Literal["", "+"] = "") -> str:
+    """A cell: "21.3", of several runs "21.3 ± 0.4" (standard deviation), "" of none.
+
+    Args:
+        values: of the runs.
+        sign: "+" to write a sign before positive means too.
+    """
+    known = list(values)
     if not known:
         return ""
-    mean = f"{statistics.fmean(known):.1f}"
+    mean = f"{statistics.fmean(known):{sign}.1f}"
     return f"{mean} ± {statistics.stdev(known):.1f}" if len(known) > 1 else mean
 
 
@@ -112,8 +165,8 @@ def fill_page(text: str, root: str | os.PathLike) -> str:
     """
 
     def fill(match: re.Match[str]) -> str:
-        results = read_results(Path(root) / match["table"])
-        return match["begin"] + format_results(results, match["columns"].split()) + match["end"]
+        rows = read_rows(Path(root) / match["table"])
+        return match["begin"] + format_rows(rows, match["columns"].split()) + match["end"]
 
     return _MARK.sub(fill, text)
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,18 +11,26 @@ from torch import nn
 
 from d2proposals.data.coco_files import register_coco_files
 from d2proposals.engine import experiments
-from d2proposals.engine.experiments import Run, read_table, result_file, run_overrides
+from d2proposals.engine.experiments import (
+    Run,
+    read_table,
+    result_file,
+    run_overrides,
+    trained_folder,
+)
 from d2proposals.engine.result_pages import (
+    Row,
     fill_page,
-    format_results,
+    format_rows,
     mean_and_spread,
-    read_results,
+    read_rows,
     write_page,
 )
 from tests.common import ROOT, forgotten_datasets, run_tool
 from tests.engine.tiny_coco import write_tiny_coco
 
 CONFIG = "configs/shapes/rpn_only.yaml"
+A = "{name: a, label: a, config: c}"
 
 
 def write_table(path, rows, **content):
@@ -49,6 +58,50 @@ def test_runs_of_a_table(tmp_path):
     ]
 
 
+def test_a_row_with_the_weights_of_another(tmp_path, monkeypatch):
+    rows = [row("full", seeds=[1, 2], overrides=["A", 1])]
+    rows += [{"name": "less", "label": "L", "weights_of": "full", "overrides": ["A", 2]}]
+    runs = read_table(write_table(tmp_path / "t.yaml", rows, overrides=["B", 3]))
+    assert [run.name for run in runs] == ["full-1", "full-2", "less-1", "less-2"]
+    less = runs[-1]
+    # Its own overrides come last; the rest is the other row's, those of all rows once.
+    assert less.overrides == ("B", 3, "A", 1, "A", 2)
+    assert (less.config, less.weights_of, less.trained_name) == (CONFIG, "full", "full-2")
+    assert trained_folder(less, "out") == trained_folder(runs[1], "out") == Path("out/t/full-2")
+    # It has a folder of its own, but no training.
+    assert run_overrides(less, "out")[-1] == "out/t/less-2"
+    monkeypatch.setattr(experiments.subprocess, "run", None)
+    experiments.train(less, tmp_path)
+    with pytest.raises(FileNotFoundError, match="full-2/model_final.pth, .* train full-2"):
+        experiments.measure(less, tmp_path)
+
+
+def test_overrides_that_several_rows_have(tmp_path):
+    (tmp_path / "t.yaml").write_text(
+        "rows:\n"
+        "  - {name: a, label: a, config: c, overrides: [&set [A, 1, B, 2], C, [3, 4]]}\n"
+        "  - {name: b, label: b, config: c, overrides: [D, 5, *set]}\n"
+    )
+    first, second = read_table(tmp_path / "t.yaml")
+    # A list in the place of a value is a value.
+    assert first.overrides == ("A", 1, "B", 2, "C", [3, 4])
+    assert second.overrides == ("D", 5, "A", 1, "B", 2)
+
+
+def test_rows_that_train_come_first(tmp_path, monkeypatch):
+    rows = [row("x"), {"name": "y", "label": "y", "weights_of": "x"}, row("z")]
+    table = write_table(tmp_path / "t.yaml", rows)
+    names = []
+
+    def started(command):
+        names.append(command[command.index("--rows") + 1])
+        return experiments.subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(experiments.subprocess, "run", started)
+    run_tool("run_table", "--table", table, "--folder", tmp_path)
+    assert names == ["x-1", "z-1", "y-1"]
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
@@ -56,7 +109,20 @@ def test_runs_of_a_table(tmp_path):
         ("rows: [{name: a, label: b}]", "lacks config"),
         ("rows: [{name: a, label: b, config: c, seed: 1}]", "row a: unknown seed"),
         ("rows: [{name: a, label: b, config: c, overrides: [KEY]}]", "'overrides' of row a"),
-        ("rows: [{name: a, label: b, config: c, seeds: [1, 1]}]", "have the name a-1"),
+        ("rows: [{name: a, label: b, config: c, seeds: [1, 1]}]", "row a has a seed twice"),
+        (f"rows: [{A}, {A}]", "several rows have the name a"),
+        (f"rows: [{A}, {{name: b, label: b, weights_of: c}}]", "'weights_of' of row b: no row c"),
+        (
+            f"rows: [{A}, {{name: b, label: b, weights_of: a, config: c}}]",
+            "row b: unknown config beside weights_of",
+        ),
+        (
+            f"rows: [{A}, {{name: b, label: b, weights_of: a}}, {{name: d, label: d, "
+            "weights_of: b}]",
+            "row d has weights of b, untrained",
+        ),
+        ("rows: [{name: a, label: b, config: c, base: c}]", "'base' of row a: no row c"),
+        ("rows: [{name: a, label: b, config: c, paper: 3}]", "'paper' of row a"),
         ("rows: []\ntrain: output", "unknown train"),
         ("rows: [", "is not YAML"),
     ],
@@ -81,14 +147,18 @@ def test_train_and_measure_a_run(tmp_path, monkeypatch, capsys):
     ]
     overrides = ["DATASETS.TRAIN", "('mine_train',)", "DATASETS.TEST", "('mine_val',)"]
     overrides += ["SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "()", "INPUT.MIN_SIZE_TEST", 64]
-    table = write_table(tmp_path / "t.yaml", [row(overrides=overrides)])
+    few = {"name": "few", "label": "FEW", "weights_of": "rpn"}
+    few["overrides"] = ["MODEL.RPN.POST_NMS_TOPK_TEST", 1]
+    table = write_table(tmp_path / "t.yaml", [row(overrides=overrides), few])
     folder = tmp_path / "runs"
     opts = ["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 2, "DATASETS.COCO_FILES", files]
     command = ["--table", table, "--folder", folder]
     with forgotten_datasets() as names:
         names += ["mine_train", "mine_val"]
         register_coco_files(files)
-        run_tool("run_table", *command, *opts)
+        # Both here, one after the other; several rows at once have a process each.
+        run_tool("run_table", "--rows", "rpn", *command, *opts)
+        run_tool("run_table", "--rows", "few", *command, *opts)
     result = json.loads((tmp_path / "t" / "rpn-1.json").read_text())
     assert result["config"] == CONFIG and result["seed"] == 1
     # Nothing of this machine is in it.
@@ -98,12 +168,20 @@ def test_train_and_measure_a_run(tmp_path, monkeypatch, capsys):
     assert (training["iterations"], training["images_seen"]) == (2, 4)
     assert training["datasets"] == ["mine_train"] and training["device"].startswith("CPU")
     assert result["commit"] == ((folder / "t" / "rpn-1" / "commit.txt").read_text() or None)
-    assert 0 <= result["metrics"]["box_proposals"]["AR@100"] <= 100
+    recall = result["metrics"]["box_proposals"]["AR@100"]
+    assert 0 <= recall <= 100
+    shared = json.loads((tmp_path / "t" / "few-1.json").read_text())
+    assert shared["training"] == training and shared["weights_of"] == "rpn"
+    # One box an image, and the best of the trained network.
+    assert (
+        shared["metrics"]["box_proposals"]["AR@100"] == result["metrics"]["box_proposals"]["AR@1"]
+    )
+    assert not (folder / "t" / "few-1" / "model_final.pth").exists()
     # Finished: neither trained nor measured again.
     monkeypatch.setattr(experiments.subprocess, "run", None)
     run_tool("run_table", *command, *opts)
     run_tool("run_table", *command, "--list")
-    assert capsys.readouterr().out.endswith("rpn-1: finished\n")
+    assert capsys.readouterr().out.endswith("rpn-1: finished\nfew-1: finished\n")
 
 
 def test_a_training_goes_on_and_a_failure_has_its_line(tmp_path, monkeypatch):
@@ -151,20 +229,47 @@ def result(seed=1, recall=20.0, **metrics):
 
 
 def test_cells_of_a_table():
-    results = {"rpn": [result(1, 20.0), result(2, 22.0, bbox={"AP": 3.14})]}
+    rows = {"rpn": Row("RPN", results={1: result(1, 20.0), 2: result(2, 22.0, bbox={"AP": 3.14})})}
     columns = ["AR@100", "AR@7", "AP=bbox/AP", "iterations", "s/step", "MB", "seeds", "commit"]
-    header, _, line = format_results(results, [*columns, "file=config"]).splitlines()
+    header, _, line = format_rows(rows, [*columns, "file=config"]).splitlines()
     assert header == "|  | AR@100 | AR@7 | AP | iterations | s/step | MB | seeds | commit | file |"
     # Sample standard deviation of 20 and 22.
     assert line == "| RPN | 21.0 ± 1.4 |  | 3.1 | 10,000 | 0.500 |  | 2 | abc1234 | `a.yaml` |"
-    assert mean_and_spread([None, 1.25]) == "1.2"
+    assert mean_and_spread([1.25]) == "1.2"
+
+
+def test_differences_to_another_row_beside_the_paper_s():
+    rows = {
+        "a": Row("A", None, {"AR@100": 50.0}, {1: result(1, 20.0), 2: result(2, 30.0)}),
+        "b": Row("B", "a", {"AR@100": 48.5}, {1: result(1, 21.0), 2: result(2, 30.5)}),
+        # No result of the base has its seed.
+        "c": Row("C", "b", {}, {3: result(3, 40.0)}),
+        "d": Row("D", "c", {"AR@100": 61.0}),
+        "e": Row("E", "a", {"AR@100": 51.0}, {2: result(2, 10.0)}),
+    }
+    columns = ["AR@100", "paper/AR@100", "Δ=ΔAR@100", "Δpaper/AR@100", "missing"]
+    header, _, *lines = format_rows(rows, columns).splitlines()
+    assert header == "|  | AR@100 | paper/AR@100 | Δ | Δpaper/AR@100 |"
+    assert lines == [
+        "| A | 25.0 ± 7.1 | 50.0 |  |  |",
+        # Seed by seed: 1 and .5.
+        "| B | 25.8 ± 6.7 | 48.5 | +0.8 ± 0.4 | -1.5 |",
+        "| C | 40.0 |  |  |  |",
+        "| E | 10.0 | 51.0 | -20.0 | +1.0 |",
+        "",
+        "Not trained yet: D.",
+    ]
+    assert format_rows({"d": rows["d"]}, columns) == "Not trained yet: D.\n"
+    assert format_rows({"d": rows["d"]}, columns[:-1]) == ""
 
 
 def test_a_page_s_tables_are_written_anew(tmp_path):
-    table = write_table(tmp_path / "t.yaml", [row(), row("zip")])
+    table = write_table(tmp_path / "t.yaml", [row(paper={"AR@100": 50}), row("zip")])
     (run, _) = read_table(table)
     experiments.write_result(table, run, result())
-    assert list(read_results(table)) == ["rpn"]
+    rows = read_rows(table)
+    assert (rows["rpn"].paper, rows["zip"].base) == ({"AR@100": 50}, "rpn")
+    assert [len(row.results) for row in rows.values()] == [1, 0]
     page = tmp_path / "page.md"
     mark = "<!-- results of t.yaml: AR@100 -->\n"
     page.write_text(f"before\n{mark}old\nolder\n<!-- end of results -->\nafter {mark}")

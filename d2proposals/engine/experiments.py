@@ -9,6 +9,7 @@ A table is a YAML file:
         config: configs/photos/rpn_mobilenet_v2.yaml
         overrides: [KEY, VALUE, ...]
         seeds: [1, 2, 3]              # one run for each
+                                      # (SOLVER.MAX_ITER 0 is the network untrained)
         paper: {AR@100: 57.1}         # the paper's figures, for pages
         base: ROW                     # what pages compare with; if absent, the row above
       - name: rpn_few                 # the row "rpn" with other settings in the test alone:
@@ -43,6 +44,7 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode
+from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from ..files.atomic_files import write_json
@@ -235,7 +237,7 @@ def train(
     """Train a run with ``train_net.py`` until its last checkpoint is there; goes on after a stop.
 
     What the command prints goes to ``train.txt`` in the run's folder. A run with the weights of
-    another row has no training.
+    another row has no training, nor has one of no iterations.
 
     Args:
         run: of a table.
@@ -248,7 +250,8 @@ def train(
     """
     overrides = run_overrides(run, folder, opts)
     output = Path(overrides[-1])
-    if run.weights_of or (output / "model_final.pth").is_file():
+    is_trained = (output / "model_final.pth").is_file()
+    if run.weights_of or is_trained or is_untrained(run, folder, opts):
         return
     output.mkdir(parents=True, exist_ok=True)
     if not (output / _COMMIT_FILE).is_file():
@@ -261,6 +264,19 @@ def train(
     if done.returncode:
         text = (output / "train.txt").read_text(encoding="utf-8", errors="replace").strip()
         raise ValueError(f"{run.name}: {text.splitlines()[-1] if text else 'no output'}")
+
+
+def is_untrained(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> bool:
+    """Whether a run is its network as a training begins with it: of no iterations.
+
+    Args:
+        run: of a table.
+        folder: below which runs train.
+        opts: the user's KEY VALUE overrides.
+    """
+    overrides = run_overrides(run, folder, opts)
+    last = dict(zip(overrides[::2], overrides[1::2], strict=True))
+    return last.get("SOLVER.MAX_ITER") == "0"
 
 
 def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> dict[str, Any]:
@@ -279,16 +295,20 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
     """
     trained = trained_folder(run, folder)
     weights = trained / "model_final.pth"
-    if not weights.is_file():
+    untrained = is_untrained(run, folder, opts)
+    if not untrained and not weights.is_file():
         raise FileNotFoundError(
             f"{run.name} is measured with {weights}, which is missing: train {run.trained_name}."
         )
     overrides = run_overrides(run, folder, opts)
     cfg = load_config(Namespace(config_file=run.config, opts=overrides))
     fit_to_device(cfg)
-    cfg.MODEL.WEIGHTS = str(weights)
+    if not untrained:
+        cfg.MODEL.WEIGHTS = str(weights)
     check_config(cfg)
     check_datasets(cfg.DATASETS.TEST)
+    # Random weights are those that a training of this seed begins with.
+    seed_all_rng(cfg.SEED)
     model = load_trained_model(cfg)
     with timed_images(model) as times:
         metrics = Trainer.test(cfg, model)

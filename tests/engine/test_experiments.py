@@ -76,6 +76,24 @@ def test_a_row_with_the_weights_of_another(tmp_path, monkeypatch):
         experiments.measure(less, tmp_path)
 
 
+def test_a_row_of_no_iterations_is_the_untrained_network(tmp_path, monkeypatch):
+    (run,) = read_table(write_table(tmp_path / "t.yaml", [row(overrides=["SOLVER.MAX_ITER", 0])]))
+    monkeypatch.setattr(experiments.subprocess, "run", None)
+    experiments.train(run, tmp_path)
+    weights = []
+
+    def measured(cfg, model):
+        weights.append([x.clone() for x in model.proposal_generator.parameters()])
+        return {"box_proposals": {"AR@100": 1.0}}
+
+    monkeypatch.setattr(experiments, "check_datasets", lambda names: None)
+    monkeypatch.setattr(experiments.Trainer, "test", measured)
+    results = [experiments.measure(run, tmp_path, ["MODEL.DEVICE", "cpu"]) for _ in range(2)]
+    assert results[0]["training"]["iterations"] == 0 and results[0]["training"]["hours"] is None
+    # Random, and the same each time: as the seed says.
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
 def test_overrides_that_several_rows_have(tmp_path):
     (tmp_path / "t.yaml").write_text(
         "rows:\n"

@@ -69,6 +69,10 @@ def add_datasets_config(cfg: CN) -> None:
     # then have: [[name, JSON file, folder of the images], ...] (data/coco_files.py). A fourth
     # entry, a year such as 2007, has detections measured as PASCAL VOC's of that year.
     cfg.DATASETS.COCO_FILES = []
+    # Categories whose objects are trained on, by name, or "voc" for those of PASCAL VOC under
+    # COCO's names; (): all. Objects and crowd regions of the others are as if nobody had annotated
+    # them (data/category_choice.py); TEST.PROPOSALS.SEEN measures what that does.
+    cfg.DATASETS.CATEGORIES = ()
     # Whether anything that is wrong with the annotations of DATASETS.TRAIN or DATASETS.TEST ends
     # the job before it begins. Otherwise each kind is one warning, and what means nothing is left
     # out (engine/checked_datasets.py).
@@ -122,6 +126,9 @@ def add_test_config(cfg: CN) -> None:
     # Whether objects that are marked "difficult" (PASCAL VOC's) count in the recall of proposals,
     # as in SPOP's evaluation. They are trained on either way, as Detectron2 does.
     cfg.TEST.PROPOSALS.COUNT_DIFFICULT = True
+    # Categories that the model has seen, as in DATASETS.CATEGORIES: recall of their objects and of
+    # the others' is measured apart, too (evaluation/measurement.py); (): no such split.
+    cfg.TEST.PROPOSALS.SEEN = ()
 
 
 def add_bn_inception_config(cfg: CN) -> None:
@@ -324,8 +331,11 @@ def add_sc_rpn_config(cfg: CN) -> None:
     cfg.MODEL.SCRPN.IOU_MASK.SAMPLES = "classification"
     # Sigmoids: two keep the mask within (0.5, 0.731), one within (0, 1).
     cfg.MODEL.SCRPN.IOU_MASK.NUM_SIGMOID = 2
-    # Whether proposals are scored by the mean of classification and mask, or classification only.
+    # Whether proposals are scored with the mask, or by their classification only.
     cfg.MODEL.SCRPN.IOU_MASK.USE_AT_TEST = True
+    # With the mask: by the "mean" of classification and mask, or by the "mask" alone, as OLN
+    # (arXiv:2108.06753) scores objects of categories that nobody trained on.
+    cfg.MODEL.SCRPN.IOU_MASK.SCORE = "mean"
     # lambda_mask of Eq. 3.
     cfg.MODEL.SCRPN.IOU_MASK.LOSS_WEIGHT = 1.0
 

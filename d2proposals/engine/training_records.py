@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
+from ..data.category_choice import with_chosen_categories
 from .checked_datasets import checked_dataset
 from .job import is_two_stage
 
@@ -27,19 +28,24 @@ def training_records(cfg: CfgNode) -> Any:
         cfg: of the job.
 
     Returns:
-        a list of dataset dictionaries, those without objects left out if the configuration says
-        so; a ``torch.utils.data.Dataset`` where that is what a dataset's function returns.
+        a list of dataset dictionaries, with objects of ``DATASETS.CATEGORIES``, those without
+        objects left out if the configuration says so; a ``torch.utils.data.Dataset`` where that is
+        what a dataset's function returns.
 
     Raises:
         ValueError: in one line, when nothing is left, when objects have classes that the heads
-            lack, or when masks are asked for that are not there.
+            lack, when masks are asked for that are not there, or when a dataset does not have a
+            category of ``DATASETS.CATEGORIES``.
     """
     names = ", ".join(cfg.DATASETS.TRAIN)
+    datasets, categories = cfg.DATASETS.TRAIN, cfg.DATASETS.CATEGORIES
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: name a dataset to train on.")
+    if categories:
+        datasets = [with_chosen_categories(name, categories) for name in datasets]
     try:
         records = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
+            datasets,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             min_keypoints=(
                 cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
@@ -50,7 +56,8 @@ def training_records(cfg: CfgNode) -> Any:
         if "No valid data found" not in str(error) and "is empty!" not in str(error):
             raise
         raise ValueError(
-            f"{names}: no image has an object to train on (crowd regions are none). Check the "
+            f"{names}: no image has an object to train on (crowd regions are none)"
+            f"{f' of DATASETS.CATEGORIES {tuple(categories)}' if categories else ''}. Check the "
             "annotations; images without objects are trained on with "
             "DATALOADER.FILTER_EMPTY_ANNOTATIONS False."
         ) from error

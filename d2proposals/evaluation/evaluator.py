@@ -24,6 +24,7 @@ from .proposal_checks import find_usable
 from .proposal_spool import OrderedProposals
 from .recall import check_limits, describe_idle_limits
 from .report import format_table, plot_curves
+from .unseen_categories import choose_unseen
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ class ProposalEvaluator(ProposalCollector):
     with the IoU of masks, on these objects, of the 2,000 best-scored proposals. Their files are
     ``mask_proposals.json`` (run-length encodings, see ``files.own_format``),
     ``mask_proposal_results.json`` and ``mask_proposal_curves.png``.
+
+    With seen categories there are three more tasks of each kind, "box_proposals_seen",
+    "box_proposals_unseen" and "box_proposals_unseen_budget": see ``Measurement.by_categories``.
     """
 
     @configurable
@@ -56,6 +60,7 @@ class ProposalEvaluator(ProposalCollector):
         *,
         limits: Sequence[int] = (1, 10, 100, 300, 500, 1000),
         count_difficult: bool = True,
+        seen: Sequence[str] = (),
         distributed: bool = True,
         output_dir: str | None = None,
     ) -> None:
@@ -64,13 +69,16 @@ class ProposalEvaluator(ProposalCollector):
             dataset_name: a registered dataset.
             limits: numbers of best-scored proposals per image at which to measure, up to 2,000.
             count_difficult: whether objects marked difficult count.
+            seen: categories that the model was trained on, as of ``find_categories``; () for no
+                split.
             distributed: collect the proposals of all processes and evaluate them in the first one;
                 False if this process sees the whole dataset.
             output_dir: folder for files; None for none.
 
         Raises:
-            ValueError: for wrong limits, and for a dataset that is unknown or has image ids that
-                tell nothing.
+            ValueError: for wrong limits, for a dataset that is unknown or has image ids that tell
+                nothing, and for seen categories that it does not have or that are those of all
+                objects or of none.
         """
         super().__init__(distributed)
         self._dataset_name = dataset_name
@@ -83,6 +91,7 @@ class ProposalEvaluator(ProposalCollector):
         if comm.is_main_process() or not distributed:
             self._ground_truth = load_ground_truth(dataset_name, count_difficult=count_difficult)
             warn_of_faults(self._ground_truth, dataset_name)
+            self._unseen = self._choose_unseen(seen)
 
     @classmethod
     def from_config(
@@ -106,6 +115,7 @@ class ProposalEvaluator(ProposalCollector):
             "dataset_name": dataset_name,
             "limits": cfg.TEST.PROPOSALS.LIMITS,
             "count_difficult": cfg.TEST.PROPOSALS.COUNT_DIFFICULT,
+            "seen": cfg.TEST.PROPOSALS.SEEN,
             "distributed": distributed,
             "output_dir": output_dir,
         }
@@ -139,19 +149,29 @@ class ProposalEvaluator(ProposalCollector):
         idle = describe_idle_limits(self._limits, ordered.numbers)
         if idle:
             logger.warning(f"On {self._dataset_name} {idle} (limits: TEST.PROPOSALS.LIMITS)")
-        overlaps = box_overlaps_of(ground_truth, ordered, usable, num_needed(self._limits))
-        measurement = measure(overlaps, ground_truth, self._limits)
+        top = num_needed(self._limits, self._unseen)
+        overlaps = box_overlaps_of(ground_truth, ordered, usable, top)
+        measurement = measure(overlaps, ground_truth, self._limits, self._unseen)
         self._report(measurement, "")
-        results = {"box_proposals": measurement.metrics}
+        results = _by_task(measurement, "box_proposals")
         if ordered.has_masks:
-            metrics = self._evaluate_masks(ordered, usable)
-            if metrics is not None:
-                results["mask_proposals"] = metrics
+            measurement = self._evaluate_masks(ordered, usable)
+            if measurement is not None:
+                results |= _by_task(measurement, "mask_proposals")
         return results
+
+    def _choose_unseen(self, seen: Sequence[str]) -> set[int]:
+        """The categories that are not among the seen ones; {} without a split."""
+        if not seen or not self._ground_truth.is_annotated:
+            return set()
+        try:
+            return choose_unseen(self._ground_truth, None, [str(item) for item in seen])
+        except ValueError as error:
+            raise ValueError(f"TEST.PROPOSALS.SEEN, of '{self._dataset_name}': {error}.") from error
 
     def _evaluate_masks(
         self, ordered: OrderedProposals, usable: list[np.ndarray]
-    ) -> dict[str, float] | None:
+    ) -> Measurement | None:
         """Measures of the masks; None if the dataset has none to compare them with."""
         ground_truth = load_ground_truth(
             self._dataset_name, with_masks=True, count_difficult=self._count_difficult
@@ -163,10 +183,11 @@ class ProposalEvaluator(ProposalCollector):
             )
             return None
         ground_truth = ground_truth.with_masks()
-        overlaps = mask_overlaps_of(ground_truth, ordered, usable, num_needed(self._limits))
-        measurement = measure(overlaps, ground_truth, self._limits)
+        top = num_needed(self._limits, self._unseen)
+        overlaps = mask_overlaps_of(ground_truth, ordered, usable, top)
+        measurement = measure(overlaps, ground_truth, self._limits, self._unseen)
         self._report(measurement, "mask_")
-        return measurement.metrics
+        return measurement
 
     def _write_proposals(self, ordered: OrderedProposals, usable: list[np.ndarray]) -> None:
         """Write the usable proposals of all images in Detectron2's precomputed format.
@@ -225,6 +246,11 @@ class ProposalEvaluator(ProposalCollector):
                 "num_images": num_images,
                 "num_ground_truth": num_gt,
                 "metrics_in_percent": measurement.metrics,
+                **(
+                    {"metrics_by_categories_in_percent": measurement.by_categories}
+                    if measurement.by_categories
+                    else {}
+                ),
                 "curves_in_percent": measurement.curves,
                 "diagnostics": measurement.diagnostics,
             }
@@ -232,3 +258,9 @@ class ProposalEvaluator(ProposalCollector):
             path = os.path.join(self._output_dir, f"{prefix}proposal_curves.png")
             with beside_numbers(path):
                 plot_curves(path, measurement.curves, f"{kind} on {self._dataset_name}")
+
+
+def _by_task(measurement: Measurement, task: str) -> dict[str, dict[str, float]]:
+    """A task's metrics, and those of its subsets of categories under names of their own."""
+    subsets = {f"{task}_{name}": metrics for name, metrics in measurement.by_categories.items()}
+    return {task: measurement.metrics, **subsets}

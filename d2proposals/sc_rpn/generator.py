@@ -40,6 +40,8 @@ from .predictions import HeadPredictions, InitialPredictions, SampledPredictions
 from .stage_losses import StageLosses
 from .stage_sampling import Samples, StageSampler, sample_statistics
 
+IOU_MASK_SCORES = ("mean", "mask")
+
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class SCRPN(ProposalGenerator):
@@ -56,6 +58,7 @@ class SCRPN(ProposalGenerator):
         iou_mask_samples: str = "classification",
         num_sigmoid: int = 2,
         use_iou_mask_at_test: bool = True,
+        iou_mask_score: str = "mean",
         box_reg_loss_type: tuple[str, str] = ("iou", "iou"),
         smooth_l1_beta: float = 1.0 / 9,
         init_normalizer: str = "positives",
@@ -79,6 +82,7 @@ class SCRPN(ProposalGenerator):
                 "regression" or "regression_and_negatives" samples.
             num_sigmoid: sigmoids of the IoU mask, 2 or 1.
             use_iou_mask_at_test: whether scores are IoU-aware.
+            iou_mask_score: which IoU-aware score: "mean" of classification and mask, or "mask".
             box_reg_loss_type: "iou" or "smooth_l1", of the first and of the second stage.
             smooth_l1_beta: of "smooth_l1".
             init_normalizer: what the initial loss is divided by, "positives" (Eq. 6) or
@@ -112,6 +116,14 @@ class SCRPN(ProposalGenerator):
         )
         self.num_sigmoid = num_sigmoid
         self.use_iou_mask_at_test = use_iou_mask_at_test
+        if iou_mask_score not in IOU_MASK_SCORES:
+            raise ValueError(
+                f"unknown MODEL.SCRPN.IOU_MASK.SCORE {iou_mask_score!r}, choose one of "
+                f"{IOU_MASK_SCORES}"
+            )
+        if iou_mask_score == "mask" and head.iou_mask_feature is None:
+            raise ValueError("MODEL.SCRPN.IOU_MASK.SCORE 'mask' needs IOU_MASK.ENABLED True")
+        self.iou_mask_score = iou_mask_score
         # Map from self.training state to train/test settings
         self.pre_nms_topk = {True: pre_nms_topk[0], False: pre_nms_topk[1]}
         self.post_nms_topk = {True: post_nms_topk[0], False: post_nms_topk[1]}
@@ -148,6 +160,7 @@ class SCRPN(ProposalGenerator):
             "iou_mask_samples": node.IOU_MASK.SAMPLES,
             "num_sigmoid": node.IOU_MASK.NUM_SIGMOID,
             "use_iou_mask_at_test": node.IOU_MASK.USE_AT_TEST,
+            "iou_mask_score": node.IOU_MASK.SCORE,
             "box_reg_loss_type": node.BBOX_REG_LOSS_TYPE,
             "smooth_l1_beta": node.SMOOTH_L1_BETA,
             "init_normalizer": node.INIT_NORMALIZER,
@@ -352,11 +365,12 @@ class SCRPN(ProposalGenerator):
         ]
 
     def scores(self, predictions: HeadPredictions) -> torch.Tensor:
-        """Scores in [0, 1], (N, R): the mean of classification score and IoU mask (Sec. III-A)."""
+        """Scores in [0, 1], (N, R): the mean of classification score and IoU mask (Sec. III-A), or
+        one of them alone."""
         scores = predictions.class_logits.sigmoid()
         if predictions.iou_mask is not None and self.use_iou_mask_at_test:
             iou_mask = iou_mask_logits(predictions.iou_mask, self.num_sigmoid).sigmoid()
-            scores = (scores + iou_mask) / 2
+            scores = iou_mask if self.iou_mask_score == "mask" else (scores + iou_mask) / 2
         return scores
 
     def _final_shape(self, predictions: HeadPredictions) -> torch.Tensor:

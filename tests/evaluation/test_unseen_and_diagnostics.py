@@ -1,8 +1,13 @@
 """Tests of recall of unseen categories, and of the diagnostics."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
+from detectron2.structures import Boxes, BoxMode, Instances
 
+from d2proposals.evaluation import ProposalEvaluator
 from d2proposals.evaluation.diagnostics import (
     ASPECT_EDGES,
     HighQualityCounts,
@@ -14,6 +19,7 @@ from d2proposals.evaluation.ground_truth import GroundTruth
 from d2proposals.evaluation.measurement import measure
 from d2proposals.evaluation.recall import match_proposals
 from d2proposals.evaluation.unseen_categories import find_on_seen
+from tests.common import make_cfg
 
 
 def find_by_loops(overlaps, is_seen):
@@ -81,6 +87,54 @@ def test_all_seen_and_unseen_in_one_pass():
     assert result.by_categories["unseen_budget"]["AR@1"] == pytest.approx(50)
     assert result.by_categories["unseen_budget"]["AR@2"] == pytest.approx(100 * (7 + 10) / 20)
     assert measure(overlaps, ground_truth, (1, 2)).by_categories == {}
+
+
+def test_the_evaluator_measures_seen_and_unseen_apart(register_dataset, tmp_path):
+    """A cat, which was trained on and is found, and a zebra, which is found by half."""
+    boxes, halves = [[0, 0, 40, 40], [50, 0, 90, 40]], [[0, 0, 40, 40], [50, 0, 90, 24]]
+    annotations = [
+        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": k}
+        for k, box in enumerate(boxes)
+    ]
+    records = [{"image_id": 1, "height": 100, "width": 120, "annotations": annotations}]
+    name = register_dataset(records, thing_classes=["cat", "zebra"])
+    proposals = Instances((100, 120))
+    proposals.proposal_boxes = Boxes(torch.tensor(halves, dtype=torch.float32))
+    proposals.objectness_logits = torch.tensor([2.0, 1.0])
+    overrides = ["TEST.PROPOSALS.SEEN", ("cat",), "TEST.PROPOSALS.LIMITS", (1, 2)]
+    cfg = make_cfg(None, *overrides, "DATASETS.TEST", (name,))
+    evaluator = ProposalEvaluator(cfg, name, output_dir=str(tmp_path))
+    evaluator.process(records, [{"proposals": proposals}])
+    results = evaluator.evaluate()
+    # IoU 1 and .6: ten of ten thresholds and three.
+    tasks = {
+        "box_proposals": (50, 65),
+        "box_proposals_seen": (100, 100),
+        "box_proposals_unseen": (0, 30),
+        # The cat's box leaves the budget.
+        "box_proposals_unseen_budget": (30, 30),
+    }
+    assert results.keys() == tasks.keys()
+    for task, recall in tasks.items():
+        assert (results[task]["AR@1"], results[task]["AR@2"]) == pytest.approx(recall)
+    content = json.loads((tmp_path / "proposal_results.json").read_text())
+    subsets = content["metrics_by_categories_in_percent"]
+    assert subsets["unseen"]["AR@2"] == pytest.approx(30)
+
+
+@pytest.mark.parametrize(
+    ("seen", "line"),
+    [
+        (("dog",), "TEST.PROPOSALS.SEEN, of '.*': the dataset has no category 'dog'"),
+        (("cat", "zebra"), "TEST.PROPOSALS.SEEN, of '.*': none of the dataset's objects are of"),
+    ],
+)
+def test_wrong_seen_categories_are_one_line_before_the_evaluation(register_dataset, seen, line):
+    annotation = {"bbox": [0, 0, 9, 9], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    records = [{"image_id": 1, "height": 20, "width": 20, "annotations": [annotation]}]
+    name = register_dataset(records, thing_classes=["cat", "zebra"])
+    with pytest.raises(ValueError, match=line):
+        ProposalEvaluator(name, seen=seen)
 
 
 def test_blocks_of_images_change_nothing(monkeypatch):

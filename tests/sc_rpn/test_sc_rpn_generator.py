@@ -75,6 +75,7 @@ def test_defaults():
             "SAMPLES": "classification",
             "NUM_SIGMOID": 2,
             "USE_AT_TEST": True,
+            "SCORE": "mean",
             "LOSS_WEIGHT": 1.0,
         },
         "BBOX_REG_LOSS_TYPE": ("iou", "iou"),

@@ -44,8 +44,26 @@ def test_scores_are_the_mean_of_classification_and_mask():
     torch.testing.assert_close(scores, torch.tensor([[0.5612297, 0.6903985]]))
     scores = build_generator(rows.node("IOU_MASK.USE_AT_TEST False")).scores(predictions)
     torch.testing.assert_close(scores, torch.tensor([[0.5, 0.8807971]]))
+    # The mask alone, sigmoid(sigmoid(0)) and sigmoid(0); not where it is left out of the score.
+    alone = "IOU_MASK.SCORE mask"
+    scores = build_generator(rows.node(alone)).scores(predictions)
+    torch.testing.assert_close(scores, torch.tensor([[0.6224593, 0.5]]))
+    generator = build_generator(rows.node(f"{alone}; IOU_MASK.USE_AT_TEST False"))
+    torch.testing.assert_close(generator.scores(predictions), torch.tensor([[0.5, 0.8807971]]))
     scores = build_generator(rows.node("IOU_MASK.NUM_SIGMOID 1")).scores(predictions)
     torch.testing.assert_close(scores, torch.tensor([[0.5, 0.4403985]]))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("IOU_MASK.SCORE product", "unknown MODEL.SCRPN.IOU_MASK.SCORE 'product', choose one of"),
+        ("IOU_MASK.SCORE mask; IOU_MASK.ENABLED False", "needs IOU_MASK.ENABLED True"),
+    ],
+)
+def test_unknown_scores_are_one_line(text, line):
+    with pytest.raises(ValueError, match=line):
+        build_generator(rows.node(text))
 
 
 def test_duplicates_are_filtered_on_each_map_and_then_over_all():

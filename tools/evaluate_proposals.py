@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = {}
         for name, path in paths.items():
             runs[name] = read_run(path, ground_truth, args.box_mode)
-            numbers = [len(item.boxes) for item in runs[name].proposals]
+            numbers = runs[name].proposals.numbers
             print(f"{name}: {runs[name].format}, {sum(numbers)} proposals", file=sys.stderr)
             idle = describe_idle_limits(limits, numbers)
             if idle:

@@ -111,8 +111,8 @@ def load_file_source(path: str, ground_truth: GroundTruth) -> ProposalSource:
     run = read_run(path, ground_truth)
     for fault in run.faults:
         logger.warning(f"{path}: [{fault.name}] {fault.message}")
-    by_id = dict(zip(ground_truth.image_ids, run.proposals, strict=True))
-    return lambda record: by_id[record["image_id"]]
+    place = {image_id: index for index, image_id in enumerate(ground_truth.image_ids)}
+    return lambda record: run.proposals[place[record["image_id"]]]
 
 
 def make_images(

@@ -41,21 +41,41 @@ def reach_outside(
     )
 
 
-def are_corners(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Tell whether boxes that were read as XYWH are XYXY.
+class CornerVotes:
+    """Whether boxes that were read as XYWH are XYXY.
 
-    Args:
-        boxes: (S, 4) XYXY as they were read: the last two are sums if they are.
-        sizes: (S, 2) height and width of their images, in pixels.
-
-    Returns:
-        (S,) bool, which boxes end outside of their image; whether enough do, and nearly all fit as
-        the corners that they were before.
+    Attributes:
+        number: of boxes so far.
+        num_against: of those which end outside of their image.
     """
-    x1, y1, x2, y2 = boxes.T
-    height, width = sizes.T + _OUTSIDE_PIXELS
-    against = (x2 > width) | (y2 > height)
-    other_x2, other_y2 = x2 - x1, y2 - y1
-    agrees = (other_x2 >= x1) & (other_y2 >= y1) & (other_x2 <= width) & (other_y2 <= height)
-    is_other = len(boxes) > 0 and against.mean() > SHARE_AGAINST and agrees.mean() >= SHARE_FOR
-    return against, bool(is_other)
+
+    def __init__(self) -> None:
+        self.number = self.num_against = self._num_for = 0
+
+    def add(self, boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Add boxes.
+
+        Args:
+            boxes: (S, 4) XYXY as they were read: the last two are sums if they are.
+            sizes: (S, 2) height and width of their images, in pixels.
+
+        Returns:
+            (S,) bool, which of them end outside of their image.
+        """
+        x1, y1, x2, y2 = boxes.T
+        height, width = sizes.T + _OUTSIDE_PIXELS
+        against = (x2 > width) | (y2 > height)
+        other_x2, other_y2 = x2 - x1, y2 - y1
+        agrees = (other_x2 >= x1) & (other_y2 >= y1) & (other_x2 <= width) & (other_y2 <= height)
+        self.number += len(boxes)
+        self.num_against += np.count_nonzero(against)
+        self._num_for += np.count_nonzero(agrees)
+        return against
+
+    @property
+    def are_corners(self) -> bool:
+        """Whether enough boxes end outside, and nearly all fit as the corners they were before."""
+        if not self.number:
+            return False
+        against, agrees = self.num_against / self.number, self._num_for / self.number
+        return against > SHARE_AGAINST and agrees >= SHARE_FOR

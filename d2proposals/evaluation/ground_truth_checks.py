@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..files.proposal_set import Fault, name_some
-from .box_checks import are_corners, reach_outside
+from .box_checks import CornerVotes, reach_outside
 
 # Boxes relative to the image's size end at 1; of those in pixels hardly any does.
 _LARGEST_RELATIVE = 1
@@ -74,8 +74,9 @@ def _corners_taken_for_sides(
     """(M,) bool, which boxes end outside because they are XYXY; none unless nearly all are."""
     is_known = np.array([size is not None for size in image_sizes], bool)[image_of]
     sizes = np.array([size or (1, 1) for size in image_sizes], np.float32)[image_of]
-    against, is_other = are_corners(boxes[is_known], sizes[is_known])
+    votes = CornerVotes()
+    against = votes.add(boxes[is_known], sizes[is_known])
     found = np.zeros(len(boxes), bool)
-    if is_other:
+    if votes.are_corners:
         found[is_known] = against
     return found

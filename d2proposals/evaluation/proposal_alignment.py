@@ -1,12 +1,14 @@
 """Proposals of a file brought into the order of a dataset, and what that shows to be wrong.
 
-Shape shorthand: R proposals of an image, S of all images.
+Shape shorthand: R proposals of an image.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from ..files.proposal_set import Fault, ProposalSet, name_some
-from .box_checks import SHARE_AGAINST, SHARE_FOR, are_corners
+from ..files.proposal_set import Fault, ProposalSet, logits_of, name_some
+from .box_checks import SHARE_AGAINST, SHARE_FOR, CornerVotes
 from .ground_truth import GroundTruth
 from .proposal_checks import ImageProposals
 
@@ -17,46 +19,76 @@ _LEAST_IMAGES = 3
 _OUTSIDE_PIXELS = 1
 
 
-def align_to_dataset(
-    proposals: ProposalSet, ground_truth: GroundTruth
-) -> tuple[list[ImageProposals], list[Fault]]:
-    """Bring proposals into the dataset's order of images and each image's into that of the scores.
+class AlignedProposals(Sequence):
+    """The proposals of a file in the dataset's order of images and each image's in that of the
+    scores; an image's are put in order when they are asked for.
 
     Equal scores keep the file's order; scores that are not numbers go last. Ids are compared as
-    text, as Detectron2 does. An image that is listed several times has all of its proposals.
+    text, as Detectron2 does. An image that is listed several times has all of its proposals, one
+    that the file does not list has none.
+    """
+
+    def __init__(self, proposals: ProposalSet, image_ids: Sequence[int | str]) -> None:
+        """
+        Args:
+            proposals: of a file.
+            image_ids: of the dataset.
+        """
+        self._set = proposals
+        self._image_ids = image_ids
+        self._has_probabilities = proposals.has_probabilities()
+        # Places in the file by the text of the image's id, in the file's order.
+        self.places: dict[str, list[int]] = {}
+        for index, image_id in enumerate(proposals.image_ids):
+            self.places.setdefault(str(image_id), []).append(index)
+
+    def __getitem__(self, index: int) -> ImageProposals:
+        places = self.places.get(str(self._image_ids[index]), [])
+        boxes = _concatenate([self._set.boxes[place] for place in places], (0, 4))
+        scores = _concatenate([self._set.scores[place] for place in places], (0,))
+        if self._has_probabilities:
+            scores = logits_of(scores)
+        order = np.argsort(-scores, kind="stable")
+        masks = None
+        if self._set.masks is not None:
+            masks = [mask for place in places for mask in self._set.masks[place]]
+            masks = [masks[rank] for rank in order]
+        return ImageProposals(boxes[order], scores[order].astype(np.float32), None, masks)
+
+    def __len__(self) -> int:
+        return len(self._image_ids)
+
+
+def align_to_dataset(
+    proposals: ProposalSet, ground_truth: GroundTruth
+) -> tuple[AlignedProposals, list[Fault]]:
+    """Bring proposals into the dataset's order, and tell what is wrong with them.
 
     Args:
         proposals: of a file.
         ground_truth: of the dataset.
 
     Returns:
-        The proposals of every image of the dataset, none for an image that the file does not list,
-        and the faults: those of the file and "unknown-images", "missing-images",
-        "duplicate-images", "empty-images", "duplicate-proposals", "unsorted-scores",
-        "xywh-boxes", "xyxy-boxes", "yxyx-boxes", "small-extent".
+        The proposals of every image of the dataset and the faults: those of the file and
+        "unknown-images", "missing-images", "duplicate-images", "empty-images",
+        "duplicate-proposals", "unsorted-scores", "xywh-boxes", "xyxy-boxes", "yxyx-boxes",
+        "small-extent".
     """
+    aligned = AlignedProposals(proposals, ground_truth.image_ids)
     faults = list(proposals.faults)
-    by_id: dict[str, list[int]] = {}
-    for index, image_id in enumerate(proposals.image_ids):
-        by_id.setdefault(str(image_id), []).append(index)
-    faults += _check_ids(proposals, by_id, ground_truth)
+    faults += _check_ids(proposals, aligned.places, ground_truth)
     faults += _check_order(proposals)
-    logits = proposals.logits()
-    aligned = []
-    for image_id in ground_truth.image_ids:
-        indices = by_id.get(str(image_id), [])
-        boxes = _concatenate([proposals.boxes[index] for index in indices], (0, 4))
-        scores = _concatenate([logits[index] for index in indices], (0,))
-        order = np.argsort(-scores, kind="stable")
-        masks = None
-        if proposals.masks is not None:
-            masks = [mask for index in indices for mask in proposals.masks[index]]
-            masks = [masks[rank] for rank in order]
-        aligned.append(ImageProposals(boxes[order], scores[order].astype(np.float32), None, masks))
-    faults += _check_duplicates(aligned, ground_truth)
-    faults += _check_convention(proposals.format, aligned, ground_truth)
-    faults += _check_extent(aligned, ground_truth)
-    return aligned, faults
+    duplicates, extent = _Duplicates(), _Extent()
+    convention = _CornersForSides() if proposals.format == "coco" else _OtherCorners()
+    for image_id, size, proposals_i in zip(
+        ground_truth.image_ids, ground_truth.image_sizes, aligned, strict=True
+    ):
+        duplicates.add(image_id, proposals_i)
+        if size and len(proposals_i.boxes):
+            extent.add(proposals_i.boxes, size)
+            finite = proposals_i.boxes[np.isfinite(proposals_i.boxes).all(axis=1)]
+            convention.add(finite, np.broadcast_to(np.float32(size), (len(finite), 2)))
+    return aligned, faults + duplicates.faults() + convention.faults() + extent.faults()
 
 
 def _concatenate(arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
@@ -134,10 +166,14 @@ def _check_order(proposals: ProposalSet) -> list[Fault]:
     ]
 
 
-def _check_duplicates(aligned: list[ImageProposals], ground_truth: GroundTruth) -> list[Fault]:
+class _Duplicates:
     """Proposals that occur several times in an image and use up its budget."""
-    images, number = [], 0
-    for image_id, proposals_i in zip(ground_truth.image_ids, aligned, strict=True):
+
+    def __init__(self) -> None:
+        self._images: list[int | str] = []
+        self._number = 0
+
+    def add(self, image_id: int | str, proposals_i: ImageProposals) -> None:
         words = np.ascontiguousarray(proposals_i.boxes, np.float32).view(np.uint64)  # (R, 2)
         # Multiplication by a large odd number spreads the bits; a chance collision of 64 is none.
         keys = words[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ words[:, 1]
@@ -146,94 +182,116 @@ def _check_duplicates(aligned: list[ImageProposals], ground_truth: GroundTruth) 
             keys = keys ^ np.array(counts, np.int64).view(np.uint64)
         repeated = len(keys) - len(np.unique(keys))
         if repeated:
-            images.append(image_id)
-            number += repeated
-    if not images:
-        return []
-    return [
-        Fault(
-            "duplicate-proposals",
-            f"{number} proposals, in {len(images)} images, repeat another one of their image and "
-            f"use up its budget. Images: {name_some(images)}",
-        )
-    ]
+            self._images.append(image_id)
+            self._number += repeated
 
-
-def _check_convention(
-    format_name: str, aligned: list[ImageProposals], ground_truth: GroundTruth
-) -> list[Fault]:
-    """XYWH boxes where the format has XYXY, and the reverse."""
-    boxes, sizes = _all_boxes(aligned, ground_truth)
-    if not len(boxes):
-        return []
-    if format_name == "coco":
-        # XYWH, which has become x, y, x + w, y + h on reading.
-        against, is_other = are_corners(boxes, sizes)
-        fault = Fault(
-            "xyxy-boxes",
-            f"{against.sum()} of {len(boxes)} boxes end outside of their image, and as XYXY nearly "
-            "all fit; COCO's results have XYWH (x, y, width, height): convert them (--box-mode "
-            "xyxy)",
-        )
-        return [fault] if is_other else []
-    x1, y1, x2, y2 = boxes.T
-    height, width = sizes.T + _OUTSIDE_PIXELS
-    outside = (x2 > width) | (y2 > height)
-    fits = (x1 >= 0) & (y1 >= 0) & (y2 <= width) & (x2 <= height)
-    if outside.mean() > SHARE_AGAINST and fits.mean() >= SHARE_FOR:
+    def faults(self) -> list[Fault]:
+        if not self._images:
+            return []
         return [
             Fault(
-                "yxyx-boxes",
-                f"{outside.sum()} of {len(boxes)} boxes end outside of their image, and with rows "
-                "before columns (y1, x1, y2, x2), as MATLAB's tools write, nearly all fit: convert "
-                "them (--box-mode yxyx)",
+                "duplicate-proposals",
+                f"{self._number} proposals, in {len(self._images)} images, repeat another one of "
+                f"their image and use up its budget. Images: {name_some(self._images)}",
             )
         ]
-    against = (x2 < x1) | (y2 < y1)
-    agrees = (x2 >= 0) & (y2 >= 0) & (x1 + x2 <= width) & (y1 + y2 <= height)
-    if against.mean() <= SHARE_AGAINST or agrees.mean() < SHARE_FOR:
-        return []
-    return [
-        Fault(
-            "xywh-boxes",
-            f"{against.sum()} of {len(boxes)} boxes end before they begin, and as XYWH nearly all "
-            "fit; this format has XYXY (two corners): convert them (--box-mode xywh)",
-        )
-    ]
 
 
-def _check_extent(aligned: list[ImageProposals], ground_truth: GroundTruth) -> list[Fault]:
+class _CornersForSides:
+    """XYXY boxes in a format that has XYWH, which has become x, y, x + w, y + h on reading."""
+
+    def __init__(self) -> None:
+        self._votes = CornerVotes()
+
+    def add(self, boxes: np.ndarray, sizes: np.ndarray) -> None:
+        """Add finite boxes, (R, 4), of images of (R, 2) height and width."""
+        self._votes.add(boxes, sizes)
+
+    def faults(self) -> list[Fault]:
+        votes = self._votes
+        if not votes.are_corners:
+            return []
+        return [
+            Fault(
+                "xyxy-boxes",
+                f"{votes.num_against} of {votes.number} boxes end outside of their image, and as "
+                "XYXY nearly all fit; COCO's results have XYWH (x, y, width, height): convert them "
+                "(--box-mode xyxy)",
+            )
+        ]
+
+
+class _OtherCorners:
+    """XYWH boxes, or rows before columns, in a format that has XYXY."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._counts = np.zeros(4, np.int64)
+
+    def add(self, boxes: np.ndarray, sizes: np.ndarray) -> None:
+        """Add finite boxes, (R, 4), of images of (R, 2) height and width."""
+        x1, y1, x2, y2 = boxes.T
+        height, width = sizes.T + _OUTSIDE_PIXELS
+        self._number += len(boxes)
+        self._counts += [
+            np.count_nonzero(of_boxes)
+            for of_boxes in (
+                # What speaks against columns first, and for rows first.
+                (x2 > width) | (y2 > height),
+                (x1 >= 0) & (y1 >= 0) & (y2 <= width) & (x2 <= height),
+                # What speaks against two corners, and for sides.
+                (x2 < x1) | (y2 < y1),
+                (x2 >= 0) & (y2 >= 0) & (x1 + x2 <= width) & (y1 + y2 <= height),
+            )
+        ]
+
+    def faults(self) -> list[Fault]:
+        if not self._number:
+            return []
+        outside, fits, against, agrees = self._counts / self._number
+        if outside > SHARE_AGAINST and fits >= SHARE_FOR:
+            return [
+                Fault(
+                    "yxyx-boxes",
+                    f"{self._counts[0]} of {self._number} boxes end outside of their image, and "
+                    "with rows before columns (y1, x1, y2, x2), as MATLAB's tools write, nearly "
+                    "all fit: convert them (--box-mode yxyx)",
+                )
+            ]
+        if against <= SHARE_AGAINST or agrees < SHARE_FOR:
+            return []
+        return [
+            Fault(
+                "xywh-boxes",
+                f"{self._counts[2]} of {self._number} boxes end before they begin, and as XYWH "
+                "nearly all fit; this format has XYXY (two corners): convert them (--box-mode "
+                "xywh)",
+            )
+        ]
+
+
+class _Extent:
     """Proposals that all keep away from the image's right and lower end: a smaller scale."""
-    extents = [
-        (proposals_i.boxes[:, [2, 3]].max(axis=0) / (size[1], size[0])).max()
-        for proposals_i, size in zip(aligned, ground_truth.image_sizes, strict=True)
-        if size and len(proposals_i.boxes) >= _LEAST_PROPOSALS
-    ]
-    # Relative boxes have a fault of their own.
-    extent = max(extents, default=1)
-    if len(extents) < _LEAST_IMAGES or not 0.02 < extent < _LEAST_EXTENT:
-        return []
-    return [
-        Fault(
-            "small-extent",
-            f"in all {len(extents)} images with at least {_LEAST_PROPOSALS} proposals, these end "
-            f"at {100 * extent:.0f} % of the image's width and height; are they in its original "
-            "pixels, not those of a smaller copy?",
-        )
-    ]
 
+    def __init__(self) -> None:
+        self._extents: list[float] = []
 
-def _all_boxes(
-    aligned: list[ImageProposals], ground_truth: GroundTruth
-) -> tuple[np.ndarray, np.ndarray]:
-    """(S, 4) finite boxes of images of known size, and (S, 2) these sizes."""
-    pairs = [
-        (proposals_i.boxes, np.broadcast_to(np.float32(size), (len(proposals_i.boxes), 2)))
-        for proposals_i, size in zip(aligned, ground_truth.image_sizes, strict=True)
-        if size and len(proposals_i.boxes)
-    ]
-    if not pairs:
-        return np.zeros((0, 4), np.float32), np.zeros((0, 2), np.float32)
-    boxes, sizes = map(np.concatenate, zip(*pairs, strict=True))
-    finite = np.isfinite(boxes).all(axis=1)
-    return boxes[finite], sizes[finite]
+    def add(self, boxes: np.ndarray, size: tuple[int, int]) -> None:
+        """Add the boxes, (R, 4), of an image of a height and width."""
+        if len(boxes) >= _LEAST_PROPOSALS:
+            ends = boxes[:, [2, 3]].max(axis=0) / (size[1], size[0])
+            self._extents.append(ends.max())
+
+    def faults(self) -> list[Fault]:
+        # Relative boxes have a fault of their own.
+        extent = max(self._extents, default=1)
+        if len(self._extents) < _LEAST_IMAGES or not 0.02 < extent < _LEAST_EXTENT:
+            return []
+        return [
+            Fault(
+                "small-extent",
+                f"in all {len(self._extents)} images with at least {_LEAST_PROPOSALS} proposals, "
+                f"these end at {100 * extent:.0f} % of the image's width and height; are they in "
+                "its original pixels, not those of a smaller copy?",
+            )
+        ]

@@ -13,7 +13,8 @@ from ..files.conversion import read_proposals, reinterpret_boxes
 from ..files.proposal_set import Fault
 from .ground_truth import GroundTruth
 from .proposal_alignment import align_to_dataset
-from .proposal_checks import ImageProposals, find_faults
+from .proposal_checks import find_faults
+from .proposal_spool import OrderedProposals, ProposalSpool
 
 
 class ProposalRun(NamedTuple):
@@ -21,14 +22,14 @@ class ProposalRun(NamedTuple):
 
     Attributes:
         format: of the file.
-        proposals: of each image.
+        proposals: of each image, in a temporary file unless they are few.
         usable: per image (R,) bool, which of them can be scored.
         faults: what is wrong with the file.
         has_masks: whether its proposals have masks.
     """
 
     format: str
-    proposals: list[ImageProposals]
+    proposals: OrderedProposals
     usable: list[np.ndarray]
     faults: list[Fault]
     has_masks: bool
@@ -63,6 +64,8 @@ def name_runs(arguments: Sequence[str]) -> dict[str, str]:
 def read_run(path: str, ground_truth: GroundTruth, box_mode: str | None = None) -> ProposalRun:
     """Read a file and bring it into the dataset's order.
 
+    What is read of the file is in memory until then: of several runs never more than one.
+
     Args:
         path: of any known format.
         ground_truth: of the dataset.
@@ -75,6 +78,10 @@ def read_run(path: str, ground_truth: GroundTruth, box_mode: str | None = None) 
     if box_mode:
         reinterpret_boxes(proposals, box_mode)
     aligned, faults = align_to_dataset(proposals, ground_truth)
-    usable, more_faults = find_faults(aligned, ground_truth)
+    spool = ProposalSpool()
+    for image_id, proposals_i in zip(ground_truth.image_ids, aligned, strict=True):
+        spool.add(image_id, proposals_i)
+    ordered = OrderedProposals(spool, ground_truth.image_ids)
+    usable, more_faults = find_faults(ordered, ground_truth)
     has_masks = proposals.masks is not None
-    return ProposalRun(proposals.format, aligned, usable, faults + more_faults, has_masks)
+    return ProposalRun(proposals.format, ordered, usable, faults + more_faults, has_masks)

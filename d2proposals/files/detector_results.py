@@ -26,7 +26,7 @@ from .automatic_masks import read_automatic_masks
 from .coco_results import ResultEntries
 from .proposal_set import DatasetImages, Fault, ProposalSet, missing_scores
 from .run_length_encodings import check_size, make_encodings
-from .safe_pickle import to_plain
+from .safe_pickle import taken, to_plain
 
 
 def read_result_list(
@@ -35,14 +35,16 @@ def read_result_list(
     """The proposals in a list of a pickle.
 
     Args:
-        content: of ``load_with_tensors``.
+        content: of ``load_with_tensors``. A list is empty afterwards: an image is taken out of it,
+            so that its arrays are in memory once.
         path: of the file, whose name is that of the image where nothing else is.
         images: of the dataset, which mmdetection 2's results need.
 
     Raises:
         ValueError, TypeError: if the content is none of the known ones.
     """
-    items = [to_plain(item) for item in content]
+    content = content if isinstance(content, list) else list(content)
+    items = [to_plain(item) for item in taken(content)]
     if items and all(isinstance(item, dict) for item in items):
         if all("pred_instances" in item for item in items):
             return _read_mmdet3_results(items, images)
@@ -65,7 +67,7 @@ def read_result_list(
 def _read_mmdet3_results(items: list[dict], images: DatasetImages | None) -> ProposalSet:
     collected = Collected("mmdet3")
     labels: set[int] = set()
-    for number, item in enumerate(items):
+    for number, item in enumerate(taken(items)):
         found = to_plain(item["pred_instances"])
         path, image_id = item.get("img_path"), item.get("img_id")
         if isinstance(image_id, np.generic):
@@ -91,7 +93,7 @@ def _read_mmdet2(items: list[Any], images: DatasetImages | None) -> ProposalSet:
             "of another dataset or split"
         )
     collected, num_classes = Collected("mmdet2"), 1
-    for image_id, item in zip(images.ids, items, strict=True):
+    for image_id, item in zip(images.ids, taken(items), strict=True):
         masks = None
         if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], list):
             item, masks = item
@@ -111,7 +113,7 @@ def _read_mmdet2(items: list[Any], images: DatasetImages | None) -> ProposalSet:
 def _read_predictions(items: list[dict]) -> ProposalSet:
     """Detectron2's: what its ``COCOEvaluator`` keeps of each image."""
     if not all("proposals" in item for item in items):
-        entries = [to_plain(entry) for item in items for entry in item.get("instances", ())]
+        entries = (to_plain(entry) for item in items for entry in item.get("instances", ()))
         result = _read_entries(entries)
         # Images without detections have no entry, but have been seen.
         seen = set(map(str, result.image_ids))
@@ -124,7 +126,7 @@ def _read_predictions(items: list[dict]) -> ProposalSet:
                     result.masks.append([])
         return result
     collected = Collected("detectron2")
-    for item in items:
+    for item in taken(items):
         found = to_plain(item["proposals"])
         if not isinstance(found, dict) or not isinstance(
             to_plain(found.get("proposal_boxes")), dict

@@ -22,9 +22,10 @@ from typing import IO, Any, TextIO
 
 from .automatic_masks import find_automatic_masks, read_automatic_masks
 from .coco_results import ResultEntries
+from .json_list import list_items
 from .json_values import ContentError
 from .opened_files import open_content
-from .own_format import OWN_FORMAT, read_own
+from .own_format import OWN_FORMAT, read_own, take_own
 from .proposal_set import DatasetImages, Fault, ProposalSet
 from .safe_pickle import one_line
 
@@ -42,6 +43,10 @@ def read_json(file: IO[bytes], path: str, images: DatasetImages | None) -> Propo
     """
     text = io.TextIOWrapper(file, encoding="utf-8-sig")
     try:
+        for take in (_take_results, take_own):
+            if (taken := take(text)) is not None:
+                return taken
+            text.seek(0)
         content, entries = _parse(text)
         if entries.ids and isinstance(content, list):
             return entries.to_set(len(content))
@@ -63,6 +68,20 @@ def read_json(file: IO[bytes], path: str, images: DatasetImages | None) -> Propo
     finally:
         # Whoever opened the file closes it.
         text.detach()
+
+
+def _take_results(text: TextIO) -> ProposalSet | None:
+    """COCO's results, never all of their text in memory; None for anything else, also for what is
+    damaged, which is read and complained about as a whole."""
+    entries, number = ResultEntries(), 0
+    try:
+        for item in list_items(text):
+            if not isinstance(item, dict) or entries.take(item) is not None:
+                return None
+            number += 1
+    except (json.JSONDecodeError, UnicodeError):
+        return None
+    return entries.to_set(number) if number else None
 
 
 def _parse(text: TextIO) -> tuple[Any, ResultEntries]:

@@ -1,8 +1,9 @@
 """Files of proposals, opened; what is compressed by gzip is unpacked."""
 
 import gzip
-import io
 import os
+import shutil
+import tempfile
 import zlib
 from typing import IO
 
@@ -30,15 +31,20 @@ def open_content(path: str | os.PathLike) -> IO[bytes]:
     head = file.read(2)
     file.seek(0)
     if head == _GZIP:
-        # In memory, because a ZIP archive or a pickle may be read from several places.
-        with file:
+        # Unpacked as a whole, because a ZIP archive or a pickle may be read from several places.
+        unpacked = tempfile.TemporaryFile()  # noqa: SIM115
+        with file, gzip.open(file) as packed:
             try:
-                file = io.BytesIO(gzip.decompress(file.read()))
+                shutil.copyfileobj(packed, unpacked)
             except (OSError, EOFError, zlib.error) as error:
+                unpacked.close()
                 raise ValueError(
                     f"{path} is truncated or damaged gzip ({one_line(error)}); write it again"
                 ) from error
-        head = file.getvalue()[:1]
+        file = unpacked
+        file.seek(0)
+        head = file.read(1)
+        file.seek(0)
     if not head:
         file.close()
         raise ValueError(f"{path} is empty; write it again")

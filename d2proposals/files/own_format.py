@@ -3,18 +3,26 @@
 Shape shorthand: R proposals of an image.
 """
 
+import itertools
 import json
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from .atomic_files import atomic_write
+from .json_list import list_items
 from .json_values import ContentError, check_finite, is_number, plain_id
 from .proposal_set import DatasetImages, ProposalSet
 from .run_length_encodings import check_size, make_encodings
 
 OWN_FORMAT = "d2proposals"
+
+# What is in front of the entries and behind them, as ``write_own`` writes it.
+_BEFORE = re.compile(r'\{"format": "d2proposals", "version": 1, "proposals": ')
+_BEHIND = re.compile(r"\}\s*")
 
 
 def read_own(content: dict[str, Any]) -> ProposalSet:
@@ -23,7 +31,29 @@ def read_own(content: dict[str, Any]) -> ProposalSet:
     entries = content.get("proposals")
     if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
         raise ContentError("its 'proposals' must be a list with an object per image")
-    has_masks = any("counts" in entry for entry in entries)
+    return _read_entries(entries, any("counts" in entry for entry in entries))
+
+
+def take_own(text: TextIO) -> ProposalSet | None:
+    """The proposals of a file as it is written here, never all of its text in memory; None for any
+    other, which is read, and complained about, as a whole."""
+    items = list_items(text, _BEFORE, _BEHIND)
+    try:
+        first = next(items, None)
+        return _read_entries(_alike(first, items), "counts" in first)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None
+
+
+def _alike(first: dict[str, Any], items: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """All entries, the first one among them."""
+    for entry in itertools.chain([first], items):
+        if not isinstance(entry, dict) or ("counts" in entry) != ("counts" in first):
+            raise ContentError("some images have masks, some have none")
+        yield entry
+
+
+def _read_entries(entries: Iterable[dict[str, Any]], has_masks: bool) -> ProposalSet:
     ids, boxes, scores, masks = [], [], [], []
     for entry in entries:
         image_id = plain_id(entry.get("image_id"))

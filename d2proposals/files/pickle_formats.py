@@ -20,7 +20,7 @@ from .proposal_set import (
     name_some,
     whole_number,
 )
-from .safe_pickle import load_with_tensors, one_line, to_plain
+from .safe_pickle import load_with_tensors, one_line, taken, to_plain
 
 _NONE = type(None)
 
@@ -65,8 +65,8 @@ def _read_detectron2(content: dict[str, Any], path: str) -> ProposalSet:
     key = "indexes" if "indexes" in content else "ids"
     if isinstance(ids := to_plain(content.get(key)), (list, np.ndarray)):
         content = {**content, key: list(map(whole_number, ids))}
-    parsed = parse_proposals(content, path)
-    scores = [logits_i.astype(np.float64) for logits_i in parsed.objectness_logits]
+    parsed = parse_proposals(content, path, consume=True)
+    scores = [logits_i.astype(np.float64) for logits_i in taken(parsed.objectness_logits)]
     return ProposalSet(
         "detectron2", parsed.image_ids, parsed.boxes, scores, scores_are_logits=True, faults=faults
     )
@@ -75,8 +75,8 @@ def _read_detectron2(content: dict[str, Any], path: str) -> ProposalSet:
 def _read_mmdet3(content: dict[Any, Any], images: DatasetImages | None) -> ProposalSet:
     """File name -> ``InstanceData`` or dictionary with bboxes and scores, or (R, 5) array."""
     collected = Collected("mmdet3")
-    for name, value in content.items():
-        value = to_plain(value)
+    for name in list(content):
+        value = to_plain(content.pop(name))
         image_id = images.find(name) if images and isinstance(name, str) else None
         image_id = name if image_id is None else image_id
         if isinstance(value, dict):

@@ -22,7 +22,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from .atomic_files import atomic_write
-from .safe_pickle import load_pickle, one_line, to_plain
+from .safe_pickle import load_pickle, one_line, taken, to_plain
 
 # The newest without frames, which would split what is written value by value.
 _PROTOCOL = 3
@@ -140,12 +140,14 @@ def read_proposal_file(path: str | os.PathLike) -> ProposalFile:
     return content
 
 
-def parse_proposals(data: Any, path: str | os.PathLike) -> ProposalFile:
+def parse_proposals(data: Any, path: str | os.PathLike, *, consume: bool = False) -> ProposalFile:
     """The proposals in the content of a file of precomputed proposals.
 
     Args:
         data: of ``load_pickle``.
         path: named in errors.
+        consume: take the arrays out of the lists of ``data``, image by image, so that they are in
+            memory once.
 
     Returns:
         The proposals with boxes converted to XYXY; lists of equal lengths.
@@ -162,6 +164,7 @@ def parse_proposals(data: Any, path: str | os.PathLike) -> ProposalFile:
     missing = [key for key in ("ids", "boxes", "objectness_logits") if key not in data]
     if missing:
         raise ValueError(f"{path} is not a proposal file: it lacks {', '.join(missing)}")
+    passing = taken if consume else iter
     try:
         bbox_mode = data.get("bbox_mode", BoxMode.XYXY_ABS)
         if not isinstance(bbox_mode, (int, BoxMode)):
@@ -169,9 +172,9 @@ def parse_proposals(data: Any, path: str | os.PathLike) -> ProposalFile:
         bbox_mode = BoxMode(bbox_mode)
         content = ProposalFile(
             image_ids=[_plain_id(image_id) for image_id in _items(data["ids"])],
-            boxes=[_xyxy(_array(item), bbox_mode) for item in _items(data["boxes"])],
+            boxes=[_xyxy(_array(item), bbox_mode) for item in passing(_items(data["boxes"]))],
             objectness_logits=[
-                _array(item).reshape(-1) for item in _items(data["objectness_logits"])
+                _array(item).reshape(-1) for item in passing(_items(data["objectness_logits"]))
             ],
         )
     except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
@@ -211,10 +214,10 @@ def _check_ids(image_ids: list[int | str], path: str) -> None:
 
 
 def _items(value: Any) -> list:
-    """The items of a list, a tuple or an array that stands for one."""
+    """The items of a list, a tuple or an array that stands for one; a list is the same one."""
     value = to_plain(value)
     if isinstance(value, (list, tuple, np.ndarray)):
-        return list(value)
+        return value if isinstance(value, list) else list(value)
     raise TypeError(f"a list was expected, not {type(value).__name__}")
 
 

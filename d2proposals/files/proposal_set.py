@@ -53,11 +53,14 @@ class ProposalSet:
 
         Numbers that are no probabilities stay as they are.
         """
-        if self.scores_are_logits or not self._look_like_probabilities():
-            return self.scores
-        tiny = 1e-12  # 0 and 1 have no logit
-        clipped = [np.clip(scores_i, tiny, 1 - tiny) for scores_i in self.scores]
-        return [np.log(scores_i / (1 - scores_i)) for scores_i in clipped]
+        return list(map(logits_of, self.scores)) if self.has_probabilities() else self.scores
+
+    def has_probabilities(self) -> bool:
+        """Whether the scores are probabilities, as far as can be told."""
+        scores = (scores_i for scores_i in self.scores if len(scores_i))
+        return not self.scores_are_logits and all(
+            scores_i.min() >= 0 and scores_i.max() <= 1 for scores_i in scores
+        )
 
     def probabilities(self) -> list[np.ndarray]:
         """(R,) float64 scores of each image as probabilities, or as they are if they are neither
@@ -70,10 +73,6 @@ class ProposalSet:
             np.where(scores_i >= 0, 1 / (1 + small_i), small_i / (1 + small_i))
             for scores_i, small_i in zip(self.scores, small, strict=True)
         ]
-
-    def _look_like_probabilities(self) -> bool:
-        scores = [scores_i for scores_i in self.scores if len(scores_i)]
-        return all(scores_i.min() >= 0 and scores_i.max() <= 1 for scores_i in scores)
 
 
 class DatasetImages:
@@ -162,6 +161,13 @@ class DatasetImages:
             if self._by_name.get(key) is not None:
                 return self._by_name[key]
         return None
+
+
+def logits_of(probabilities: np.ndarray) -> np.ndarray:
+    """(R,) logits of probabilities; those of 0 and 1, which have none, are of great size."""
+    tiny = 1e-12
+    clipped = np.clip(probabilities, tiny, 1 - tiny)
+    return np.log(clipped / (1 - clipped))
 
 
 def whole_number(value: Any) -> Any:

@@ -11,7 +11,7 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from detectron2.structures import BoxMode
@@ -90,6 +90,13 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, StoredFields):
         return value.fields
     return value
+
+
+def taken(items: list[Any]) -> Iterator[Any]:
+    """The items of a list from first to last; none is left in it, and in memory, afterwards."""
+    items.reverse()
+    while items:
+        yield items.pop()
 
 
 def one_line(error: BaseException) -> str:

@@ -15,10 +15,15 @@ from d2proposals.evaluation import (
     recall,
 )
 from d2proposals.evaluation.ground_truth import load_ground_truth
+from d2proposals.evaluation.measurement import box_overlaps_of, measure
 from d2proposals.evaluation.proposal_checks import ImageProposals, find_faults
+from d2proposals.evaluation.proposal_runs import read_run
 from d2proposals.evaluation.proposal_spool import OrderedProposals, ProposalSpool
 from d2proposals.evaluation.simulation import simulate_dataset, simulate_outputs
+from d2proposals.files import json_list
+from d2proposals.files.conversion import write_proposals
 from d2proposals.files.precomputed_format import read_proposal_file, write_proposal_file
+from d2proposals.files.proposal_set import ProposalSet
 
 NUM_PROPOSALS = 1000
 BYTES_OF_BOXES = NUM_PROPOSALS * 5 * 4
@@ -56,6 +61,47 @@ def test_memory_grows_by_the_matches_of_an_image_not_by_its_boxes(
     monkeypatch.setattr(evaluator, "plot_curves", lambda *arguments: None)
     few, many = (peak_of_evaluation(register_dataset, n, tmp_path) for n in (20, 100))
     assert (many - few) / 80 < BYTES_OF_BOXES / 4
+
+
+# What a box of a file may take at most: coordinates and score are 24 bytes as they are kept,
+# 20 as pickles have them and 40 to 110 as JSON's text has them.
+BYTES_OF_BOX_IN_FILE = 40
+BOXES_OF_IMAGE = 200
+
+
+def peak_of_file(register_dataset, num_images, folder, format_name):
+    """Bytes at most in use while a file is read, checked and measured."""
+    records = simulate_dataset(num_images, 1, crowd_share=0)
+    name = register_dataset(records, f"{format_name}_{num_images}", thing_classes=["a"] * 80)
+    ground_truth = load_ground_truth(name)
+    generator = np.random.default_rng(0)
+    boxes = [100 * generator.random((BOXES_OF_IMAGE, 4), np.float32) for _ in records]
+    scores = [generator.random(BOXES_OF_IMAGE) for _ in records]
+    for boxes_i in boxes:
+        boxes_i[:, 2:] += boxes_i[:, :2]
+    path = folder / f"{name}.of"
+    written = ProposalSet("d2proposals", ground_truth.image_ids, boxes, scores)
+    write_proposals(path, written, format_name, ground_truth.images)
+    del written, boxes, scores
+    gc.collect()
+    tracemalloc.start()
+    try:
+        run = read_run(str(path), ground_truth)
+        overlaps = box_overlaps_of(ground_truth, run.proposals, run.usable)
+        assert measure(overlaps, ground_truth, (100,)).metrics
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("format_name", ["detectron2", "coco", "mmdet3", "mmdet2", "d2proposals"])
+def test_a_file_is_in_memory_once(register_dataset, tmp_path, monkeypatch, format_name):
+    monkeypatch.setattr(proposal_spool, "_BYTES_IN_MEMORY", 1 << 14)
+    monkeypatch.setattr(json_list, "_CHARACTERS", 1 << 12)
+    monkeypatch.setattr(recall, "_BLOCK_IMAGES", 4)
+    monkeypatch.setattr(proposal_checks, "_IMAGES_AT_ONCE", 4)
+    few, many = (peak_of_file(register_dataset, n, tmp_path, format_name) for n in (10, 50))
+    assert (many - few) / (40 * BOXES_OF_IMAGE) < BYTES_OF_BOX_IN_FILE
 
 
 @pytest.mark.parametrize("bytes_in_memory", [0, 1, 1 << 25])

@@ -683,6 +683,9 @@ def add_detectornet_config(cfg: CN) -> None:
     # Weight of that penalty. Eq. 3 has 1, with which a box inside an object may beat a box that
     # fits it roughly; with 2, boxes are found more exactly (docs/detectornet.md).
     cfg.MODEL.DETECTORNET.RING_WEIGHT = 1.0
+    # Weight of the masks of the four halves in the score of a box: 1 in Eq. 3. 0: the full mask and
+    # its ring score alone, which cannot tell touching objects apart (Sec. 5.1).
+    cfg.MODEL.DETECTORNET.HALVES_WEIGHT = 1.0
     # Detections are covered by the full mask more than this (Eq. 2). Negative: all.
     cfg.MODEL.DETECTORNET.SCORE_THRESH = 0.5
     # Non-maximum suppression of each scale: best boxes of each shape that enter, ...

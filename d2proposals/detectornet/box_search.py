@@ -151,6 +151,7 @@ class MaskScores:
         x1: torch.Tensor,
         ring: float,
         ring_weight: float = 1.0,
+        halves_weight: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Score the boxes of one shape at all pairs of the given positions.
 
@@ -161,6 +162,7 @@ class MaskScores:
             ring: sides of the box with its ring, relative to the box's. Of the ring, only what
                 lies inside the frame counts; without any, nothing is subtracted.
             ring_weight: of the ring's term; 1 in Eq. 3.
+            halves_weight: of the four halves' terms; 1 in Eq. 3.
 
         Returns:
             Tensor: (B, Y, X) float64 scores, Eq. 3.
@@ -179,7 +181,8 @@ class MaskScores:
         ring_mean = (ring_covered / ring_area.where(is_ring, torch.ones_like(ring_area))) * is_ring
         halves = row_halves @ self.top @ columns + rows @ self.left @ column_halves
         coverage = covered / area
-        return coverage - ring_weight * ring_mean + halves / (area / 2), coverage
+        scores = coverage - ring_weight * ring_mean + halves_weight * halves / (area / 2)
+        return scores, coverage
 
 
 def _axis_terms(
@@ -237,6 +240,7 @@ def search_boxes(
     stride: float,
     ring: float,
     ring_weight: float = 1.0,
+    halves_weight: float = 1.0,
     topk_per_shape: int,
     min_coverage: float | None = None,
 ) -> FoundBoxes:
@@ -252,6 +256,7 @@ def search_boxes(
         stride: distance between positions, in pixels.
         ring: sides of the box with its ring, relative to the box's.
         ring_weight: of the ring's term; 1 in Eq. 3.
+        halves_weight: of the four halves' terms; 1 in Eq. 3.
         topk_per_shape: boxes of each shape that are kept, by score.
         min_coverage: boxes that the full mask does not cover more than this (Eq. 2) are dropped;
             None keeps all.
@@ -272,7 +277,7 @@ def search_boxes(
                 shape,
                 rows,
                 x1,
-                scorer(shape, rows, x1, ring, ring_weight),
+                scorer(shape, rows, x1, ring, ring_weight, halves_weight),
                 topk_per_shape,
                 min_coverage,
             )

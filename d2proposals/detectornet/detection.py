@@ -61,6 +61,7 @@ class SearchGrid:
         stride: distance between positions, in pixels.
         ring: sides of a box with the ring that penalises masks around it, relative to the box's.
         ring_weight: of that penalty; 1 in Eq. 3.
+        halves_weight: of the terms of the four halves; 1 in Eq. 3.
         key: where the configuration says these, for messages.
     """
 
@@ -69,6 +70,7 @@ class SearchGrid:
     stride: float = 5
     ring: float = 1.2
     ring_weight: float = 1.0
+    halves_weight: float = 1.0
     key: str = field(default="MODEL.DETECTORNET", compare=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +79,7 @@ class SearchGrid:
         for name, value, is_right, rule in (
             ("RING", self.ring, 1 < self.ring < math.inf, "a number above 1"),
             ("RING_WEIGHT", self.ring_weight, 0 <= self.ring_weight < math.inf, "0 or more"),
+            ("HALVES_WEIGHT", self.halves_weight, 0 <= self.halves_weight < math.inf, "0 or more"),
         ):
             if not is_right:
                 raise ValueError(f"MODEL.DETECTORNET.{name} needs {rule}, got {value}.")
@@ -120,6 +123,7 @@ def detect_boxes(
         stride=grid.stride,
         ring=grid.ring,
         ring_weight=grid.ring_weight,
+        halves_weight=grid.halves_weight,
         topk_per_shape=topk_per_shape,
         min_coverage=min_coverage,
     )
@@ -156,6 +160,7 @@ def best_boxes(
         stride=grid.stride,
         ring=grid.ring,
         ring_weight=grid.ring_weight,
+        halves_weight=grid.halves_weight,
         topk_per_shape=_ONE_PER_SHAPE,
     )
     return boxes_from_patch(found.boxes[:, 0], crops, frame_size), found.scores[:, 0]

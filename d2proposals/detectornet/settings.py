@@ -28,6 +28,7 @@ def search_grid(node: CfgNode, stage: CfgNode, key: str) -> SearchGrid:
         stride=stage.STRIDE,
         ring=node.RING,
         ring_weight=node.RING_WEIGHT,
+        halves_weight=node.HALVES_WEIGHT,
         key=key,
     )
 

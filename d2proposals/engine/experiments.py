@@ -11,7 +11,7 @@ A table is a YAML file:
         seeds: [1, 2, 3]              # one run for each
                                       # (SOLVER.MAX_ITER 0 is the network untrained)
         paper: {AR@100: 57.1}         # the paper's figures, for pages
-        base: ROW                     # what pages compare with; if absent, the row above
+        base: ROW                     # what pages compare with: by default the row above
       - name: rpn_few                 # the row "rpn" with other settings in the test alone:
         label: RPN, few               # its configuration, overrides, seeds and weights
         weights_of: rpn
@@ -119,14 +119,14 @@ def read_table(path: str | os.PathLike) -> list[Run]:
     if unknown := set(content) - {"overrides", "rows"}:
         raise ValueError(f"{path}: unknown {', '.join(sorted(unknown))}.")
     shared = _overrides(content, path, "the table")
-    rows: dict[str, list[Run]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for row in content["rows"]:
         _check_row(row, path)
-        runs = _runs_of_row(row, path, shared, rows)
         if row["name"] in rows:
             raise ValueError(f"{path}: several rows have the name {row['name']}.")
-        rows[row["name"]] = runs
-    return [run for runs in rows.values() for run in runs]
+        # Pages compare with the row above where a row does not say otherwise.
+        rows[row["name"]] = {"base": next(reversed(rows), None), **row}
+    return [run for row in rows.values() for run in _runs_of_row(row, path, shared, rows)]
 
 
 def _check_row(row: Any, path: Path) -> None:
@@ -148,7 +148,7 @@ def _check_row(row: Any, path: Path) -> None:
 
 
 def _runs_of_row(
-    row: dict[str, Any], path: Path, shared: Sequence[Any], above: dict[str, list[Run]]
+    row: dict[str, Any], path: Path, shared: Sequence[Any], rows: dict[str, dict[str, Any]]
 ) -> list[Run]:
     """The runs of a row, one for each seed.
 
@@ -156,38 +156,36 @@ def _runs_of_row(
         row: checked.
         path: of the table.
         shared: overrides of all rows.
-        above: runs of the rows above it, by row.
+        rows: all rows of the table, by name.
     """
     name, overrides = row["name"], _overrides(row, path, f"row {row['name']}")
     for key in ("base", "weights_of"):
-        if row.get(key) is not None and row[key] not in above:
-            raise ValueError(f"{path}: '{key}' of row {name}: no row {row[key]} is above it.")
-    common = {
-        "table": path.stem,
-        "row": name,
-        "label": row["label"],
-        "base": row.get("base", next(reversed(above), None)),
-        "paper": row.get("paper", {}),
-    }
+        if row.get(key) is not None and row[key] not in rows:
+            raise ValueError(f"{path}: '{key}' of row {name}: there is no row {row[key]}.")
+    trained = row
     if "weights_of" in row:
-        sources = above[row["weights_of"]]
-        if sources[0].weights_of:
-            raise ValueError(f"{path}: row {name} has weights of {row['weights_of']}, untrained.")
-        return [
-            Run(
-                **common,
-                config=source.config,
-                overrides=(*source.overrides, *overrides),
-                seed=source.seed,
-                weights_of=source.row,
-            )
-            for source in sources
-        ]
-    seeds = row.get("seeds", [1])
+        trained = rows[row["weights_of"]]
+        if "weights_of" in trained:
+            raise ValueError(f"{path}: row {name} has weights of {trained['name']}, untrained.")
+        of_trained = _overrides(trained, path, f"row {trained['name']}")
+        overrides = [*of_trained, *overrides]
+    seeds = trained.get("seeds", [1])
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"{path}: row {name} has a seed twice.")
-    overrides = (*shared, *overrides)
-    return [Run(**common, config=row["config"], overrides=overrides, seed=x) for x in seeds]
+    return [
+        Run(
+            table=path.stem,
+            row=name,
+            label=row["label"],
+            config=trained["config"],
+            overrides=(*shared, *overrides),
+            seed=seed,
+            weights_of=row.get("weights_of"),
+            base=row["base"],
+            paper=row.get("paper", {}),
+        )
+        for seed in seeds
+    ]
 
 
 def _overrides(node: dict[str, Any], path: Path, where: str) -> list[Any]:

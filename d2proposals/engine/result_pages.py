@@ -7,11 +7,11 @@ A page has, where a table goes,
     <!-- end of results -->
 
 and what is between the two lines is written anew. A column is "task/measure" or, of the task
-"box_proposals", the measure alone; "title=" before it names the column otherwise. "paper/measure"
-is the paper's figure in the table's file; "Δ" before either is its difference to the row's base,
-with its sign. Other columns are those of ``FACTS``. Of several seeds a cell has the mean and the
-standard deviation, of differences those seed by seed. The word "missing" among the columns has a
-line below the table that names the rows without a result.
+"box_proposals", the measure alone; "title=" before it names the column otherwise. "paper/" before
+it is the paper's figure of that name in the table's file; "Δ" before either is its difference to
+the row's base, with its sign. Other columns are those of ``FACTS``. Of several seeds a cell has the
+mean and the standard deviation, of differences those seed by seed. The word "missing" among the
+columns has a line below the table that names the rows without a result.
 """
 
 from __future__ import annotations
@@ -129,9 +129,10 @@ def _fact(row: Row, column: str) -> str:
 
 def _figures(row: Row, column: str) -> dict[int, float]:
     """What is known of a measure, by seed; the paper's has the seed 0."""
-    task, _, measure = column.rpartition("/")
-    if task == "paper":
+    if column.startswith("paper/"):
+        measure = column.removeprefix("paper/")
         return {0: row.paper[measure]} if measure in row.paper else {}
+    task, _, measure = column.rpartition("/")
     known = {
         seed: result["metrics"].get(task or "box_proposals", {}).get(measure)
         for seed, result in row.results.items()

@@ -82,7 +82,7 @@ def part(box, name):
     }[name]
 
 
-def twin_score(masks, frame_size, box, ring, ring_weight=1.0):
+def twin_score(masks, frame_size, box, ring, ring_weight=1.0, halves_weight=1.0):
     """Eq. 3 and, for the full mask, Eq. 2, by their definitions; masks as nested lists."""
     by_type = dict(zip(MASK_TYPES, masks, strict=True))
 
@@ -92,7 +92,8 @@ def twin_score(masks, frame_size, box, ring, ring_weight=1.0):
     coverage = equation_2(box, "full")
     score = coverage
     for name, opposite in OPPOSITE.items():
-        score += equation_2(part(box, name), name) - equation_2(part(box, opposite), name)
+        own, other = (equation_2(part(box, side), name) for side in (name, opposite))
+        score += halves_weight * (own - other)
     margin_x, margin_y = (ring - 1) / 2 * (box[2] - box[0]), (ring - 1) / 2 * (box[3] - box[1])
     outer = (
         max(box[0] - margin_x, 0),
@@ -107,11 +108,12 @@ def twin_score(masks, frame_size, box, ring, ring_weight=1.0):
     return score, coverage
 
 
-def score_one(masks, frame_size, box, ring=1.2, ring_weight=1.0):
+def score_one(masks, frame_size, box, ring=1.2, ring_weight=1.0, halves_weight=1.0):
     x1, y1, x2, y2 = box
     position = (torch.tensor([x], dtype=torch.float64) for x in (y1, x1))
     scorer = make_scorer(masks, frame_size)
-    return [x.item() for x in scorer((y2 - y1, x2 - x1), *position, ring, ring_weight)]
+    weights = ring, ring_weight, halves_weight
+    return [x.item() for x in scorer((y2 - y1, x2 - x1), *position, *weights)]
 
 
 # The object is (8, 4, 24, 12). The box itself; its left half; a box beside it.
@@ -139,13 +141,24 @@ def test_a_smaller_box_inside_loses_by_the_ring_alone():
     assert score_one(masks, (16, 32), (12, 6, 20, 10), ring_weight=2.0)[0] == pytest.approx(3)
 
 
+def test_the_full_mask_alone_takes_two_touching_objects_for_one():
+    # A box over both, and over one of them: the halves tell which is an object.
+    masks = perfect_masks([(8, 4, 16, 12), (16, 4, 24, 12)], (16, 32), 40)
+    both, one = (8, 4, 24, 12), (8, 4, 16, 12)
+    assert score_one(masks, (16, 32), both)[0] < score_one(masks, (16, 32), one)[0]
+    alone = [score_one(masks, (16, 32), box, halves_weight=0.0)[0] for box in (both, one)]
+    assert alone == pytest.approx([1, 1 - 0.8 * 8 / (9.6 * 9.6 - 64)])
+
+
 def test_a_box_that_fills_the_frame_has_no_ring():
     masks = perfect_masks([(0, 0, 32, 16)], (16, 32), 8)
     assert score_one(masks, (16, 32), (0, 0, 32, 16)) == pytest.approx([5, 1])
 
 
-@pytest.mark.parametrize("ring, ring_weight", [(1.2, 1.0), (1.7, 2.0)])
-def test_scores_equal_the_definition(ring, ring_weight):
+@pytest.mark.parametrize(
+    "ring, ring_weight, halves_weight", [(1.2, 1.0, 1.0), (1.7, 2.0, 1.0), (1.2, 1.0, 0.25)]
+)
+def test_scores_equal_the_definition(ring, ring_weight, halves_weight):
     torch.manual_seed(0)
     frame_size, masks = (47.0, 71.0), torch.rand(2, 5, 6, 9)
     scorer = make_scorer(masks, frame_size)
@@ -154,12 +167,13 @@ def test_scores_equal_the_definition(ring, ring_weight):
             torch.arange(num_positions(f, s, 5), dtype=torch.float64) * 5
             for f, s in zip(frame_size, shape, strict=True)
         )
-        scores, coverage = scorer(shape, y1, x1, ring, ring_weight)
+        weights = ring, ring_weight, halves_weight
+        scores, coverage = scorer(shape, y1, x1, *weights)
         for i, y in enumerate(y1.tolist()):
             for j, x in enumerate(x1.tolist()):
                 for k in range(2):
                     box = (x, y, x + shape[1], y + shape[0])
-                    twin = twin_score(masks[k].tolist(), frame_size, box, ring, ring_weight)
+                    twin = twin_score(masks[k].tolist(), frame_size, box, *weights)
                     found = (scores[k, i, j].item(), coverage[k, i, j].item())
                     assert found == pytest.approx(twin, abs=1e-6)
 

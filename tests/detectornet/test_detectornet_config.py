@@ -40,6 +40,7 @@ DETECTORNET_SETTINGS = {
     "STRIDE": 3.0,
     "RING": 1.5,
     "RING_WEIGHT": 2.0,
+    "HALVES_WEIGHT": 0.5,
     "SCORE_THRESH": 0.375,
     "PRE_NMS_TOPK": 51,
     "NMS_THRESH": 0.625,
@@ -100,7 +101,9 @@ def test_every_key_of_detectornet_reaches_the_generator():
         "loss_weight": 3.0,
         "num_scales": 2,
         "window_overlap": 0.375,
-        "grid": SearchGrid((0.25, 0.5), (0.5, 1.0), stride=3.0, ring=1.5, ring_weight=2.0),
+        "grid": SearchGrid(
+            (0.25, 0.5), (0.5, 1.0), 3.0, ring=1.5, ring_weight=2.0, halves_weight=0.5
+        ),
         "min_coverage": 0.375,
         "pre_nms_topk": 51,
         "nms_thresh": 0.625,
@@ -127,7 +130,7 @@ def test_every_key_of_detectornet_reaches_the_generator():
     assert generator.normalization.is_identity
     refining = detectornet_cfg("MODEL.DETECTORNET.REFINEMENT.ENABLED", True)
     assert build_proposal_generator(refining, {}).refinement_grid == SearchGrid(
-        (0.75,), (1.25,), stride=4.0, ring=1.5, ring_weight=2.0
+        (0.75,), (1.25,), stride=4.0, ring=1.5, ring_weight=2.0, halves_weight=0.5
     )
 
 

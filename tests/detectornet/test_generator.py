@@ -434,6 +434,7 @@ def test_half_precision():
         ("MASK_SIZE", 0),
         ("PIXEL_STD", [0.0, 1.0, 1.0]),
         ("RING_WEIGHT", -1.0),
+        ("HALVES_WEIGHT", -1.0),
         ("NMS_THRESH", -0.1),
         ("NMS_THRESH", 1.1),
         ("FINAL_NMS_THRESH", -0.1),

@@ -59,15 +59,16 @@ def test_runs_of_a_table(tmp_path):
 
 
 def test_a_row_with_the_weights_of_another(tmp_path, monkeypatch):
-    rows = [row("full", seeds=[1, 2], overrides=["A", 1])]
-    rows += [{"name": "less", "label": "L", "weights_of": "full", "overrides": ["A", 2]}]
+    rows = [{"name": "less", "label": "L", "weights_of": "full", "overrides": ["A", 2]}]
+    rows += [row("full", seeds=[1, 2], overrides=["A", 1], base=None), row("other", base="less")]
     runs = read_table(write_table(tmp_path / "t.yaml", rows, overrides=["B", 3]))
-    assert [run.name for run in runs] == ["full-1", "full-2", "less-1", "less-2"]
-    less = runs[-1]
+    assert [run.name for run in runs] == ["less-1", "less-2", "full-1", "full-2", "other-1"]
+    assert [run.base for run in runs] == [None, None, None, None, "less"]
+    less = runs[1]
     # Its own overrides come last; the rest is the other row's, those of all rows once.
     assert less.overrides == ("B", 3, "A", 1, "A", 2)
     assert (less.config, less.weights_of, less.trained_name) == (CONFIG, "full", "full-2")
-    assert trained_folder(less, "out") == trained_folder(runs[1], "out") == Path("out/t/full-2")
+    assert trained_folder(less, "out") == trained_folder(runs[3], "out") == Path("out/t/full-2")
     # It has a folder of its own, but no training.
     assert run_overrides(less, "out")[-1] == "out/t/less-2"
     monkeypatch.setattr(experiments.subprocess, "run", None)
@@ -129,7 +130,10 @@ def test_rows_that_train_come_first(tmp_path, monkeypatch):
         ("rows: [{name: a, label: b, config: c, overrides: [KEY]}]", "'overrides' of row a"),
         ("rows: [{name: a, label: b, config: c, seeds: [1, 1]}]", "row a has a seed twice"),
         (f"rows: [{A}, {A}]", "several rows have the name a"),
-        (f"rows: [{A}, {{name: b, label: b, weights_of: c}}]", "'weights_of' of row b: no row c"),
+        (
+            f"rows: [{A}, {{name: b, label: b, weights_of: c}}]",
+            "'weights_of' of row b: there is no row c",
+        ),
         (
             f"rows: [{A}, {{name: b, label: b, weights_of: a, config: c}}]",
             "row b: unknown config beside weights_of",
@@ -139,7 +143,7 @@ def test_rows_that_train_come_first(tmp_path, monkeypatch):
             "weights_of: b}]",
             "row d has weights of b, untrained",
         ),
-        ("rows: [{name: a, label: b, config: c, base: c}]", "'base' of row a: no row c"),
+        ("rows: [{name: a, label: b, config: c, base: c}]", "'base' of row a: there is no row c"),
         ("rows: [{name: a, label: b, config: c, paper: 3}]", "'paper' of row a"),
         ("rows: []\ntrain: output", "unknown train"),
         ("rows: [", "is not YAML"),
@@ -258,13 +262,19 @@ def test_cells_of_a_table():
 
 def test_differences_to_another_row_beside_the_paper_s():
     rows = {
-        "a": Row("A", None, {"AR@100": 50.0}, {1: result(1, 20.0), 2: result(2, 30.0)}),
+        "a": Row(
+            "A", None, {"AR@100": 50.0, "seg/AR@10": 7.0}, {1: result(1, 20.0), 2: result(2, 30.0)}
+        ),
         "b": Row("B", "a", {"AR@100": 48.5}, {1: result(1, 21.0), 2: result(2, 30.5)}),
         # No result of the base has its seed.
         "c": Row("C", "b", {}, {3: result(3, 40.0)}),
         "d": Row("D", "c", {"AR@100": 61.0}),
         "e": Row("E", "a", {"AR@100": 51.0}, {2: result(2, 10.0)}),
     }
+    (line,) = format_rows({"a": rows["a"]}, ["paper/seg/AR@10", "paper/bbox/AR@10"]).splitlines()[
+        2:
+    ]
+    assert line == "| A | 7.0 |  |"
     columns = ["AR@100", "paper/AR@100", "Δ=ΔAR@100", "Δpaper/AR@100", "missing"]
     header, _, *lines = format_rows(rows, columns).splitlines()
     assert header == "|  | AR@100 | paper/AR@100 | Δ | Δpaper/AR@100 |"

@@ -149,9 +149,11 @@ def test_every_new_key_is_read():
         ProposalDatasetMapper.from_config(cfg, is_train=True)
         ProposalEvaluator.from_config(cfg, "d2p_shapes_val")
         Trainer.evaluates_proposals_of_detector(cfg)
-    # Of data alone: tests/data/test_coco_files.py, tests/engine/test_checked_datasets.py; of parts
-    # that are compiled: tests/engine/test_execution.py.
-    elsewhere = {"DATASETS.COCO_FILES", "DATASETS.STRICT", "MODEL.EXECUTION.COMPILE_BACKEND"}
+    # Of data alone: tests/data/test_coco_files.py, tests/data/test_category_choice.py,
+    # tests/engine/test_checked_datasets.py; of parts that are compiled:
+    # tests/engine/test_execution.py.
+    elsewhere = {"DATASETS.COCO_FILES", "DATASETS.CATEGORIES", "DATASETS.STRICT"}
+    elsewhere |= {"MODEL.EXECUTION.COMPILE_BACKEND"}
     assert new_keys() - read == elsewhere
 
 

@@ -97,8 +97,20 @@ def map_ends(chain: list[Block]) -> dict[int, Block]:
     return {block.stride: block for block in chain}
 
 
-def trade_strides_for_dilation(network: nn.Module, max_stride: int, name: str) -> None:
-    """Keep the stride at most ``max_stride``, in place; later layers reach as far by dilation.
+class Dilation(NamedTuple):
+    """Settings of a layer whose network trades its strides for dilation."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def apply(self, layer: nn.Module) -> None:
+        """Set them in place."""
+        layer.stride, layer.padding, layer.dilation = self
+
+
+def dilations(network: nn.Module, max_stride: int, name: str) -> dict[str, Dilation]:
+    """What keeps the stride at most ``max_stride``; later layers reach as far by dilation.
 
     At the positions that the network had before, the maps stay as they were, up to normalisations
     and pools over whole maps.
@@ -108,12 +120,16 @@ def trade_strides_for_dilation(network: nn.Module, max_stride: int, name: str) -
         max_stride: a power of two.
         name: of the network, for the error.
 
+    Returns:
+        settings by the dotted names of the layers that change.
+
     Raises:
         ValueError: a layer cannot be dilated: it has an even kernel, is padded otherwise than by
             half of its kernel, or averages.
     """
     height = _PROBES[0][0]
     modules = dict(network.named_modules())
+    found = {}
     for call in _record_calls(network, _PROBES[0], leaves=True):
         layer = modules[call.name]
         if not isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
@@ -131,9 +147,9 @@ def trade_strides_for_dilation(network: nn.Module, max_stride: int, name: str) -
                 f"dilation, because its layer {call.name} ({type(layer).__name__}, kernel "
                 f"{kernel}, padding {padding}) has no middle; leave it at 32."
             )
-        layer.stride = (min(after, max_stride) // min(before, max_stride),) * 2
-        layer.padding = (padding * rate,) * 2
-        layer.dilation = (dilation * rate,) * 2
+        stride = min(after, max_stride) // min(before, max_stride)
+        found[call.name] = Dilation((stride,) * 2, (padding * rate,) * 2, (dilation * rate,) * 2)
+    return found
 
 
 class Reach(NamedTuple):

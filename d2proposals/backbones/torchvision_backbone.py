@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import takewhile
+from typing import NamedTuple
 
 import torch
 import torchvision
@@ -32,11 +33,12 @@ from torchvision.ops.misc import SqueezeExcitation
 from ..proposals.image_extent import recover_image_sizes, valid_cells
 from .block_chain import (
     Block,
+    Dilation,
     Reach,
+    dilations,
     find_chain,
     map_ends,
     measure_reach,
-    trade_strides_for_dilation,
 )
 from .symmetric_padding import SymmetricConv2d
 from .torchvision_weights import load_torchvision_weights, warn_of_other_pixels
@@ -97,13 +99,13 @@ class TorchvisionBackbone(Backbone):
             raise ValueError(
                 f"MODEL.TORCHVISION.PADDING must be one of {_PADDINGS}, not '{padding}'."
             )
+        plan = _plan(name, max_stride)
         network = get_model(name, weights=None, **_options(name))
-        chain = find_chain(network, name)
+        for layer, dilation in plan.dilations.items():
+            dilation.apply(network.get_submodule(layer))
         # By the strides of the network itself: dilation leaves no other one behind the first.
-        frozen = [b.name for b in chain if freeze_at > 0 and b.stride <= 2**freeze_at]
-        if max_stride < chain[-1].stride:
-            trade_strides_for_dilation(network, max_stride, name)
-            chain = find_chain(network, name)
+        frozen = [b.name for b in plan.own_chain if freeze_at > 0 and b.stride <= 2**freeze_at]
+        chain = plan.chain
         ends = {f"stride{stride}": block for stride, block in map_ends(chain).items()}
         unknown = [feature for feature in out_features if feature not in ends]
         if unknown or not out_features:
@@ -118,6 +120,8 @@ class TorchvisionBackbone(Backbone):
         last = [block.name for block in chain].index(ends[self._out_features[-1]].name)
         self._chain = chain[: last + 1]
         self._map_of = {ends[key].name: key for key in self._out_features}
+        # What decides on how far a cell of the last map sees.
+        self._sight = (name, self._out_features[-1], max_stride, norm, padding)
         self._take_over(network)
         if weights:
             load_torchvision_weights(self, name, weights)
@@ -164,7 +168,7 @@ class TorchvisionBackbone(Backbone):
         Raises:
             ValueError: a cell sees the whole image, as with squeeze-excitation.
         """
-        reach = measure_reach(self, self.stride)
+        reach = _reach(*self._sight)
         if reach is None:
             raise ValueError(
                 f"A cell of {self.name} sees the whole image, so that an image cannot be taken in "
@@ -334,6 +338,45 @@ def _options(name: str) -> dict[str, bool]:
     if name in ("googlenet", "inception_v3"):
         return {"init_weights": False, "aux_logits": False}
     return {}
+
+
+class _Plan(NamedTuple):
+    """What is made of a network of torchvision.
+
+    Attributes:
+        own_chain: its blocks.
+        dilations: of the layers that trade their strides for dilation.
+        chain: the blocks with these.
+    """
+
+    own_chain: list[Block]
+    dilations: dict[str, Dilation]
+    chain: list[Block]
+
+
+# A network is run five times to learn this, and SPOP has three of a kind.
+@lru_cache(maxsize=None)
+def _plan(name: str, max_stride: int) -> _Plan:
+    with torch.random.fork_rng():  # those of a seed do not depend on what is known already
+        network = get_model(name, weights=None, **_options(name))
+    own_chain = chain = find_chain(network, name)
+    dilated: dict[str, Dilation] = {}
+    if max_stride < chain[-1].stride:
+        dilated = dilations(network, max_stride, name)
+        for layer, dilation in dilated.items():
+            dilation.apply(network.get_submodule(layer))
+        chain = find_chain(network, name)
+    return _Plan(own_chain, dilated, chain)
+
+
+@lru_cache(maxsize=None)
+def _reach(name: str, feature: str, max_stride: int, norm: str, padding: str) -> Reach | None:
+    """What a cell of a network's map sees; None if it is the whole image."""
+    with torch.random.fork_rng():
+        backbone = TorchvisionBackbone(
+            name=name, out_features=[feature], norm=norm, max_stride=max_stride, padding=padding
+        )
+    return measure_reach(backbone, backbone.stride)
 
 
 @BACKBONE_REGISTRY.register()

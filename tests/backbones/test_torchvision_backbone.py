@@ -11,13 +11,8 @@ from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from d2proposals.backbones.block_chain import (
-    Reach,
-    find_chain,
-    map_ends,
-    trade_strides_for_dilation,
-)
-from d2proposals.backbones.torchvision_backbone import TorchvisionBackbone
+from d2proposals.backbones.block_chain import Reach, dilations, find_chain, map_ends
+from d2proposals.backbones.torchvision_backbone import TorchvisionBackbone, _plan, _reach
 from tests.common import make_cfg, make_instances
 
 # Channels at strides 4, 8, 16, 32, from the papers' tables of each network.
@@ -153,7 +148,23 @@ def test_dilated_maps_are_the_strided_ones_in_between(name):
 def test_layers_that_cannot_be_dilated_are_named(name):
     network = torchvision.models.get_model(name, weights=None)
     with pytest.raises(ValueError, match="MAX_STRIDE 16.*its layer features"):
-        trade_strides_for_dilation(network, 16, name)
+        dilations(network, 16, name)
+
+
+def test_random_weights_are_the_same_whether_the_network_is_known_or_not():
+    _plan.cache_clear()
+    _reach.cache_clear()
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        backbones = [
+            TorchvisionBackbone(name="mobilenet_v2", out_features=["stride16"], max_stride=16)
+            for _ in range(2)
+        ]
+        assert backbones[0].stride == 16 < backbones[0].receptive_field
+        weights.append([x for backbone in backbones for x in backbone.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert _plan.cache_info().misses == _reach.cache_info().misses == 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -355,7 +355,7 @@ class _Plan(NamedTuple):
 
 
 # A network is run five times to learn this, and SPOP has three of a kind.
-@lru_cache(maxsize=None)
+@cache
 def _plan(name: str, max_stride: int) -> _Plan:
     with torch.random.fork_rng():  # those of a seed do not depend on what is known already
         network = get_model(name, weights=None, **_options(name))
@@ -369,7 +369,7 @@ def _plan(name: str, max_stride: int) -> _Plan:
     return _Plan(own_chain, dilated, chain)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _reach(name: str, feature: str, max_stride: int, norm: str, padding: str) -> Reach | None:
     """What a cell of a network's map sees; None if it is the whole image."""
     with torch.random.fork_rng():

@@ -12,6 +12,9 @@ In each round every model has one turn, so that whatever else the machine does m
 compares the generators on the same features. In training, "generator step" is its forward and
 backward pass on the backbone's feature maps. With random weights the scores are random too, and
 the suppression of overlapping boxes meets boxes about as dense as anchors.
+
+With --count there are the operations of convolutions and matrix products, in a pass of its own:
+what they take at the machine's rate is the least time that a model can have.
 """
 
 import argparse
@@ -45,6 +48,7 @@ from d2proposals.engine import (
     load_config,
     prepare_execution,
 )
+from d2proposals.engine.operation_count import around_forward, count_operations
 from d2proposals.files.atomic_files import atomic_write, write_json
 from d2proposals.files.image_files import read_rgb_image
 from d2proposals.proposals.native_size_hosts import hand_over_native_sizes
@@ -119,6 +123,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--first-as-built",
         action="store_true",
         help="the first model computes as Detectron2 builds it, without MODEL.EXECUTION",
+    )
+    parser.add_argument(
+        "--count",
+        action="store_true",
+        help="count floating-point operations of convolutions and matrix products",
     )
     parser.add_argument("--input", help="image file to use, resized, instead of noise")
     parser.add_argument("--output", help="file to write: JSON, or Markdown if it ends in .md")
@@ -318,15 +327,12 @@ def part_timer(part: nn.Module, device: torch.device) -> Iterator[list[tuple["Mo
     """Collect start and end of every forward pass of a part of a model within this context."""
     passes: list[tuple[Moment, Moment]] = []
     started: list[Moment] = []
-    handles = [
-        part.register_forward_pre_hook(lambda *_: started.append(Moment(device))),
-        part.register_forward_hook(lambda *_: passes.append((started.pop(), Moment(device)))),
-    ]
-    try:
+    with around_forward(
+        part,
+        lambda: started.append(Moment(device)),
+        lambda: passes.append((started.pop(), Moment(device))),
+    ):
         yield passes
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -428,6 +434,8 @@ def measured_parts(turns: Sequence[Turn]) -> list[str]:
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """The summary as a table, times in seconds per image."""
     headers = ["config", "parameters", "memory (MiB)"]
+    counted = ["total", "backbone", "generator"] if "gflop_per_image" in rows[0] else []
+    headers += [f"{part} GFLOP" for part in counted]
     parts = [part for part in Turn._fields if part in rows[0]]
     for part in parts:
         headers += [f"{part.replace('_', ' ')} (s)", "min..max", "ratio"]
@@ -439,6 +447,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
                 row["config"],
                 f"{row['parameters'] / 1e6:.2f} M",
                 "-" if memory is None else f"{memory / 2**20:.0f}",
+                *(f"{row['gflop_per_image'][part]:.1f}" for part in counted),
             ]
         )
         for part in parts:
@@ -495,6 +504,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             for number, name in enumerate(args.configs)
         ]
+    # The first pass of each, before those that are timed.
+    counts = [count_operations(x.model, x.inputs) for x in candidates] if args.count else []
     turns = measure(
         candidates,
         args.repeats,
@@ -503,6 +514,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         amp=args.amp,
     )
     rows = summarize(candidates, turns, args.batch)
+    for row, count in zip(rows, counts, strict=False):
+        row["gflop_per_image"] = count
     conditions = describe_conditions(args, candidates[0].model.device)
     report = format_report(conditions, rows)
     print(report)

@@ -57,6 +57,19 @@ def test_table_and_file(tool, tmp_path, capsys, mode):
     assert rpn["total"]["ratio"] == rpn["backbone"]["ratio"] == rpn["generator"]["ratio"] == 1
 
 
+def test_operations_are_columns(tool, tmp_path, capsys):
+    arguments = [RPN, ZIP, *SIZE, "--repeats", "1", "--warmup", "0", "--count"]
+    tool["main"]([*arguments, "--output", str(tmp_path / "a.json"), *CPU])
+    rows = json.loads((tmp_path / "a.json").read_text())["results"]
+    printed = capsys.readouterr().out
+    for row in rows:
+        counts = row["gflop_per_image"]
+        assert 0 < counts["generator"] < counts["total"]
+        assert counts["backbone"] + counts["generator"] == pytest.approx(counts["total"])
+        assert f" {counts['total']:.1f} |" in printed
+    assert "| total GFLOP |" in " ".join(printed.split())
+
+
 def test_markdown_is_the_printed_report(tool, tmp_path, capsys):
     output = tmp_path / "speed.md"
     tool["main"]([RPN, *SIZE, "--repeats", "1", "--warmup", "0", "--output", str(output), *CPU])

@@ -8,6 +8,7 @@ Shape shorthand: R proposals of an image.
 import pickle
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,42 +20,60 @@ _BYTES_IN_MEMORY = 1 << 25
 NO_PROPOSALS = ImageProposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), None)
 
 
+class _Entry(NamedTuple):
+    """Where the proposals of an image begin in the file, how many they are, and what is not among
+    their numbers."""
+
+    place: int
+    number: int
+    image_size: tuple[int, int] | None
+    has_masks: bool
+
+
 class ProposalSpool(Mapping):
     """The proposals of images by id, in a temporary file; each is read when it is asked for."""
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=_BYTES_IN_MEMORY)  # noqa: SIM115
         self._end = 0
-        self._places: dict[int | str, int] = {}
-        self._numbers: dict[int | str, int] = {}
+        self._entries: dict[int | str, _Entry] = {}
         self.has_masks = False
 
     def add(self, image_id: int | str, proposals: ImageProposals) -> None:
         """Keep the proposals of an image, in the place of those that it may have already."""
-        content = pickle.dumps(tuple(proposals), protocol=5)
+        numbers = proposals.boxes, proposals.objectness_logits
+        parts = [np.ascontiguousarray(array, np.float32).tobytes() for array in numbers]
+        if proposals.masks is not None:
+            parts.append(pickle.dumps(proposals.masks, protocol=5))
+            self.has_masks = True
         self._file.seek(self._end)
-        self._file.write(content)
-        self._places[image_id] = self._end
-        self._numbers[image_id] = len(proposals.boxes)
-        self._end += len(content)
-        self.has_masks |= proposals.masks is not None
+        self._file.write(b"".join(parts))
+        self._entries[image_id] = _Entry(
+            self._end, len(proposals.boxes), proposals.image_size, proposals.masks is not None
+        )
+        self._end += sum(map(len, parts))
 
     def number(self, image_id: int | str) -> int:
         """How many proposals an image has, which needs no reading; 0 for an unknown image."""
-        return self._numbers.get(image_id, 0)
+        return self._entries[image_id].number if image_id in self._entries else 0
 
     def __getitem__(self, image_id: int | str) -> ImageProposals:
-        self._file.seek(self._places[image_id])
-        return ImageProposals(*pickle.load(self._file))
+        entry = self._entries[image_id]
+        self._file.seek(entry.place)
+        # Bytes that may be changed, and so an array that may.
+        numbers = np.frombuffer(bytearray(self._file.read(20 * entry.number)), np.float32)
+        boxes, logits = np.split(numbers, [4 * entry.number])
+        masks = pickle.load(self._file) if entry.has_masks else None
+        return ImageProposals(boxes.reshape(-1, 4), logits, entry.image_size, masks)
 
     def __contains__(self, image_id: object) -> bool:
-        return image_id in self._places
+        return image_id in self._entries
 
     def __iter__(self) -> Iterator[int | str]:
-        return iter(self._places)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._entries)
 
 
 class OrderedProposals(Sequence):

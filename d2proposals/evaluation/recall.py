@@ -61,6 +61,7 @@ MIN_MATCHED_IOU = 0.5
 # memory small.
 _BLOCK_IMAGES = 256
 _BLOCK_EDGES = 2**20
+_LONG_STRETCH = 100
 
 
 @dataclass(frozen=True)
@@ -243,11 +244,18 @@ def _best_of_first(overlaps_i: np.ndarray, num_proposals: tuple[int, ...]) -> np
         return np.zeros((num_gt, len(num_proposals)), np.float32)
     # Maxima of the stretches between one number and the next, then their running maximum. A
     # stretch that begins behind the last proposal is empty and repeats what came before.
-    starts = np.array([0, *num_proposals[:-1]])
-    num_stretches = int((starts < num_columns).sum())
-    stretches = np.maximum.reduceat(overlaps_i, starts[:num_stretches], axis=1)
-    best = np.maximum.accumulate(stretches, axis=1)
-    return np.pad(best, ((0, 0), (0, len(starts) - num_stretches)), mode="edge")
+    starts = [start for start in (0, *num_proposals[:-1]) if start < num_columns]
+    ends = [*starts[1:], num_columns]
+    # reduceat takes many short stretches at once, but long ones slowly.
+    num_short = sum(end <= _LONG_STRETCH for end in ends)
+    best = np.empty((num_gt, len(num_proposals)), np.float32)
+    if num_short:
+        first = overlaps_i[:, : ends[num_short - 1]]
+        np.maximum.reduceat(first, starts[:num_short], axis=1, out=best[:, :num_short])
+    for column in range(num_short, len(starts)):
+        overlaps_i[:, starts[column] : ends[column]].max(axis=1, out=best[:, column])
+    best[:, len(starts) :] = 0
+    return np.maximum.accumulate(best, axis=1)
 
 
 class _EdgeBlock:
@@ -304,7 +312,11 @@ class _EdgeBlock:
         gt = range_index * num_gt + gt[edge]
         rank, iou = rank[edge], iou[edge]
 
-        num_copies = num_ranges * self._num_images * max_rank
+        # Few of the copies have an edge; those alone are numbered, which keeps them in the cache.
+        has_edge = np.zeros(num_ranges * self._num_images * max_rank, bool)
+        has_edge[proposal] = True
+        proposal = (np.cumsum(has_edge) - 1)[proposal]
+        num_copies = np.count_nonzero(has_edge)
         # Fewer proposals have fewer edges: from the most to the least.
         for column in reversed(range(len(self.num_proposals))):
             kept = rank < self.num_proposals[column]

@@ -123,6 +123,7 @@ def test_a_spool_gives_back_what_it_got(monkeypatch, bytes_in_memory):
     assert ordered.numbers == [5, 0, 2, 0, 1]
     for proposals, image_id in zip(ordered, (8, None, 7, "x", 9), strict=True):
         expected = kept.get(image_id, proposal_spool.NO_PROPOSALS)
+        assert proposals.boxes.flags.writeable
         np.testing.assert_array_equal(proposals.boxes, expected.boxes)
         np.testing.assert_array_equal(proposals.objectness_logits, expected.objectness_logits)
         assert proposals[2:] == expected[2:]

@@ -342,3 +342,13 @@ def test_monotonicity():
     for limit in (1, 10, 100, 300):
         assert metrics[f"Recall-IoU50@{limit}"] >= metrics[f"Recall-IoU70@{limit}"]
         assert metrics[f"AR-cont@{limit}"] < metrics[f"AR@{limit}"]
+
+
+@pytest.mark.parametrize("num_columns", [1, 7, 99, 100, 101, 230, 900, 1500])
+@pytest.mark.parametrize("numbers", [(1, 3, 100, 101, 230, 240, 1000), (300,), (1, 2)])
+def test_best_of_the_first_proposals(num_columns, numbers):
+    """Short and long stretches, and stretches that begin behind the last proposal."""
+    overlaps = np.random.default_rng(0).random((5, num_columns), np.float32)
+    cut = overlaps[:, : numbers[-1]]
+    best = recall._best_of_first(cut, numbers)
+    np.testing.assert_array_equal(best.T, [cut[:, :number].max(axis=1) for number in numbers])

@@ -18,6 +18,7 @@ Shape shorthand: R proposals of an image.
 import io
 import json
 import os
+from collections.abc import Iterator
 from typing import IO, Any, TextIO
 
 from .automatic_masks import find_automatic_masks, read_automatic_masks
@@ -28,6 +29,9 @@ from .opened_files import open_content
 from .own_format import OWN_FORMAT, read_own, take_own
 from .proposal_set import DatasetImages, Fault, ProposalSet
 from .safe_pickle import one_line
+
+# Characters of an entry of COCO's results with its mask, and more.
+_LONGEST_LINE = 1 << 20
 
 
 def read_json(file: IO[bytes], path: str, images: DatasetImages | None) -> ProposalSet:
@@ -43,7 +47,7 @@ def read_json(file: IO[bytes], path: str, images: DatasetImages | None) -> Propo
     """
     text = io.TextIOWrapper(file, encoding="utf-8-sig")
     try:
-        for take in (_take_results, take_own):
+        for take in (_take_results, take_own, _take_lines):
             if (taken := take(text)) is not None:
                 return taken
             text.seek(0)
@@ -73,9 +77,22 @@ def read_json(file: IO[bytes], path: str, images: DatasetImages | None) -> Propo
 def _take_results(text: TextIO) -> ProposalSet | None:
     """COCO's results, never all of their text in memory; None for anything else, also for what is
     damaged, which is read and complained about as a whole."""
+    return _take_entries(list_items(text))
+
+
+def _take_lines(text: TextIO) -> ProposalSet | None:
+    """COCO's results as JSON lines; otherwise as :func:`_take_results`."""
+    # A file in one line is no such file, and may be long.
+    if not text.readline(_LONGEST_LINE).endswith("\n"):
+        return None
+    text.seek(0)
+    return _take_entries(json.loads(line) for line in text if line.strip())
+
+
+def _take_entries(items: Iterator[Any]) -> ProposalSet | None:
     entries, number = ResultEntries(), 0
     try:
-        for item in list_items(text):
+        for item in items:
             if not isinstance(item, dict) or entries.take(item) is not None:
                 return None
             number += 1

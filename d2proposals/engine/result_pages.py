@@ -82,7 +82,7 @@ def read_rows(table: str | os.PathLike) -> dict[str, Row]:
 
 
 def format_rows(rows: dict[str, Row], columns: Iterable[str]) -> str:
-    """A Markdown table with a line for each row that has a result; "" of none.
+    """A Markdown table with a line for each row that has a result to show; "" of none.
 
     Args:
         rows: of :func:`read_rows`.
@@ -94,8 +94,10 @@ def format_rows(rows: dict[str, Row], columns: Iterable[str]) -> str:
     header = ["", *(title for title, _ in shown)]
     lines = [header, ["---", *("---:" for _ in shown)]]
     for row in rows.values():
-        if row.results:
-            lines.append([row.label, *(_cell(rows, row, column) for _, column in shown)])
+        cells = [_cell(rows, row, column) for _, column in shown]
+        # A row without masks has no place in a table of masks.
+        if row.results and any(cells):
+            lines.append([row.label, *cells])
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else ""
     missing = [row.label for row in rows.values() if not row.results]
     if "missing" in columns and missing:

@@ -258,6 +258,8 @@ def test_cells_of_a_table():
     # Sample standard deviation of 20 and 22.
     assert line == "| RPN | 21.0 ± 1.4 |  | 3.1 | 10,000 | 0.500 |  | 2 | abc1234 | `a.yaml` |"
     assert mean_and_spread([1.25]) == "1.2"
+    # Nothing to show, as a method without masks in a table of masks.
+    assert format_rows(rows, ["seg/AP", "AP=seg/AP"]) == ""
 
 
 def test_differences_to_another_row_beside_the_paper_s():

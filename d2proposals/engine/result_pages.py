@@ -93,10 +93,10 @@ def format_rows(rows: dict[str, Row], columns: Iterable[str]) -> str:
     shown = [pair for pair in shown if pair[1] != "missing"]
     header = ["", *(title for title, _ in shown)]
     lines = [header, ["---", *("---:" for _ in shown)]]
-    for row in rows.values():
+    for row in (row for row in rows.values() if row.results):
         cells = [_cell(rows, row, column) for _, column in shown]
-        # A row without masks has no place in a table of masks.
-        if row.results and any(cells):
+        # A method without masks has no place in a table of masks.
+        if any(cells):
             lines.append([row.label, *cells])
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else ""
     missing = [row.label for row in rows.values() if not row.results]

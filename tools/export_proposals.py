@@ -20,17 +20,16 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from detectron2.config import CfgNode
-from detectron2.engine import launch
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessExitedException
 
 from d2proposals.engine import (
     ProposalNetworkWithTTA,
     Trainer,
     bad_input_in_one_line,
     check_datasets,
+    launch_processes,
     load_trained_model,
     prepare_launch,
     without_test_resize,
@@ -128,11 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--output is a folder, but {args.output} is a file")
     with bad_input_in_one_line():
         prepare_launch(args)
-    try:
-        launch(export, args.num_gpus, dist_url="auto", args=(args,))
-    except ProcessExitedException as error:
-        # The process has printed why it stopped.
-        raise SystemExit(error.exit_code) from None
+    launch_processes(export, args, args.num_gpus, dist_url="auto")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from detectron2.modeling import (
     PROPOSAL_GENERATOR_REGISTRY,
     GeneralizedRCNN,
 )
+from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from ..config import add_d2proposals_config
@@ -94,17 +95,37 @@ def run_processes(main: Callable[[Namespace], Any], args: Namespace) -> None:
     Raises:
         SystemExit: when a process ended early, with its exit status; it has printed why.
     """
+    names = ("num_machines", "machine_rank", "dist_url")
+    launch_processes(main, args, args.num_gpus, **{name: getattr(args, name) for name in names})
+
+
+def launch_processes(main: Callable[[Any], Any], args: Any, num_gpus: int, **settings: Any) -> None:
+    """Run a job in several processes of this machine.
+
+    Args:
+        main: takes the arguments, in each process; of a module, if there are several.
+        args: of the job.
+        num_gpus: processes of this machine.
+        settings: of Detectron2's ``launch``: ``num_machines``, ``machine_rank``, ``dist_url``.
+
+    Raises:
+        SystemExit: when a process ended early, with its exit status; it has printed why.
+    """
     try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        launch(_run_and_leave, num_gpus, args=(main, args), **settings)
     except ProcessExitedException as error:
         raise SystemExit(error.exit_code) from None
+
+
+def _run_and_leave(main: Callable[[Any], Any], args: Any) -> None:
+    """Run a job in one of its processes, and leave the others when all are done.
+
+    A process that ends within its group may be aborted by the group's threads.
+    """
+    main(args)
+    if torch.distributed.is_initialized():
+        comm.synchronize()
+        torch.distributed.destroy_process_group()
 
 
 def fit_to_device(cfg: CfgNode) -> None:

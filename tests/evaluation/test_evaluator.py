@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import launch
 from detectron2.evaluation import COCOEvaluator, print_csv_format, verify_results
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 from PIL import Image
 
+from d2proposals.engine import launch_processes
 from d2proposals.evaluation import ProposalEvaluator
 from d2proposals.evaluation import evaluator as evaluator_module
 from d2proposals.evaluation.simulation import simulate_dataset, simulate_outputs
@@ -353,7 +353,7 @@ def evaluate_in_processes(folder):
 @pytest.mark.slow
 def test_several_processes_give_the_results_of_one(tmp_path):
     for number in (1, 2):
-        launch(evaluate_in_processes, number, dist_url="auto", args=(str(tmp_path),))
+        launch_processes(evaluate_in_processes, str(tmp_path), number, dist_url="auto")
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}
     assert results["1_0"]["box_proposals"]["AR@100"] > 10
     assert results["2_0"] == results["1_0"]

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, build
-from detectron2.engine import launch
 from detectron2.modeling import StandardROIHeads, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
 import train_net
+from d2proposals.engine import launch_processes
 from d2proposals.evaluation import export
 from d2proposals.evaluation.export import ProposalExporter, proposal_network_of, select_proposals
 from d2proposals.evaluation.proposal_checks import ImageProposals
@@ -299,7 +299,7 @@ def export_in_processes(folder):
 @pytest.mark.slow
 def test_several_processes_write_one_file(tmp_path):
     write_tiny_coco(tmp_path / "datasets")
-    launch(export_in_processes, 2, dist_url="auto", args=(tmp_path,))
+    launch_processes(export_in_processes, tmp_path, 2, dist_url="auto")
     ids, boxes, _ = read_proposal_file(tmp_path / "tiny_val.pkl")
     assert ids == [1, 2, 3, 4]
     ends = [boxes_i[:, 3].tolist() for boxes_i in boxes]

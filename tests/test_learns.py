@@ -139,7 +139,7 @@ def test_deepmask_overfits_eight_images(eight_images):
     assert trained > untrained + 25
 
 
-SPOP = ["DATASETS.TEST", (NAME,), "INPUT.RANDOM_FLIP", "none", "INPUT.WARP_SIZE", (192, 192)]
+SPOP = ["DATASETS.TEST", (NAME,), "INPUT.RANDOM_FLIP", "none"]
 
 
 @pytest.mark.slow

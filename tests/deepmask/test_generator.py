@@ -494,5 +494,5 @@ def peak(*arguments):
 
 @pytest.mark.slow
 def test_memory_of_a_large_image_at_full_size_is_bounded():
-    # At scale 1, larger than all scales of usual images.
-    assert peak(3000, 4000, 0.0) < 3
+    # At scale 1, larger than all scales of usual images. 4000 x 3000 pixels take .15 GiB more.
+    assert peak(2250, 3000, 0.0) < 2.6

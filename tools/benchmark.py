@@ -48,7 +48,8 @@ from d2proposals.engine import (
     load_config,
     prepare_execution,
 )
-from d2proposals.engine.operation_count import around_forward, count_operations
+from d2proposals.engine.forward_hooks import around_forward
+from d2proposals.engine.operation_count import count_operations
 from d2proposals.files.atomic_files import atomic_write, write_json
 from d2proposals.files.image_files import read_rgb_image
 from d2proposals.proposals.native_size_hosts import hand_over_native_sizes

@@ -48,6 +48,7 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from ..files.atomic_files import write_json
+from .forward_hooks import around_forward
 from .job import check_config, check_datasets, fit_to_device, load_config
 from .trained_model import load_trained_model
 from .trainer import Trainer
@@ -340,19 +341,12 @@ def timed_images(model: nn.Module) -> Iterator[list[float]]:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def before(module: nn.Module, inputs: Any) -> None:
-        started.append(now())
-
-    def after(module: nn.Module, inputs: Any, output: Any) -> None:
+    def note() -> None:
         if len(started) > _WARM_UP_IMAGES:
             times.append(now() - started[-1])
 
-    handles = model.register_forward_pre_hook(before), model.register_forward_hook(after)
-    try:
+    with around_forward(model, lambda: started.append(now()), note):
         yield times
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def training_facts(cfg: CfgNode, output: Path) -> dict[str, Any]:

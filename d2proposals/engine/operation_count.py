@@ -1,6 +1,6 @@
 """How many floating-point operations a model takes, in all and by its parts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from .forward_hooks import around_forward
 
 
 def count_operations(model: nn.Module, inputs: list[dict[str, Any]]) -> dict[str, float]:
@@ -54,19 +56,3 @@ def _part_counter(part: nn.Module, counter: FlopCounterMode) -> Iterator[list[in
         lambda: counts.append(counter.get_total_flops() - started.pop()),
     ):
         yield counts
-
-
-@contextmanager
-def around_forward(
-    part: nn.Module, before: Callable[[], None], behind: Callable[[], None]
-) -> Iterator[None]:
-    """Call something before and after every forward pass of a part within this context."""
-    handles = [
-        part.register_forward_pre_hook(lambda *_: before()),
-        part.register_forward_hook(lambda *_: behind()),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # From a fresh machine to a trained proposal generator: sets up the environment, draws what the
 # SC-RPN of this package proposes on photographs, then renders the embedded dataset, trains the small
-# ZIP on it, and prints its recall beside two baselines. About three minutes on two CPU cores after
-# the installation.
+# ZIP on it, and prints its recall beside two baselines. Minutes on two CPU cores after the
+# installation.
 #
 #   bash dev/quickstart.sh                        results in output/quickstart
 #   bash dev/quickstart.sh SOLVER.MAX_ITER 2000   further arguments override the configuration

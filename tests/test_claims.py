@@ -6,7 +6,8 @@ import pytest
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from d2proposals.engine.experiments import read_table, run_overrides
+from d2proposals.engine.experiment_tables import read_table
+from d2proposals.engine.experiments import run_overrides
 from d2proposals.engine.job import check_config, load_config
 from tests.common import ROOT, leaf_keys, make_record
 

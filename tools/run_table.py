@@ -24,14 +24,8 @@ from pathlib import Path
 # beside them, and themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from d2proposals.engine.experiments import (
-    Run,
-    measure,
-    read_table,
-    result_file,
-    train,
-    write_result,
-)
+from d2proposals.engine.experiment_tables import Run, read_table, result_file
+from d2proposals.engine.experiments import measure, train, write_result
 from d2proposals.engine.model_command import running_command
 from d2proposals.engine.result_pages import write_page
 

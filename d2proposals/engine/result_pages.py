@@ -1,4 +1,4 @@
-"""Tables of pages, written from the result files of experiments (engine/experiments.py).
+"""Tables of pages, written from the result files of experiments (engine/experiment_tables.py).
 
 A page has, where a table goes,
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..files.atomic_files import atomic_write
-from .experiments import read_table, result_file
+from .experiment_tables import read_table, result_file
 
 _MARK = re.compile(
     r"(?P<begin><!-- results of (?P<table>\S+): (?P<columns>[^>]*?) -->\n)"

@@ -1,4 +1,4 @@
-"""Tests of d2proposals.engine.experiments, engine.result_pages and tools/run_table.py."""
+"""Tests of tables of experiments: their runs, the pages made of them and tools/run_table.py."""
 
 import json
 import sys
@@ -11,13 +11,8 @@ from torch import nn
 
 from d2proposals.data.coco_files import register_coco_files
 from d2proposals.engine import experiments
-from d2proposals.engine.experiments import (
-    Run,
-    read_table,
-    result_file,
-    run_overrides,
-    trained_folder,
-)
+from d2proposals.engine.experiment_tables import Run, read_table, result_file
+from d2proposals.engine.experiments import run_overrides, trained_folder
 from d2proposals.engine.result_pages import (
     Row,
     fill_page,

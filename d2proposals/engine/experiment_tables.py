@@ -1,0 +1,182 @@
+"""Tables of experiments: rows that are configurations with overrides, trained and measured.
+
+A table is a YAML file:
+
+    overrides: [KEY, VALUE, ...]      # of all rows
+    rows:
+      - name: rpn                     # of its files
+        label: RPN                    # in pages
+        config: configs/photos/rpn_mobilenet_v2.yaml
+        overrides: [KEY, VALUE, ...]
+        seeds: [1, 2, 3]              # one run for each
+                                      # (SOLVER.MAX_ITER 0 is the network untrained)
+        paper: {AR@100: 57.1}         # the paper's figures, for pages
+        base: ROW                     # what pages compare with: by default the row above
+      - name: rpn_few                 # the row "rpn" with other settings in the test alone:
+        label: RPN, few               # its configuration, overrides, seeds and weights
+        weights_of: rpn
+        overrides: [KEY, VALUE, ...]
+
+A list in the place of a KEY stands for what is in it, so that an anchor of YAML may name overrides
+that several rows have.
+
+The result of a run is a small JSON file in the folder beside the table that has its name without
+the suffix. A run that has one is finished, and a training that broke off goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its measurement.
+
+    Attributes:
+        table: name of the table.
+        row: name of the row.
+        label: of the row, for pages.
+        config: path of the configuration file.
+        overrides: KEY, VALUE, ... of the table and the row.
+        seed: ``SEED`` of the training.
+        weights_of: name of the row, with the same seed, whose weights it is measured with; None if
+            it is trained.
+        base: name of the row that it is compared with; None for none.
+        paper: figures of the paper by their measure's name.
+    """
+
+    table: str
+    row: str
+    label: str
+    config: str
+    overrides: tuple[Any, ...] = field(default=())
+    seed: int = 1
+    weights_of: str | None = None
+    base: str | None = None
+    paper: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the run's files and folder."""
+        return f"{self.row}-{self.seed}"
+
+    @property
+    def trained_name(self) -> str:
+        """Name of the run whose training made its weights."""
+        return f"{self.weights_of or self.row}-{self.seed}"
+
+
+def read_table(path: str | os.PathLike) -> list[Run]:
+    """The runs of a table, in its order.
+
+    Args:
+        path: of the YAML file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a table; names the row and what is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The table {path} is missing.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+        raise ValueError(f"{path} has no list 'rows'.")
+    if unknown := set(content) - {"overrides", "rows"}:
+        raise ValueError(f"{path}: unknown {', '.join(sorted(unknown))}.")
+    shared = _overrides(content, path, "the table")
+    rows: dict[str, dict[str, Any]] = {}
+    for row in content["rows"]:
+        _check_row(row, path)
+        if row["name"] in rows:
+            raise ValueError(f"{path}: several rows have the name {row['name']}.")
+        # Pages compare with the row above where a row does not say otherwise.
+        rows[row["name"]] = {"base": next(reversed(rows), None), **row}
+    return [run for row in rows.values() for run in _runs_of_row(row, path, shared, rows)]
+
+
+def _check_row(row: Any, path: Path) -> None:
+    """That a row has the keys that it needs and no others."""
+    row_keys = set(row if isinstance(row, dict) else ())
+    source = "weights_of" if "weights_of" in row_keys else "config"
+    if missing := {"name", "label", source} - row_keys:
+        raise ValueError(f"{path}: the row {row} lacks {', '.join(sorted(missing))}.")
+    known = {"name", "label", source, "overrides", "base", "paper"}
+    known |= {"seeds"} if source == "config" else set()
+    if unknown := row_keys - known:
+        raise ValueError(
+            f"{path}: row {row['name']}: unknown {', '.join(sorted(unknown))}"
+            f"{' beside weights_of' if source == 'weights_of' else ''}."
+        )
+    paper = row.get("paper", {})
+    if not isinstance(paper, dict) or not all(isinstance(x, int | float) for x in paper.values()):
+        raise ValueError(f"{path}: 'paper' of row {row['name']} is not {{MEASURE: FIGURE, ...}}.")
+
+
+def _runs_of_row(
+    row: dict[str, Any], path: Path, shared: Sequence[Any], rows: dict[str, dict[str, Any]]
+) -> list[Run]:
+    """The runs of a row, one for each seed.
+
+    Args:
+        row: checked.
+        path: of the table.
+        shared: overrides of all rows.
+        rows: all rows of the table, by name.
+    """
+    name, overrides = row["name"], _overrides(row, path, f"row {row['name']}")
+    for key in ("base", "weights_of"):
+        if row.get(key) is not None and row[key] not in rows:
+            raise ValueError(f"{path}: '{key}' of row {name}: there is no row {row[key]}.")
+    trained = row
+    if "weights_of" in row:
+        trained = rows[row["weights_of"]]
+        if "weights_of" in trained:
+            raise ValueError(f"{path}: row {name} has weights of {trained['name']}, untrained.")
+        of_trained = _overrides(trained, path, f"row {trained['name']}")
+        overrides = [*of_trained, *overrides]
+    seeds = trained.get("seeds", [1])
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{path}: row {name} has a seed twice.")
+    return [
+        Run(
+            table=path.stem,
+            row=name,
+            label=row["label"],
+            config=trained["config"],
+            overrides=(*shared, *overrides),
+            seed=seed,
+            weights_of=row.get("weights_of"),
+            base=row["base"],
+            paper=row.get("paper", {}),
+        )
+        for seed in seeds
+    ]
+
+
+def _overrides(node: dict[str, Any], path: Path, where: str) -> list[Any]:
+    """KEY, VALUE, ... of a table or row; lists in the place of a KEY are opened."""
+    overrides = node.get("overrides", [])
+    is_list = isinstance(overrides, list)
+    opened: list[Any] = []
+    for item in overrides if is_list else []:
+        is_set = isinstance(item, list) and len(opened) % 2 == 0
+        opened.extend(item if is_set else [item])
+    if not is_list or len(opened) % 2:
+        raise ValueError(f"{path}: 'overrides' of {where} is not a list KEY, VALUE, ...")
+    return opened
+
+
+def result_file(table: str | os.PathLike, run: Run) -> Path:
+    """Where the result of a run is or will be."""
+    return Path(table).with_suffix("") / f"{run.name}.json"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 # Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
@@ -16,10 +17,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import skimage
+import torch
+from detectron2.config import CfgNode
 from detectron2.evaluation import inference_on_dataset
 from tabulate import tabulate
 
-from d2proposals.engine import Trainer, bad_input_in_one_line
+from d2proposals.engine import Trainer, bad_input_in_one_line, launch_processes
 from d2proposals.evaluation.evaluator import ProposalEvaluator
 from d2proposals.evaluation.fixed_grid import evaluate_fixed_grid
 from train_net import setup
@@ -43,34 +46,50 @@ def show_trained_network(output: Path) -> None:
     print(f"What the trained SC-RPN proposes on photographs: {output}\n", flush=True)
 
 
-def main(overrides: list[str]) -> None:
-    started = time.perf_counter()
-    cfg = setup(
-        Namespace(
-            config_file=CONFIG,
-            opts=["OUTPUT_DIR", os.path.join("output", "quickstart"), *overrides],
-            eval_only=False,
-            resume=False,
+def measured_recall(folder: Path) -> dict[str, float]:
+    """Average recall in percent that an evaluation has written into its folder, by its name."""
+    results = json.loads((folder / "proposal_results.json").read_text(encoding="utf-8"))
+    return results["metrics_in_percent"]
+
+
+def train(overrides: Sequence[str]) -> None:
+    """Evaluate the small ZIP as it begins, train it, and evaluate it again.
+
+    Args:
+        overrides: KEY, VALUE, ...
+    """
+    with bad_input_in_one_line():
+        cfg = configure(overrides)
+        trainer = Trainer(cfg)
+        (dataset,) = cfg.DATASETS.TEST
+        inference_on_dataset(
+            trainer.model,
+            Trainer.build_test_loader(cfg, dataset),
+            ProposalEvaluator(cfg, dataset, output_dir=str(Path(cfg.OUTPUT_DIR) / "untrained")),
         )
-    )
-    show_trained_network(Path(cfg.OUTPUT_DIR) / "photographs")
-    (dataset,) = cfg.DATASETS.TEST
-    trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        trainer.train()  # ends with an evaluation
+
+
+def configure(overrides: Sequence[str]) -> CfgNode:
+    """The configuration of the quick start; starts the loggers."""
+    opts = ["OUTPUT_DIR", os.path.join("output", "quickstart"), *overrides]
+    return setup(Namespace(config_file=CONFIG, opts=opts, eval_only=False, resume=False))
+
+
+def main(overrides: Sequence[str]) -> None:
+    started = time.perf_counter()
+    cfg = configure(overrides)
     output = Path(cfg.OUTPUT_DIR)
-    untrained = inference_on_dataset(
-        trainer.model,
-        Trainer.build_test_loader(cfg, dataset),
-        ProposalEvaluator(cfg, dataset, output_dir=str(output / "untrained")),
-    )
-    trainer.resume_or_load(resume=False)
-    trainer.train()  # ends with an evaluation
-    trained = json.loads((output / "inference" / "proposal_results.json").read_text())[
-        "metrics_in_percent"
-    ]
+    show_trained_network(output / "photographs")
+    # So small a network leaves a second thread little to do; a second process has half the images.
+    num_processes = 1 if torch.cuda.is_available() else min(torch.get_num_threads(), 2)
+    launch_processes(train, overrides, num_processes, dist_url="auto")
+    (dataset,) = cfg.DATASETS.TEST
     rows = {
         "grid of 100 boxes": evaluate_fixed_grid(dataset)["box_proposals"],
-        "ZIP, untrained": untrained["box_proposals"],
-        f"ZIP, {cfg.SOLVER.MAX_ITER} iterations": trained,
+        "ZIP, untrained": measured_recall(output / "untrained"),
+        f"ZIP, {cfg.SOLVER.MAX_ITER} iterations": measured_recall(output / "inference"),
     }
     table = tabulate(
         [[name, *(row[column] for column in COLUMNS)] for name, row in rows.items()],

@@ -100,7 +100,7 @@ def run_processes(main: Callable[[Namespace], Any], args: Namespace) -> None:
 
 
 def launch_processes(main: Callable[[Any], Any], args: Any, num_gpus: int, **settings: Any) -> None:
-    """Run a job in several processes of this machine.
+    """Run a job in several processes of this machine, which share its cores among their threads.
 
     Args:
         main: takes the arguments, in each process; of a module, if there are several.
@@ -112,16 +112,19 @@ def launch_processes(main: Callable[[Any], Any], args: Any, num_gpus: int, **set
         SystemExit: when a process ended early, with its exit status; it has printed why.
     """
     try:
-        launch(_run_and_leave, num_gpus, args=(main, args), **settings)
+        launch(_run_and_leave, num_gpus, args=(main, args, num_gpus), **settings)
     except ProcessExitedException as error:
         raise SystemExit(error.exit_code) from None
 
 
-def _run_and_leave(main: Callable[[Any], Any], args: Any) -> None:
+def _run_and_leave(main: Callable[[Any], Any], args: Any, num_processes: int) -> None:
     """Run a job in one of its processes, and leave the others when all are done.
 
     A process that ends within its group may be aborted by the group's threads.
     """
+    # Each would take as many threads as there are cores, and wait for them.
+    if num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(torch.get_num_threads() // num_processes, 1))
     main(args)
     if torch.distributed.is_initialized():
         comm.synchronize()

@@ -10,10 +10,12 @@ from d2proposals.engine import (
     check_config,
     check_datasets,
     fit_to_device,
+    launch_processes,
     load_config,
     prepare_launch,
     warn_of_frozen_random_norm,
 )
+from d2proposals.engine import job as job_module
 from tests.common import make_cfg
 from tests.engine.tiny_coco import make_args
 
@@ -147,6 +149,24 @@ def test_launch_on_the_cpu_sees_no_gpu(monkeypatch):
     args.opts += ["MODEL.DEVICE", "cpu"]
     prepare_launch(args)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
+    ("processes", "setting", "expected"),
+    [(2, None, [4]), (16, None, [1]), (1, None, []), (2, "3", [])],
+)
+def test_processes_share_the_cores(processes, setting, expected, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if setting:
+        monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    # As one of the processes that Detectron2 starts.
+    monkeypatch.setattr(job_module, "launch", lambda main, number, args: main(*args))
+    jobs = []
+    launch_processes(jobs.append, "arguments", processes)
+    assert jobs == ["arguments"] and threads == expected
 
 
 @pytest.mark.parametrize(

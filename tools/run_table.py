@@ -110,9 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if len(runs) == 1:
             finish(args, runs[0])
             return
-        # Those that train first: others have their weights.
+        # Those that train by themselves first, then those on their proposals: others have the
+        # weights of either.
         rounds = (
-            [run for run in runs if not run.weights_of],
+            [run for run in runs if not run.weights_of and not run.proposals_of],
+            [run for run in runs if not run.weights_of and run.proposals_of],
             [run for run in runs if run.weights_of],
         )
         # Each in a process of its own: what one leaves behind, or its end, is not another's.

@@ -16,6 +16,11 @@ A table is a YAML file:
         label: RPN, few               # its configuration, overrides, seeds and weights
         weights_of: rpn
         overrides: [KEY, VALUE, ...]
+      - name: fast_rcnn_rpn           # a detector that trains on the proposals of the row "rpn",
+        label: Fast R-CNN on RPN's    # those of the same seed
+        config: configs/photos/fast_rcnn_mobilenet_v2.yaml
+        proposals_of: rpn
+        seeds: [1]                    # among those of the row "rpn", which are the default
 
 A list in the place of a KEY stands for what is in it, so that an anchor of YAML may name overrides
 that several rows have.
@@ -50,6 +55,8 @@ class Run:
             it is trained.
         base: name of the row that it is compared with; None for none.
         paper: figures of the paper by their measure's name.
+        proposals_of: the run, of the same seed, whose network's proposals it trains and is measured
+            on; None for none.
     """
 
     table: str
@@ -61,6 +68,7 @@ class Run:
     weights_of: str | None = None
     base: str | None = None
     paper: dict[str, float] = field(default_factory=dict)
+    proposals_of: Run | None = None
 
     @property
     def name(self) -> str:
@@ -102,6 +110,8 @@ def read_table(path: str | os.PathLike) -> list[Run]:
             raise ValueError(f"{path}: several rows have the name {row['name']}.")
         # Pages compare with the row above where a row does not say otherwise.
         rows[row["name"]] = {"base": next(reversed(rows), None), **row}
+    for row in rows.values():
+        _check_references(row, path, rows)
     return [run for row in rows.values() for run in _runs_of_row(row, path, shared, rows)]
 
 
@@ -112,7 +122,7 @@ def _check_row(row: Any, path: Path) -> None:
     if missing := {"name", "label", source} - row_keys:
         raise ValueError(f"{path}: the row {row} lacks {', '.join(sorted(missing))}.")
     known = {"name", "label", source, "overrides", "base", "paper"}
-    known |= {"seeds"} if source == "config" else set()
+    known |= {"seeds", "proposals_of"} if source == "config" else set()
     if unknown := row_keys - known:
         raise ValueError(
             f"{path}: row {row['name']}: unknown {', '.join(sorted(unknown))}"
@@ -123,31 +133,54 @@ def _check_row(row: Any, path: Path) -> None:
         raise ValueError(f"{path}: 'paper' of row {row['name']} is not {{MEASURE: FIGURE, ...}}.")
 
 
+def _check_references(row: dict[str, Any], path: Path, rows: dict[str, dict[str, Any]]) -> None:
+    """That the rows which a row names are there, and have what it takes of them."""
+    name = row["name"]
+    for key in ("base", "weights_of", "proposals_of"):
+        if row.get(key) is not None and row[key] not in rows:
+            raise ValueError(f"{path}: '{key}' of row {name}: there is no row {row[key]}.")
+    if "weights_of" in row and "weights_of" in rows[row["weights_of"]]:
+        raise ValueError(f"{path}: row {name} has weights of {row['weights_of']}, untrained.")
+    if "proposals_of" in row:
+        others = {"weights_of", "proposals_of"} & set(rows[row["proposals_of"]])
+        if others:
+            raise ValueError(
+                f"{path}: row {name} has proposals of {row['proposals_of']}, which has "
+                f"{others.pop()} itself."
+            )
+
+
 def _runs_of_row(
     row: dict[str, Any], path: Path, shared: Sequence[Any], rows: dict[str, dict[str, Any]]
 ) -> list[Run]:
     """The runs of a row, one for each seed.
 
     Args:
-        row: checked.
+        row: checked, as are those that it names.
         path: of the table.
         shared: overrides of all rows.
         rows: all rows of the table, by name.
     """
     name, overrides = row["name"], _overrides(row, path, f"row {row['name']}")
-    for key in ("base", "weights_of"):
-        if row.get(key) is not None and row[key] not in rows:
-            raise ValueError(f"{path}: '{key}' of row {name}: there is no row {row[key]}.")
     trained = row
     if "weights_of" in row:
         trained = rows[row["weights_of"]]
-        if "weights_of" in trained:
-            raise ValueError(f"{path}: row {name} has weights of {trained['name']}, untrained.")
         of_trained = _overrides(trained, path, f"row {trained['name']}")
         overrides = [*of_trained, *overrides]
-    seeds = trained.get("seeds", [1])
+    proposing: dict[int, Run] = {}
+    if "proposals_of" in trained:
+        of_row = _runs_of_row(rows[trained["proposals_of"]], path, shared, rows)
+        proposing = {run.seed: run for run in of_row}
+        if any(map(is_untrained, of_row)):
+            raise ValueError(f"{path}: row {name} has proposals of {of_row[0].row}, untrained.")
+    seeds = trained.get("seeds", list(proposing) or [1])
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"{path}: row {name} has a seed twice.")
+    if proposing and (unknown := set(seeds) - set(proposing)):
+        raise ValueError(
+            f"{path}: row {name} has seeds that {trained['proposals_of']} lacks: "
+            f"{', '.join(map(str, sorted(unknown)))}."
+        )
     return [
         Run(
             table=path.stem,
@@ -159,6 +192,7 @@ def _runs_of_row(
             weights_of=row.get("weights_of"),
             base=row["base"],
             paper=row.get("paper", {}),
+            proposals_of=proposing.get(seed),
         )
         for seed in seeds
     ]
@@ -175,6 +209,18 @@ def _overrides(node: dict[str, Any], path: Path, where: str) -> list[Any]:
     if not is_list or len(opened) % 2:
         raise ValueError(f"{path}: 'overrides' of {where} is not a list KEY, VALUE, ...")
     return opened
+
+
+def is_untrained(run: Run, opts: Sequence[Any] = ()) -> bool:
+    """Whether a run is its network as a training begins with it: of no iterations.
+
+    Args:
+        run: of a table.
+        opts: the user's KEY VALUE overrides.
+    """
+    overrides = [*run.overrides, *opts]
+    last = dict(zip(overrides[::2], overrides[1::2], strict=True))
+    return str(last.get("SOLVER.MAX_ITER")) == "0"
 
 
 def result_file(table: str | os.PathLike, run: Run) -> Path:

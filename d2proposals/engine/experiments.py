@@ -13,6 +13,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from ..files.atomic_files import write_json
-from .experiment_tables import Run, result_file
+from .experiment_tables import Run, is_untrained, result_file
 from .forward_hooks import around_forward
 from .job import check_config, check_datasets, fit_to_device, load_config
+from .proposal_files import check_proposal_files
 from .trained_model import load_trained_model
 from .trainer import Trainer
 
@@ -58,13 +60,75 @@ def trained_folder(run: Run, folder: str | os.PathLike) -> Path:
     return Path(folder) / run.table / run.trained_name
 
 
+def proposal_overrides(
+    run: Run,
+    folder: str | os.PathLike,
+    opts: Sequence[Any] = (),
+    parts: Sequence[str] = ("TRAIN", "TEST"),
+) -> list[str]:
+    """The KEY VALUE overrides of a run on another one's proposals, whose files are then there.
+
+    They are in the folder of the other run's training. What is missing there is exported with that
+    run's configuration and weights (tools/export_proposals.py); what the command prints goes to
+    ``export.txt`` beside the files.
+
+    Args:
+        run: of a table.
+        folder: below which runs train.
+        opts: the user's KEY VALUE overrides.
+        parts: of which datasets: of ``DATASETS.TRAIN``, ``DATASETS.TEST``, or both.
+
+    Returns:
+        [] for a run without ``proposals_of``.
+
+    Raises:
+        FileNotFoundError: proposals are to be exported of a run that is not trained.
+        ValueError: the export failed; has its last line.
+    """
+    if not run.proposals_of:
+        return []
+    proposals = trained_folder(run.proposals_of, folder) / "proposals"
+    cfg = _load_config(run, run_overrides(run, folder, opts))
+    names = {part: list(cfg.DATASETS[part]) for part in parts}
+    files = {name: proposals / f"{name}.pkl" for name in chain(*names.values())}
+    # A file that is there is complete: the command writes it in one step.
+    if missing := [name for name, file in files.items() if not file.is_file()]:
+        _export_proposals(run, folder, opts, missing, proposals)
+    overrides = ["MODEL.LOAD_PROPOSALS", "True"]
+    for part in parts:
+        paths = tuple(str(files[name]) for name in names[part])
+        overrides += [f"DATASETS.PROPOSAL_FILES_{part}", str(paths)]
+    return overrides
+
+
+def _export_proposals(
+    run: Run, folder: str | os.PathLike, opts: Sequence[Any], names: list[str], output: Path
+) -> None:
+    """Write the proposals of the network that a run takes them of, for some datasets, to a folder.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`proposal_overrides`.
+    """
+    proposing = run.proposals_of
+    weights = trained_folder(proposing, folder) / "model_final.pth"
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"{run.name} needs proposals of {weights}, which is missing: train {proposing.name}."
+        )
+    command = ["tools/export_proposals.py", "--config-file", proposing.config]
+    command += ["--datasets", *names, "--output", str(output)]
+    command += [*run_overrides(proposing, folder, opts), "MODEL.WEIGHTS", str(weights)]
+    _run_logged(command, output / "export.txt", f"{run.name}: proposals of {proposing.name}")
+
+
 def train(
     run: Run, folder: str | os.PathLike, opts: Sequence[Any] = (), train_net: str = "train_net.py"
 ) -> None:
     """Train a run with ``train_net.py`` until its last checkpoint is there; goes on after a stop.
 
     What the command prints goes to ``train.txt`` in the run's folder. A run with the weights of
-    another row has no training, nor has one of no iterations.
+    another row has no training, nor has one of no iterations. The proposals of one on those of
+    another row are exported first.
 
     Args:
         run: of a table.
@@ -73,37 +137,36 @@ def train(
         train_net: path of the command.
 
     Raises:
-        ValueError: the training failed; has its last line.
+        FileNotFoundError: it is on the proposals of a run that is not trained.
+        ValueError: the training or export failed; has its last line.
     """
     overrides = run_overrides(run, folder, opts)
     output = Path(overrides[-1])
     is_trained = (output / "model_final.pth").is_file()
-    if run.weights_of or is_trained or is_untrained(run, folder, opts):
+    if run.weights_of or is_trained or is_untrained(run, opts):
         return
+    on_proposals = proposal_overrides(run, folder, opts)
     output.mkdir(parents=True, exist_ok=True)
     if not (output / _COMMIT_FILE).is_file():
         (output / _COMMIT_FILE).write_text(_commit() or "", encoding="utf-8")
-    command = [sys.executable, train_net, "--config-file", run.config, "--resume"]
+    command = [train_net, "--config-file", run.config, "--resume", *overrides, *on_proposals]
     # Measured afterwards, once.
-    command += [*overrides, "DATASETS.TEST", "()"]
-    with open(output / "train.txt", "a", encoding="utf-8") as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
-    if done.returncode:
-        text = (output / "train.txt").read_text(encoding="utf-8", errors="replace").strip()
-        raise ValueError(f"{run.name}: {text.splitlines()[-1] if text else 'no output'}")
+    command += ["DATASETS.TEST", "()", "DATASETS.PROPOSAL_FILES_TEST", "()"]
+    _run_logged(command, output / "train.txt", run.name)
 
 
-def is_untrained(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> bool:
-    """Whether a run is its network as a training begins with it: of no iterations.
+def _run_logged(command: Sequence[str], log: Path, name: str) -> None:
+    """Run a command of Python, its output added to a log.
 
-    Args:
-        run: of a table.
-        folder: below which runs train.
-        opts: the user's KEY VALUE overrides.
+    Raises:
+        ValueError: it failed; has the name and the last line.
     """
-    overrides = run_overrides(run, folder, opts)
-    last = dict(zip(overrides[::2], overrides[1::2], strict=True))
-    return last.get("SOLVER.MAX_ITER") == "0"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        done = subprocess.run([sys.executable, *command], stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        text = log.read_text(encoding="utf-8", errors="replace").strip()
+        raise ValueError(f"{name}: {text.splitlines()[-1] if text else 'no output'}")
 
 
 def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> dict[str, Any]:
@@ -122,18 +185,20 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
     """
     trained = trained_folder(run, folder)
     weights = trained / "model_final.pth"
-    untrained = is_untrained(run, folder, opts)
+    untrained = is_untrained(run, opts)
     if not untrained and not weights.is_file():
         raise FileNotFoundError(
             f"{run.name} is measured with {weights}, which is missing: train {run.trained_name}."
         )
     overrides = run_overrides(run, folder, opts)
-    cfg = load_config(Namespace(config_file=run.config, opts=overrides))
+    overrides += proposal_overrides(run, folder, opts, parts=["TEST"])
+    cfg = _load_config(run, overrides)
     fit_to_device(cfg)
     if not untrained:
         cfg.MODEL.WEIGHTS = str(weights)
     check_config(cfg)
     check_datasets(cfg.DATASETS.TEST)
+    check_proposal_files(cfg, train=False)
     # Random weights are those that a training of this seed begins with.
     seed_all_rng(cfg.SEED)
     model = load_trained_model(cfg)
@@ -145,6 +210,7 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
         "label": run.label,
         "seed": run.seed,
         "weights_of": run.weights_of,
+        "proposals_of": run.proposals_of.row if run.proposals_of else None,
         "config": run.config,
         "overrides": [*run.overrides, *_of_the_experiment(opts)],
         "commit": _training_commit(trained),
@@ -156,6 +222,10 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
         },
         "metrics": _finite(metrics),
     }
+
+
+def _load_config(run: Run, overrides: list[str]) -> CfgNode:
+    return load_config(Namespace(config_file=run.config, opts=overrides))
 
 
 @contextmanager

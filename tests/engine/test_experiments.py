@@ -25,7 +25,9 @@ from tests.common import ROOT, forgotten_datasets, run_tool
 from tests.engine.tiny_coco import write_tiny_coco
 
 CONFIG = "configs/shapes/rpn_only.yaml"
+PRECOMPUTED = "configs/shapes/fast_rcnn_precomputed.yaml"
 A = "{name: a, label: a, config: c}"
+OF_A = "{name: b, label: b, config: c, proposals_of: a}"
 
 
 def write_table(path, rows, **content):
@@ -72,6 +74,86 @@ def test_a_row_with_the_weights_of_another(tmp_path, monkeypatch):
         experiments.measure(less, tmp_path)
 
 
+def of_proposals(name="fast", other="rpn", **content):
+    return row(name, config=PRECOMPUTED, proposals_of=other, **content)
+
+
+def test_a_row_on_the_proposals_of_another(tmp_path):
+    few = {"name": "few", "label": "F", "weights_of": "fast", "overrides": ["C", 4]}
+    rows = [few, of_proposals(seeds=[2], overrides=["A", 2]), of_proposals("all")]
+    rows += [row("rpn", seeds=[1, 2], overrides=["A", 1])]
+    runs = {
+        x.name: x for x in read_table(write_table(tmp_path / "t.yaml", rows, overrides=["B", 3]))
+    }
+    # Without seeds of its own, it has the other row's.
+    assert list(runs) == ["few-2", "fast-2", "all-1", "all-2", "rpn-1", "rpn-2"]
+    fast = runs["fast-2"]
+    assert (fast.config, fast.overrides) == (PRECOMPUTED, ("B", 3, "A", 2))
+    assert fast.trained_name == "fast-2" and runs["all-1"].proposals_of == runs["rpn-1"]
+    # What has its weights has its proposals.
+    assert fast.proposals_of == runs["few-2"].proposals_of == runs["rpn-2"]
+    assert runs["rpn-2"].overrides == ("B", 3, "A", 1) and runs["rpn-2"].proposals_of is None
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """What is run instead of being run; an export writes its files."""
+    started = []
+
+    def run(command, stdout, stderr):
+        started.append(command[1:])
+        if "--output" in command:
+            names = command[command.index("--datasets") + 1 : command.index("--output")]
+            for name in names:
+                Path(command[command.index("--output") + 1], f"{name}.pkl").touch()
+        return experiments.subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(experiments.subprocess, "run", run)
+    monkeypatch.setattr(experiments, "_commit", lambda: None)
+    monkeypatch.chdir(ROOT)
+    return started
+
+
+def test_proposals_are_exported_where_they_are_missing(tmp_path, commands):
+    sets = ["DATASETS.TRAIN", "('d2p_shapes_train_300','d2p_shapes_val')"]
+    few = {"name": "few", "label": "F", "weights_of": "fast"}
+    few["overrides"] = ["DATASETS.TEST", "('d2p_shapes_train',)"]
+    rows = [row(overrides=["MODEL.RPN.NMS_THRESH", 0.5]), of_proposals(overrides=sets), few]
+    rpn, fast, few = read_table(write_table(tmp_path / "t.yaml", rows))
+    with pytest.raises(FileNotFoundError, match="fast-1 needs .* is missing: train rpn-1"):
+        experiments.train(fast, tmp_path)
+    assert not commands and not (tmp_path / "t" / "fast-1").exists()
+    weights = trained_folder(rpn, tmp_path) / "model_final.pth"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    folder = weights.parent / "proposals"
+    folder.mkdir()
+    (folder / "d2p_shapes_val.pkl").touch()
+    experiments.train(fast, tmp_path, ["MODEL.DEVICE", "cpu"])
+    export, training = commands
+    # With the other row's configuration and overrides, and what the user says of the machine.
+    assert export == [
+        *("tools/export_proposals.py", "--config-file", CONFIG),
+        *("--datasets", "d2p_shapes_train_300", "--output", str(folder)),
+        *("MODEL.RPN.NMS_THRESH", "0.5", "SEED", "1", "MODEL.DEVICE", "cpu"),
+        *("OUTPUT_DIR", str(weights.parent), "MODEL.WEIGHTS", str(weights)),
+    ]
+    train, test = (str(folder / f"d2p_shapes_{name}.pkl") for name in ("train_300", "val"))
+    assert training[:3] == ["train_net.py", "--config-file", PRECOMPUTED]
+    keys = dict(zip(training[4::2], training[5::2], strict=True))
+    assert keys["MODEL.LOAD_PROPOSALS"] == "True"
+    assert keys["DATASETS.PROPOSAL_FILES_TRAIN"] == str((train, test))
+    # There is no test during the training.
+    assert keys["DATASETS.TEST"] == keys["DATASETS.PROPOSAL_FILES_TEST"] == "()"
+    measured = experiments.proposal_overrides(fast, tmp_path, parts=["TEST"])
+    assert measured[2:] == ["DATASETS.PROPOSAL_FILES_TEST", str((test,))]
+    assert len(commands) == 2
+    # Datasets of its own, proposals of the row that its weights learned from.
+    experiments.proposal_overrides(few, tmp_path, parts=["TEST"])
+    assert commands[2][:5] == [*export[:4], "d2p_shapes_train"]
+    assert experiments.proposal_overrides(rpn, tmp_path) == []
+
+
 def test_a_row_of_no_iterations_is_the_untrained_network(tmp_path, monkeypatch):
     (run,) = read_table(write_table(tmp_path / "t.yaml", [row(overrides=["SOLVER.MAX_ITER", 0])]))
     monkeypatch.setattr(experiments.subprocess, "run", None)
@@ -103,7 +185,8 @@ def test_overrides_that_several_rows_have(tmp_path):
 
 
 def test_rows_that_train_come_first(tmp_path, monkeypatch):
-    rows = [row("x"), {"name": "y", "label": "y", "weights_of": "x"}, row("z")]
+    rows = [{"name": "y", "label": "y", "weights_of": "w"}, of_proposals("w", "x"), row("x")]
+    rows += [row("z")]
     table = write_table(tmp_path / "t.yaml", rows)
     names = []
 
@@ -113,7 +196,7 @@ def test_rows_that_train_come_first(tmp_path, monkeypatch):
 
     monkeypatch.setattr(experiments.subprocess, "run", started)
     run_tool("run_table", "--table", table, "--folder", tmp_path)
-    assert names == ["x-1", "z-1", "y-1"]
+    assert names == ["x-1", "z-1", "w-1", "y-1"]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +220,29 @@ def test_rows_that_train_come_first(tmp_path, monkeypatch):
             f"rows: [{A}, {{name: b, label: b, weights_of: a}}, {{name: d, label: d, "
             "weights_of: b}]",
             "row d has weights of b, untrained",
+        ),
+        ("rows: [{name: a, label: b, proposals_of: a}]", "lacks config"),
+        (f"rows: [{OF_A}]", "'proposals_of' of row b: there is no row a"),
+        (
+            f"rows: [{A}, {{name: b, label: b, weights_of: a, proposals_of: a}}]",
+            "row b: unknown proposals_of beside weights_of",
+        ),
+        (
+            f"rows: [{A}, {OF_A}, {{name: d, label: d, config: c, proposals_of: b}}]",
+            "row d has proposals of b, which has proposals_of itself",
+        ),
+        (
+            f"rows: [{{name: a, label: a, weights_of: d}}, {OF_A}, "
+            "{name: d, label: d, config: c}]",
+            "row b has proposals of a, which has weights_of itself",
+        ),
+        (
+            f"rows: [{OF_A}, {{name: a, label: a, config: c, overrides: [SOLVER.MAX_ITER, 0]}}]",
+            "row b has proposals of a, untrained",
+        ),
+        (
+            f"rows: [{A}, {{name: b, label: b, config: c, proposals_of: a, seeds: [1, 2, 3]}}]",
+            "row b has seeds that a lacks: 2, 3",
         ),
         ("rows: [{name: a, label: b, config: c, base: c}]", "'base' of row a: there is no row c"),
         ("rows: [{name: a, label: b, config: c, paper: 3}]", "'paper' of row a"),
@@ -166,16 +272,17 @@ def test_train_and_measure_a_run(tmp_path, monkeypatch, capsys):
     overrides += ["SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "()", "INPUT.MIN_SIZE_TEST", 64]
     few = {"name": "few", "label": "FEW", "weights_of": "rpn"}
     few["overrides"] = ["MODEL.RPN.POST_NMS_TOPK_TEST", 1]
-    table = write_table(tmp_path / "t.yaml", [row(overrides=overrides), few])
+    rows = [row(overrides=overrides), few, of_proposals(overrides=overrides)]
+    table = write_table(tmp_path / "t.yaml", rows)
     folder = tmp_path / "runs"
     opts = ["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 2, "DATASETS.COCO_FILES", files]
     command = ["--table", table, "--folder", folder]
     with forgotten_datasets() as names:
         names += ["mine_train", "mine_val"]
         register_coco_files(files)
-        # Both here, one after the other; several rows at once have a process each.
-        run_tool("run_table", "--rows", "rpn", *command, *opts)
-        run_tool("run_table", "--rows", "few", *command, *opts)
+        # All here, one after the other; several rows at once have a process each.
+        for name in ("rpn", "few", "fast"):
+            run_tool("run_table", "--rows", name, *command, *opts)
     result = json.loads((tmp_path / "t" / "rpn-1.json").read_text())
     assert result["config"] == CONFIG and result["seed"] == 1
     # Nothing of this machine is in it.
@@ -194,11 +301,17 @@ def test_train_and_measure_a_run(tmp_path, monkeypatch, capsys):
         shared["metrics"]["box_proposals"]["AR@100"] == result["metrics"]["box_proposals"]["AR@1"]
     )
     assert not (folder / "t" / "few-1" / "model_final.pth").exists()
+    fast = json.loads((tmp_path / "t" / "fast-1.json").read_text())
+    assert (fast["proposals_of"], fast["config"]) == ("rpn", PRECOMPUTED)
+    assert fast["overrides"] == result["overrides"] and str(tmp_path) not in json.dumps(fast)
+    # The best proposal of each image is the other network's.
+    recalls = fast["metrics"]["box_proposals"], result["metrics"]["box_proposals"]
+    assert recalls[0]["AR@1"] == recalls[1]["AR@1"] and "bbox" in fast["metrics"]
     # Finished: neither trained nor measured again.
     monkeypatch.setattr(experiments.subprocess, "run", None)
     run_tool("run_table", *command, *opts)
     run_tool("run_table", *command, "--list")
-    assert capsys.readouterr().out.endswith("rpn-1: finished\nfew-1: finished\n")
+    assert capsys.readouterr().out.endswith("few-1: finished\nfast-1: finished\n")
 
 
 def test_a_training_goes_on_and_a_failure_has_its_line(tmp_path, monkeypatch):

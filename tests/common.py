@@ -74,6 +74,16 @@ def make_record(size: tuple[int, int], boxes=(), seed: int = 0) -> dict:
     return {"image": pixels, "instances": instances, "height": size[0], "width": size[1]}
 
 
+def precomputed(cfg: CfgNode, height: int, width: int) -> dict:
+    """What the mapper adds to an input for a detector on precomputed proposals."""
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return {}
+    boxes = Boxes(torch.tensor([[5.0, 5, 50, 40], [30, 20, width, height]]))
+    logits = torch.tensor([1.0, 0.0])
+    instances = Instances((height, width), proposal_boxes=boxes, objectness_logits=logits)
+    return {"proposals": instances}
+
+
 def leaf_keys(node, prefix=""):
     """Full name -> value of every key below a node."""
     keys = {}

@@ -12,7 +12,6 @@ from detectron2.modeling import (
     build_proposal_generator,
 )
 from detectron2.modeling.backbone import ResNet
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -29,7 +28,15 @@ from d2proposals.zip_rpn import ZoomNetwork
 from d2proposals.zip_rpn.gray_class_sampling import EquilibriumSampler, GrayClassLabeler
 from d2proposals.zip_rpn.level_candidates import LevelSuppression
 from d2proposals.zip_rpn.map_attention import ExcitationRecalibration
-from tests.common import CONFIGS, add_rectangle_masks, leaf_keys, make_cfg, make_instances, set_all
+from tests.common import (
+    CONFIGS,
+    add_rectangle_masks,
+    leaf_keys,
+    make_cfg,
+    make_instances,
+    precomputed,
+    set_all,
+)
 
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 LEAVES = [name for name in FILES if not Path(name).name.startswith("Base-")]
@@ -71,16 +78,6 @@ TINY = [*RANDOM, "MODEL.BN_INCEPTION.WIDTH_FACTOR", 0.125, "MODEL.RESNETS.DEPTH"
         "MODEL.DEEPMASK.CODE_DIM", 16, "MODEL.DETECTORNET.WIDTH_FACTOR", 0.0625,
         "MODEL.ZIP_DETECTOR.CHANNELS", 32,
         "MODEL.DETECTORNET.SLIDING_WINDOWS.STRIDE", 90.0]  # fmt: skip
-
-
-def precomputed(cfg, height, width):
-    """What the mapper adds to an input for a detector on precomputed proposals."""
-    if not cfg.MODEL.LOAD_PROPOSALS:
-        return {}
-    boxes = Boxes(torch.tensor([[5.0, 5, 50, 40], [30, 20, width, height]]))
-    logits = torch.tensor([1.0, 0.0])
-    instances = Instances((height, width), proposal_boxes=boxes, objectness_logits=logits)
-    return {"proposals": instances}
 
 
 @pytest.mark.parametrize("name", LEAVES)

@@ -11,7 +11,8 @@ and what is between the two lines is written anew. A column is "task/measure" or
 it is the paper's figure of that name in the table's file; "Δ" before either is its difference to
 the row's base, with its sign. Other columns are those of ``FACTS``. Of several seeds a cell has the
 mean and the standard deviation, of differences those seed by seed. The word "missing" among the
-columns has a line below the table that names the rows without a result.
+columns has a line below the table that names the rows without a result; "only:zip*" and
+"without:zip*" choose rows by their names, where there are several by any of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +35,8 @@ _MARK = re.compile(
     r".*?(?P<end><!-- end of results -->)",
     re.DOTALL,
 )
+
+_CHOICES = ("only:", "without:")
 
 # Columns of how a row was made: what to read of a result, and how many decimals.
 FACTS: dict[str, tuple[Callable[[dict[str, Any]], Any], int]] = {
@@ -89,20 +93,35 @@ def format_rows(rows: dict[str, Row], columns: Iterable[str]) -> str:
         columns: see the head of this module.
     """
     columns = list(columns)
-    shown = [(title or column, column) for title, _, column in (c.rpartition("=") for c in columns)]
-    shown = [pair for pair in shown if pair[1] != "missing"]
+    words = [word for word in columns if word == "missing" or word.startswith(_CHOICES)]
+    titled = (column.rpartition("=") for column in columns if column not in words)
+    shown = [(title or column, column) for title, _, column in titled]
+    chosen = [row for name, row in rows.items() if _is_chosen(name, words)]
     header = ["", *(title for title, _ in shown)]
     lines = [header, ["---", *("---:" for _ in shown)]]
-    for row in (row for row in rows.values() if row.results):
+    for row in (row for row in chosen if row.results):
         cells = [_cell(rows, row, column) for _, column in shown]
         # A method without masks has no place in a table of masks.
         if any(cells):
             lines.append([row.label, *cells])
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else ""
-    missing = [row.label for row in rows.values() if not row.results]
-    if "missing" in columns and missing:
+    missing = [row.label for row in chosen if not row.results]
+    if "missing" in words and missing:
         text += ("\n" if text else "") + f"Not trained yet: {'; '.join(missing)}.\n"
     return text
+
+
+def _is_chosen(name: str, words: Iterable[str]) -> bool:
+    """Whether a table with these words among its columns has the row of this name."""
+    patterns: dict[str, list[str]] = {choice: [] for choice in _CHOICES}
+    for word in words:
+        choice, colon, pattern = word.partition(":")
+        if colon:
+            patterns[choice + colon].append(pattern)
+    only, without = (
+        any(fnmatchcase(name, pattern) for pattern in patterns[choice]) for choice in _CHOICES
+    )
+    return (only or not patterns["only:"]) and not without
 
 
 def _cell(rows: dict[str, Row], row: Row, column: str) -> str:

@@ -401,6 +401,29 @@ def test_differences_to_another_row_beside_the_paper_s():
     assert format_rows({"d": rows["d"]}, columns[:-1]) == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "trained", "missing"),
+    [
+        ([], ["A", "B"], "C; D"),
+        (["only:zip*"], ["A"], "D"),
+        (["only:zip", "only:rpn"], ["A", "B"], None),
+        (["without:*rpn"], ["A"], "D"),
+        (["only:*rpn", "without:sc_*"], ["B"], None),
+    ],
+)
+def test_rows_are_chosen_by_their_names(words, trained, missing):
+    result = {1: {"metrics": {"box_proposals": {"AR@100": 2.0}}}}
+    rows = {"zip": Row("A", results=result), "rpn": Row("B", base="zip", results=result)}
+    rows |= {"sc_rpn": Row("C"), "zip_voc": Row("D")}
+    text = format_rows(rows, ["AR@100", "ΔAR@100", "missing", *words])
+    # A row that is compared with stays known where it is not shown.
+    cells = {"A": "| A | 2.0 |  |", "B": "| B | 2.0 | +0.0 |"}
+    lines = text.splitlines()
+    assert lines[0] == "|  | AR@100 | ΔAR@100 |"
+    assert [line for line in lines[2:] if line[:1] == "|"] == [cells[label] for label in trained]
+    assert lines[2 + len(trained) :] == (["", f"Not trained yet: {missing}."] if missing else [])
+
+
 def test_a_page_s_tables_are_written_anew(tmp_path):
     table = write_table(tmp_path / "t.yaml", [row(paper={"AR@100": 50}), row("zip")])
     (run, _) = read_table(table)

@@ -15,14 +15,18 @@ MODEL.ZIP_DETECTOR.STRIDE_IN_1X1 True if it is MSRA's:
         --follow-up resnet101.pth IN.pth OUT.pkl
 
 The zoom network over VGG-16 (configs/zip_vgg16_detector.yaml) reads torchvision's vgg16, or its
-convolutional part alone (features.0.weight ...), of any precision:
+convolutional part alone (features.0.weight ...), of any precision; with --pixels caffe, weights
+under the same names that come from the network's first release:
 
     python tools/convert_weights.py --architecture vgg16 --zoom-network \\
         --follow-up resnet101.pth IN.pth OUT.pkl
 
-bn_inception reads the file of `bninception` of pretrained-models.pytorch. The model needs
-INPUT.FORMAT "BGR", MODEL.PIXEL_MEAN [104, 117, 128] and the MODEL.PIXEL_STD given by --pixel-std,
-whose default is that of configs/zip_rpn_only.yaml.
+bn_inception reads the file of `bninception` of pretrained-models.pytorch.
+
+Either way the first convolution is turned into one for the configuration's pixels: INPUT.FORMAT
+"BGR", the configuration's MODEL.PIXEL_MEAN (bn_inception: [104, 117, 128], vgg16: [103.53, 116.28,
+123.675]) and the MODEL.PIXEL_STD given by --pixel-std, whose default is that of both
+configurations.
 
 vgg11 reads torchvision's file of that name, for the trunk of configs/deepmask_rpn_only.yaml. With
 --separate-trunks its weights get full names, in a copy for each trunk of a DeepMask that has two
@@ -66,6 +70,7 @@ from d2proposals.backbones.largefov_conversion import (
     SINGLE_NETWORKS,
     spop_weights,
 )
+from d2proposals.backbones.torchvision_weights import PIXELS
 from d2proposals.backbones.vgg import VGG, VGG_D
 from d2proposals.backbones.vgg_zoom_conversion import convert_vgg16_zoom
 from d2proposals.backbones.weight_conversion import (
@@ -112,6 +117,13 @@ def build_parser() -> argparse.ArgumentParser:
         default=(57.375, 57.12, 58.395),
         metavar=("B", "G", "R"),
         help="MODEL.PIXEL_STD of the configuration (default: 57.375 57.12 58.395)",
+    )
+    parser.add_argument(
+        "--pixels",
+        choices=sorted(PIXELS),
+        default="torchvision",
+        help="for vgg16 with --zoom-network: pixels that the file's weights expect, RGB with "
+        "torchvision's mean and deviation or BGR minus the mean (default: torchvision)",
     )
     parser.add_argument(
         "--zoom-network",
@@ -173,7 +185,9 @@ def zoom_weights(args: argparse.Namespace, public: dict[str, torch.Tensor]) -> d
     )
     state = network.state_dict()
     if args.architecture == "vgg16":
-        return convert_vgg16_zoom(public, network.bottom_up, state)
+        return convert_vgg16_zoom(
+            public, network.bottom_up, state, pixels=args.pixels, pixel_std=args.pixel_std
+        )
     weights = convert_bn_inception(public, fold_bias=args.trainable_norm, pixel_std=args.pixel_std)
     return zoom_network_weights(weights, state)
 
@@ -227,6 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--follow-up goes with --zoom-network only")
     if args.separate_trunks and args.architecture != "vgg11":
         parser.error("--separate-trunks goes with --architecture vgg11 only")
+    if args.pixels == "caffe" and not (args.zoom_network and args.architecture == "vgg16"):
+        parser.error("--pixels caffe goes with --architecture vgg16 --zoom-network only")
     is_alexnet = args.architecture == "alexnet"
     if is_alexnet != (args.config_file is not None):
         parser.error("--config-file goes with --architecture alexnet, which needs it")

@@ -42,6 +42,32 @@ PIXELS = {
 }
 
 
+def adapt_to_pixels(weight: torch.Tensor, source: Pixels, target: Pixels) -> torch.Tensor:
+    """A first convolution's weights for images that are normalised in another way.
+
+    The convolution then computes the same of the same photograph, at the border of the image too:
+    where it sees zeros, pixels are the mean, which has to be the same.
+
+    Args:
+        weight: (channels, 3, height, width), as trained on ``source``.
+        source: pixels that the weights expect.
+        target: pixels that they are to expect.
+
+    Raises:
+        ValueError: the means differ.
+    """
+    is_reversed = source.format != target.format
+    mean, std = (x[::-1] if is_reversed else x for x in (source.mean, source.std))
+    if tuple(mean) != tuple(target.mean):
+        raise ValueError(
+            f"Weights for the mean {tuple(mean)} ({target.format}) do not fit images from which "
+            f"{tuple(target.mean)} is subtracted."
+        )
+    scale = torch.tensor(target.std, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+    weight = weight.flip(1) if is_reversed else weight
+    return weight * scale.to(weight.dtype)[:, None, None]
+
+
 def load_torchvision_weights(network: nn.Module, name: str, weights: str) -> None:
     """Load weights under torchvision's layer names, in place.
 

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
 from ..proposals.image_extent import valid_cells
 from .inception_block import ConvNormReLU
+from .masked_norm import MaskedBatchNorm, build_norm
 
 # Channels of the 3x3 convolutions of each stage; 2x2 max pooling stands between the stages.
 VGG_A = ((64,), (128,), (256, 256), (512, 512), (512, 512))
@@ -96,7 +97,7 @@ class VGG(Backbone):
                 self.convolutions[f"conv{k + 1}_{i + 1}"] = len(layers)
                 layers.append(nn.Conv2d(channels, width, 3, padding=1))
                 if norm:
-                    layers.append(get_norm(norm, width))
+                    layers.append(build_norm(norm, width))
                 layers.append(nn.ReLU(inplace=True))
                 channels = width
                 reach += 2**k
@@ -146,7 +147,7 @@ class VGG(Backbone):
             image_sizes: (N, 2) (height, width) of the images inside ``x``, pixels. With them every
                 convolution sees zeros beyond an image's end, as it does at the batch's, so that an
                 image has the same maps alone and in a padded batch (for H, W multiples of
-                ``stride``, and normalisation without batch statistics).
+                ``stride``). Batch statistics are those of the images' own cells.
 
         Returns:
             dict: the maps of ``out_features``, (N, C, H // 2^(k-1), W // 2^(k-1)) of stage k.
@@ -154,12 +155,12 @@ class VGG(Backbone):
         outputs = {}
         stride, valid = 1, None
         for index, layer in enumerate(self.features):
-            x = layer(x)
             if isinstance(layer, nn.MaxPool2d):
                 stride, valid = 2 * stride, None
-            elif image_sizes is not None and isinstance(layer, nn.ReLU):
-                if valid is None:
-                    valid = valid_cells(image_sizes, x.shape[-2:], stride, x.dtype)
+            elif image_sizes is not None and valid is None:  # the first layer of a stage
+                valid = valid_cells(image_sizes, x.shape[-2:], stride, x.dtype)
+            x = layer(x, valid) if isinstance(layer, MaskedBatchNorm) else layer(x)
+            if valid is not None and isinstance(layer, nn.ReLU):
                 x = x * valid
             name = self._stage_ends.get(index)
             if name in self._out_features:

@@ -20,12 +20,14 @@ from torch import Tensor
 from ..files.atomic_files import atomic_write
 from ..files.checkpoint_file import load_tensors
 from .bn_inception import BNInception
+from .torchvision_weights import Pixels, adapt_to_pixels
 from .vgg import VGG, VGG_A
 
 logger = logging.getLogger(__name__)
 
 # Of a normalisation whose statistics are folded into its scale and shift; it adds 1e-5.
 IDENTITY_STATISTICS = {"running_mean": 0.0, "running_var": 1.0 - 1e-5}
+_BN_INCEPTION_PIXELS = Pixels("BGR", (104.0, 117.0, 128.0), (1.0, 1.0, 1.0))
 # Keys that a trunk has no use for: classifiers, and BN's counter of training steps.
 _UNUSED_BN_INCEPTION = re.compile(r"^(last_linear|fc)\.|\.num_batches_tracked$")
 # The keys of a mirrored block inside a network: "...mirror_5b.conv_1x1.norm.weight".
@@ -130,8 +132,9 @@ def convert_bn_inception(
                 f"expected {tuple(expected[key].shape)}."
             )
         weights[key] = value.to(torch.float32).contiguous()
-    std = torch.tensor(pixel_std, dtype=torch.float32)
-    weights["conv1_7x7_s2.weight"] = weights["conv1_7x7_s2.weight"] * std[:, None, None]
+    first = "conv1_7x7_s2.weight"
+    target = _BN_INCEPTION_PIXELS._replace(std=tuple(pixel_std))
+    weights[first] = adapt_to_pixels(weights[first], _BN_INCEPTION_PIXELS, target)
     return _fold_biases(weights) if fold_bias else weights
 
 

@@ -197,6 +197,25 @@ def test_an_image_has_the_same_maps_alone_and_in_a_padded_batch():
     assert difference.abs().max() > 0.01
 
 
+@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+def test_batch_statistics_leave_the_padding_out(norm):
+    """In training, a batch and itself with more padding have the same maps, and statistics."""
+    torch.manual_seed(0)
+    networks = [VGG(stages=SMALL, norm=norm).double().train() for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    sizes = torch.tensor([[32, 48], [41, 20]])
+    images = torch.zeros(2, 3, 48, 48, dtype=torch.float64)
+    for image, (height, width) in zip(images, sizes, strict=True):
+        image[:, :height, :width] = torch.randn(3, height, width, dtype=torch.float64) + 1
+    (expected,) = networks[0](images, sizes).values()
+    (maps,) = networks[1](F.pad(images, (0, 64, 0, 32)), sizes).values()
+    torch.testing.assert_close(maps[:, :, :3, :3], expected, rtol=0, atol=1e-10)
+    assert not maps[:, :, 3:].any() and not maps[:, :, :, 3:].any() and expected.any()
+    statistics = networks[1].state_dict()
+    for name, value in networks[0].state_dict().items():
+        torch.testing.assert_close(statistics[name], value, rtol=0, atol=1e-10)
+
+
 def test_convolutions_by_name_and_their_mirrors():
     backbone = VGG(stages=VGG_D, width_factor=1 / 16)
     assert list(backbone.convolutions.values()) == [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]

@@ -169,16 +169,54 @@ def test_the_small_detector_with_sc_rpn_has_the_settings_of_the_large_one():
     assert {key: small[key] for key in settings} == settings
 
 
+# What tells SC-RPN and RPN apart.
+COMPARED_GENERATORS_OWN = ("MODEL.SCRPN.", "MODEL.RPN.", "MODEL.ANCHOR_GENERATOR.",
+             "MODEL.PROPOSAL_GENERATOR.NAME")  # fmt: skip
+
+
 def test_detectors_with_sc_rpn_and_with_rpn_are_compared_on_the_same_terms():
-    own = ("MODEL.SCRPN.", "MODEL.RPN.", "MODEL.ANCHOR_GENERATOR.", "MODEL.PROPOSAL_GENERATOR.NAME")
     for kind in ("faster", "cascade"):
         ours, theirs = (
             leaf_keys(make_cfg(f"{kind}_rcnn_{x}.yaml")) for x in ("sc_rpn", "rpn_as_sc_rpn")
         )
-        changed = {key for key in ours if ours[key] != theirs[key] and not key.startswith(own)}
+        changed = {
+            key
+            for key in ours
+            if ours[key] != theirs[key] and not key.startswith(COMPARED_GENERATORS_OWN)
+        }
         assert changed == {"OUTPUT_DIR"}
     # The linear scaling rule: as much for each image as Detectron2's .02 for 16.
     assert ours["SOLVER.BASE_LR"] / ours["SOLVER.IMS_PER_BATCH"] == 0.02 / 16
+
+
+def test_rpn_is_compared_on_the_same_terms():
+    """Table I: alone, on the schedule of SC-RPN."""
+    ours, theirs = (leaf_keys(make_cfg(f"{x}.yaml")) for x in ("sc_rpn_only", "rpn_as_sc_rpn"))
+    changed = {
+        key
+        for key in ours
+        if ours[key] != theirs[key] and not key.startswith(COMPARED_GENERATORS_OWN)
+    }
+    assert changed == {"OUTPUT_DIR"}
+    sent = [x[f"MODEL.{y}.PRE_NMS_TOPK_TEST"] for x, y in ((ours, "SCRPN"), (theirs, "RPN"))]
+    assert sent == [2000, 2000]
+
+
+def test_fast_rcnn_has_faster_rcnn_s_heads_and_schedule():
+    """Table II: what differs is where the proposals come from."""
+    ours, theirs = (
+        leaf_keys(make_cfg(f"{x}.yaml"))
+        for x in ("fast_rcnn_as_sc_rpn", "faster_rcnn_rpn_as_sc_rpn")
+    )
+    changed = {
+        key
+        for key in ours
+        if ours[key] != theirs[key] and not key.startswith(COMPARED_GENERATORS_OWN)
+    }
+    topk = {f"DATASETS.PRECOMPUTED_PROPOSAL_TOPK_{x}" for x in ("TRAIN", "TEST")}
+    files = {f"DATASETS.PROPOSAL_FILES_{x}" for x in ("TRAIN", "TEST")}
+    assert changed == {"MODEL.LOAD_PROPOSALS", "OUTPUT_DIR", *topk, *files}
+    assert {ours[key] for key in topk} == {theirs["MODEL.RPN.POST_NMS_TOPK_TEST"]} == {300}
 
 
 def test_the_small_configurations_clip_each_parameter_by_itself():

@@ -74,11 +74,26 @@ def fold_frozen_norms(model: nn.Module) -> int:
     return folded
 
 
+def applied_weights(conv: nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight (D, C, h, w) and bias (D,) with which a convolution computes, its norm folded or not.
+
+    For who computes a convolution without its module, at another padding for instance.
+    """
+    if isinstance(conv, ConvBeforeNorm2d):
+        return _folded_weights(conv, conv.folded_norm[0])
+    return conv.weight, conv.bias
+
+
 def _normed_convolution(conv: nn.Conv2d, norm: FrozenBatchNorm2d, x: torch.Tensor) -> torch.Tensor:
     """(N, C, H, W) -> (N, D, h, w)."""
+    weight, shift = _folded_weights(conv, norm)
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _folded_weights(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of the convolution and the normalisation behind it as one."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # (D,)
     shift = norm.bias - norm.running_mean * scale
     if conv.bias is not None:
         shift = shift + conv.bias * scale
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return conv.weight * scale[:, None, None, None], shift

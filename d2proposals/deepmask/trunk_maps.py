@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from detectron2.modeling import Backbone
 from torch import nn
 
+from ..backbones.folded_norm import applied_weights
 from ..backbones.vgg import VGG
 from .image_canvas import ImageCanvas
 
@@ -116,7 +117,7 @@ class TrunkMaps:
                 )
                 seen = [b - 1 for b in wide[0]], [e + 1 for e in wide[1]]
                 x = _extend(x, (begin, end), seen, empty_map, size, context)
-                x = F.conv2d(x, layer.weight, layer.bias)
+                x = F.conv2d(x, *applied_weights(layer))
                 begin, end = wide
             elif isinstance(layer, nn.MaxPool2d):
                 wide = [b // 2 * 2 for b in begin], [-(-e // 2) * 2 for e in end]

@@ -1,7 +1,9 @@
 """How a built model computes: the same numbers, in less time.
 
-The one place that decides on the layout of maps in memory. Nothing here changes what a model
-predicts or learns by more than rounding, nor the names in its checkpoints.
+Decides on the layout in memory of a model's weights, and of the maps of its backbone and of what
+reads them. Networks of generators that read images (DeepMask, SPOP, DetectorNet) get no maps of a
+backbone and lay out their own, channels last, wherever they stand. Nothing here changes what a
+model predicts or learns by more than rounding, nor the names in its checkpoints.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 
 from d2proposals.engine import check_config, load_trained_model, prepare_execution
 from d2proposals.engine.loss_rpn import LossRPN
+from d2proposals.evaluation.agreement import compare_runs
 from tests.common import make_cfg
 from tests.test_contract import BOXES, host_cfg, make_batch
 
@@ -59,18 +60,27 @@ def test_losses_and_gradients_are_those_of_the_model_as_built(generator):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize("generator", ["RPN", "SCRPN", "ZIP"])
-def test_proposals_are_those_of_the_model_as_built(generator):
-    batch = [{k: v for k, v in x.items() if k != "instances"} for x in make_batch(BOXES, BOXES[:1])]
+@pytest.mark.parametrize("layout", [CHANNELS_LAST, ()], ids=["channels_last", "auto"])
+@pytest.mark.parametrize(
+    ("generator", "overrides"),
+    # DeepMask's trunk has normalisation to fold, and is computed layer by layer.
+    [("RPN", ()), ("SCRPN", ()), ("ZIP", ()), ("DeepMask", ("MODEL.VGG.NORM", "FrozenBN"))],
+)
+def test_proposals_are_those_of_the_model_as_built(generator, overrides, layout):
+    batch = [{"image": x["image"]} for x in make_batch(BOXES, BOXES[:1])]
+    models = [
+        model_of(generator, "ProposalNetwork", *overrides, *layout, prepared=is_prepared)
+        for is_prepared in (True, False)
+    ]
     with torch.no_grad():
-        got = model_of(generator, "ProposalNetwork", *CHANNELS_LAST).eval()(batch)
-        expected = model_of(generator, prepared=False).eval()(batch)
+        got, expected = ([x["proposals"] for x in model.eval()(batch)] for model in models)
     for one, other in zip(got, expected, strict=True):
-        one, other = one["proposals"], other["proposals"]
-        assert len(one) == len(other) > 0
-        torch.testing.assert_close(
-            one.objectness_logits, other.objectness_logits, rtol=1e-4, atol=1e-4
-        )
+        scale = other.objectness_logits.abs().max().item()
+        assert len(other) > 100 and scale > 0.1
+        for agreement in (compare_runs(one, other), compare_runs(other, one)):
+            # Of two nearly equal scores, another may be the last one or survive suppression.
+            assert agreement.found >= 0.995
+            assert agreement.score_difference <= 1e-5 * scale
 
 
 @pytest.mark.parametrize("norm", ["GN", "FrozenBN"])

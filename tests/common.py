@@ -14,6 +14,19 @@ from d2proposals import add_d2proposals_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
+# Tests download nothing.
+RANDOM = ["MODEL.TORCHVISION.WEIGHTS", ""]
+# Small stand-ins for the full-size networks.
+TINY = [*RANDOM, "MODEL.BN_INCEPTION.WIDTH_FACTOR", 0.125, "MODEL.RESNETS.DEPTH", 18,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN",
+        "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.FPN.NORM", "",
+        "MODEL.WEIGHTS", "", "MODEL.ROI_BOX_HEAD.FC_DIM", 16,
+        "MODEL.ROI_BOX_HEAD.CONV_DIM", 16,
+        "MODEL.SPOP.TRUNK.WIDTH_FACTOR", 0.125, "MODEL.SPOP.HEAD_CHANNELS", 16,
+        "MODEL.VGG.WIDTH_FACTOR", 0.0625, "MODEL.DEEPMASK.MASK_CHANNELS", 16,
+        "MODEL.DEEPMASK.CODE_DIM", 16, "MODEL.DETECTORNET.WIDTH_FACTOR", 0.0625,
+        "MODEL.ZIP_DETECTOR.CHANNELS", 32,
+        "MODEL.DETECTORNET.SLIDING_WINDOWS.STRIDE", 90.0]  # fmt: skip
 
 
 @contextmanager

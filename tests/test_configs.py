@@ -30,6 +30,8 @@ from d2proposals.zip_rpn.level_candidates import LevelSuppression
 from d2proposals.zip_rpn.map_attention import ExcitationRecalibration
 from tests.common import (
     CONFIGS,
+    RANDOM,
+    TINY,
     add_rectangle_masks,
     leaf_keys,
     make_cfg,
@@ -63,21 +65,6 @@ def test_every_file_says_its_version(name):
     content = yaml.safe_load((CONFIGS / name).read_text())
     if "_BASE_" not in content:
         assert content["VERSION"] == 2
-
-
-# Tests download nothing.
-RANDOM = ["MODEL.TORCHVISION.WEIGHTS", ""]
-# Small stand-ins for the full-size networks.
-TINY = [*RANDOM, "MODEL.BN_INCEPTION.WIDTH_FACTOR", 0.125, "MODEL.RESNETS.DEPTH", 18,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN",
-        "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.FPN.NORM", "",
-        "MODEL.WEIGHTS", "", "MODEL.ROI_BOX_HEAD.FC_DIM", 16,
-        "MODEL.ROI_BOX_HEAD.CONV_DIM", 16,
-        "MODEL.SPOP.TRUNK.WIDTH_FACTOR", 0.125, "MODEL.SPOP.HEAD_CHANNELS", 16,
-        "MODEL.VGG.WIDTH_FACTOR", 0.0625, "MODEL.DEEPMASK.MASK_CHANNELS", 16,
-        "MODEL.DEEPMASK.CODE_DIM", 16, "MODEL.DETECTORNET.WIDTH_FACTOR", 0.0625,
-        "MODEL.ZIP_DETECTOR.CHANNELS", 32,
-        "MODEL.DETECTORNET.SLIDING_WINDOWS.STRIDE", 90.0]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LEAVES)

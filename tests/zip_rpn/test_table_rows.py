@@ -1,14 +1,13 @@
 """Every row of the paper's tables is one command away: the page's, as it stands there."""
 
-import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from d2proposals.engine import check_config
-from d2proposals.zip_rpn.boosting import save_boosted_trees
 from tests.common import make_instances
+from tests.zip_rpn.boosting_file import write_boosting_file
 from tests.zip_rpn.table_rows import read_rows
 
 ROWS = read_rows()
@@ -56,7 +55,6 @@ ONE_STAGE = {
     "Sec. 5.6 one stage, zoom-in": IN,
     "Sec. 5.6 one stage, zoom-in and MAD": IN,
 }
-NUM_FEATURES = 6 * 32 + 3 * 64  # of the follow-up blocks in SMALL
 
 
 def make_input(size=(128, 160), boxes=((8, 8, 40, 72), (60, 10, 150, 120))):
@@ -144,22 +142,10 @@ def test_row_of_proposals_builds_trains_a_step_and_proposes(name):
     assert [shapes[f].channels for f in model.proposal_generator.in_features] == channels
 
 
-def boosting_file(path, num_classes=20):
-    """A tree for each class and one that splits, in the format of tools/boost_detector.py."""
-    leaf = np.stack([np.arange(num_classes)] * 3, axis=1)
-    nodes = np.broadcast_to(np.arange(3), leaf.shape)
-    arrays = {
-        "feature": np.zeros_like(leaf), "threshold": np.zeros(leaf.shape, np.float32),
-        "left": nodes, "right": nodes, "leaf_class": leaf, "weights": np.ones(num_classes),
-        "num_features": np.array(NUM_FEATURES), "num_classes": np.array(num_classes),
-    }  # fmt: skip
-    save_boosted_trees(path, arrays)
-
-
 @pytest.mark.parametrize("name", DETECTORS)
 def test_row_of_detectors_builds_trains_a_step_and_detects(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    boosting_file(tmp_path / "boosting.npz")
+    write_boosting_file(tmp_path / "boosting.npz", channels=32)
     torch.manual_seed(0)
     cfg, eval_only = ROWS[name].config(*SMALL)
     is_boosted = cfg.MODEL.ZIP_DETECTOR.BOOSTING_FILE == "boosting.npz"

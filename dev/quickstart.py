@@ -83,7 +83,8 @@ def main(overrides: Sequence[str]) -> None:
     output = Path(cfg.OUTPUT_DIR)
     show_trained_network(output / "photographs")
     # So small a network leaves a second thread little to do; a second process has half the images.
-    num_processes = 1 if torch.cuda.is_available() else min(torch.get_num_threads(), 2)
+    can_halve = not torch.cuda.is_available() and cfg.SOLVER.IMS_PER_BATCH % 2 == 0
+    num_processes = min(os.cpu_count() or 1, 2) if can_halve else 1
     launch_processes(train, overrides, num_processes, dist_url="auto")
     (dataset,) = cfg.DATASETS.TEST
     rows = {

@@ -198,8 +198,8 @@ def test_rpn_is_compared_on_the_same_terms():
         if ours[key] != theirs[key] and not key.startswith(COMPARED_GENERATORS_OWN)
     }
     assert changed == {"OUTPUT_DIR"}
-    sent = [x[f"MODEL.{y}.PRE_NMS_TOPK_TEST"] for x, y in ((ours, "SCRPN"), (theirs, "RPN"))]
-    assert sent == [2000, 2000]
+    for key, number in (("PRE_NMS_TOPK_TEST", 2000), ("POST_NMS_TOPK_TEST", 1000)):
+        assert ours[f"MODEL.SCRPN.{key}"] == theirs[f"MODEL.RPN.{key}"] == number
 
 
 def test_fast_rcnn_has_faster_rcnn_s_heads_and_schedule():

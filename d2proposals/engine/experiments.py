@@ -68,9 +68,9 @@ def proposal_overrides(
 ) -> list[str]:
     """The KEY VALUE overrides of a run on another one's proposals, whose files are then there.
 
-    They are in the folder of the other run's training. What is missing there is exported with that
-    run's configuration and weights (tools/export_proposals.py); what the command prints goes to
-    ``export.txt`` beside the files.
+    They are in the folder of the other run's training. What is missing there, or older than its
+    weights, is exported with that run's configuration and weights (tools/export_proposals.py); what
+    the command prints goes to ``export.txt`` beside the files.
 
     Args:
         run: of a table.
@@ -87,12 +87,18 @@ def proposal_overrides(
     """
     if not run.proposals_of:
         return []
-    proposals = trained_folder(run.proposals_of, folder) / "proposals"
+    trained = trained_folder(run.proposals_of, folder)
+    proposals, weights = trained / "proposals", trained / "model_final.pth"
     cfg = _load_config(run, run_overrides(run, folder, opts))
     names = {part: list(cfg.DATASETS[part]) for part in parts}
     files = {name: proposals / f"{name}.pkl" for name in chain(*names.values())}
     # A file that is there is complete: the command writes it in one step.
-    if missing := [name for name, file in files.items() if not file.is_file()]:
+    trained_at = weights.stat().st_mtime if weights.is_file() else 0.0
+    if missing := [
+        name
+        for name, file in files.items()
+        if not file.is_file() or file.stat().st_mtime < trained_at
+    ]:
         _export_proposals(run, folder, opts, missing, proposals)
     overrides = ["MODEL.LOAD_PROPOSALS", "True"]
     for part in parts:
@@ -181,7 +187,8 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
         The content of its result file: what was run, how the training went, all measures.
 
     Raises:
-        FileNotFoundError: it is not trained.
+        FileNotFoundError: it is not trained, or the run is not whose proposals it has.
+        ValueError: the export of these proposals failed; has its last line.
     """
     trained = trained_folder(run, folder)
     weights = trained / "model_final.pth"

@@ -197,11 +197,10 @@ def test_an_image_has_the_same_maps_alone_and_in_a_padded_batch():
     assert difference.abs().max() > 0.01
 
 
-@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
-def test_batch_statistics_leave_the_padding_out(norm):
+def test_batch_statistics_leave_the_padding_out():
     """In training, a batch and itself with more padding have the same maps, and statistics."""
     torch.manual_seed(0)
-    networks = [VGG(stages=SMALL, norm=norm).double().train() for _ in range(2)]
+    networks = [VGG(stages=SMALL, norm="BN").double().train() for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())
     sizes = torch.tensor([[32, 48], [41, 20]])
     images = torch.zeros(2, 3, 48, 48, dtype=torch.float64)

@@ -79,8 +79,9 @@ def test_proposals_are_those_of_the_model_as_built(generator, overrides, layout)
         assert len(other) > 100 and scale > 0.1
         for agreement in (compare_runs(one, other), compare_runs(other, one)):
             # Of two nearly equal scores, another may be the last one or survive suppression.
-            assert agreement.found >= 0.995
-            assert agreement.score_difference <= 1e-5 * scale
+            assert agreement.found >= 0.99
+            # Within 6e-6 on two processors; others add up in other orders.
+            assert agreement.score_difference <= 5e-5 * scale
 
 
 @pytest.mark.parametrize("norm", ["GN", "FrozenBN"])

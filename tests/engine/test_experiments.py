@@ -1,6 +1,7 @@
 """Tests of tables of experiments: their runs, the pages made of them and tools/run_table.py."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -148,6 +149,11 @@ def test_proposals_are_exported_where_they_are_missing(tmp_path, commands):
     measured = experiments.proposal_overrides(fast, tmp_path, parts=["TEST"])
     assert measured[2:] == ["DATASETS.PROPOSAL_FILES_TEST", str((test,))]
     assert len(commands) == 2
+    # Trained anew since then: other weights have other proposals.
+    later = (folder / "d2p_shapes_val.pkl").stat().st_mtime + 1
+    os.utime(weights, (later, later))
+    experiments.proposal_overrides(fast, tmp_path, parts=["TEST"])
+    assert commands.pop()[:5] == [*export[:4], "d2p_shapes_val"]
     # Datasets of its own, proposals of the row that its weights learned from.
     experiments.proposal_overrides(few, tmp_path, parts=["TEST"])
     assert commands[2][:5] == [*export[:4], "d2p_shapes_train"]

@@ -135,7 +135,7 @@ def build_norm(norm: str, channels: int) -> nn.Module | None:
         ValueError: ``norm`` is unknown.
     """
     if norm not in NORMS:
-        raise ValueError(f"Unknown normalisation {norm!r} for BN-Inception; use one of {NORMS}.")
+        raise ValueError(f"Unknown normalisation {norm!r}; use one of {NORMS}.")
     if norm in ("BN", "SyncBN"):
         return MaskedBatchNorm(channels, is_synchronised=norm == "SyncBN")
     if norm != "GN":

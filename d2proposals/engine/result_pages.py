@@ -113,15 +113,11 @@ def format_rows(rows: dict[str, Row], columns: Iterable[str]) -> str:
 
 def _is_chosen(name: str, words: Iterable[str]) -> bool:
     """Whether a table with these words among its columns has the row of this name."""
-    patterns: dict[str, list[str]] = {choice: [] for choice in _CHOICES}
-    for word in words:
-        choice, colon, pattern = word.partition(":")
-        if colon:
-            patterns[choice + colon].append(pattern)
     only, without = (
-        any(fnmatchcase(name, pattern) for pattern in patterns[choice]) for choice in _CHOICES
+        [fnmatchcase(name, word.removeprefix(x)) for word in words if word.startswith(x)]
+        for x in _CHOICES
     )
-    return (only or not patterns["only:"]) and not without
+    return (any(only) or not only) and not any(without)
 
 
 def _cell(rows: dict[str, Row], row: Row, column: str) -> str:

@@ -18,11 +18,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import skimage
 import torch
-from detectron2.config import CfgNode
 from detectron2.evaluation import inference_on_dataset
 from tabulate import tabulate
 
-from d2proposals.engine import Trainer, bad_input_in_one_line, launch_processes
+from d2proposals.engine import Trainer, bad_input_in_one_line, launch_processes, load_config
 from d2proposals.evaluation.evaluator import ProposalEvaluator
 from d2proposals.evaluation.fixed_grid import evaluate_fixed_grid
 from train_net import setup
@@ -59,7 +58,7 @@ def train(overrides: Sequence[str]) -> None:
         overrides: KEY, VALUE, ...
     """
     with bad_input_in_one_line():
-        cfg = configure(overrides)
+        cfg = setup(arguments(overrides))
         trainer = Trainer(cfg)
         (dataset,) = cfg.DATASETS.TEST
         inference_on_dataset(
@@ -71,15 +70,15 @@ def train(overrides: Sequence[str]) -> None:
         trainer.train()  # ends with an evaluation
 
 
-def configure(overrides: Sequence[str]) -> CfgNode:
-    """The configuration of the quick start; starts the loggers."""
+def arguments(overrides: Sequence[str]) -> Namespace:
+    """What ``train_net.py`` would be called with."""
     opts = ["OUTPUT_DIR", os.path.join("output", "quickstart"), *overrides]
-    return setup(Namespace(config_file=CONFIG, opts=opts, eval_only=False, resume=False))
+    return Namespace(config_file=CONFIG, opts=opts, eval_only=False, resume=False)
 
 
 def main(overrides: Sequence[str]) -> None:
     started = time.perf_counter()
-    cfg = configure(overrides)
+    cfg = load_config(arguments(overrides))
     output = Path(cfg.OUTPUT_DIR)
     show_trained_network(output / "photographs")
     # So small a network leaves a second thread little to do; a second process has half the images.

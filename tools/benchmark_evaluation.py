@@ -5,6 +5,11 @@ all its measures from one. Both get the same outputs in the same run.
 
     python tools/benchmark_evaluation.py --num-images 200
     python tools/benchmark_evaluation.py --masks --num-images 200 --num-proposals 100
+    python tools/benchmark_evaluation.py --ours-alone --num-images 100000 --keep simulated
+
+With --ours-alone an image's proposals are made when they are due and are held by nobody but the
+evaluator, so that its memory is seen; making them is not timed. --keep leaves the evaluation's
+files and the ground truth (gt.json) in a folder, for tools/evaluate_proposals.py.
 
 With --masks the proposals are run-length encodings and the time is ours alone: Detectron2 has no
 recall of masks. Peak memory is that of the whole process, the simulated proposals included.
@@ -14,12 +19,14 @@ import argparse
 import contextlib
 import io
 import itertools
+import json
 import os
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 # Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
@@ -64,7 +71,7 @@ def measure_time(evaluate: Callable[[], dict[str, float]]) -> Timed:
     return Timed(results, time.perf_counter() - start, time.process_time() - processor_start)
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-images", type=int, default=5000)
     parser.add_argument("--num-proposals", type=int, default=1000, help="per image")
@@ -74,7 +81,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--ours-alone", action="store_true", help="leave out Detectron2's evaluation"
     )
-    return parser.parse_args()
+    parser.add_argument("--keep", type=Path, help="folder for the files and the ground truth")
+    return parser.parse_args(argv)
 
 
 def register(records: list[dict]) -> str:
@@ -84,29 +92,35 @@ def register(records: list[dict]) -> str:
     return name
 
 
-def time_ours(name: str, outputs: list[tuple[dict, dict]]) -> Timed:
-    """From the model's outputs to results and files."""
-    with tempfile.TemporaryDirectory() as folder:
-        evaluator = ProposalEvaluator(name, output_dir=folder)
+def time_ours(name: str, outputs: Iterable[tuple[dict, dict]], folder: Path) -> Timed:
+    """From the model's outputs to results and files; without the time in which outputs are made."""
+    evaluator = ProposalEvaluator(name, output_dir=str(folder))
+    elapsed = processor = 0.0
+    for input_, output in outputs:
+        start, processor_start = time.perf_counter(), time.process_time()
+        evaluator.process([input_], [output])
+        elapsed += time.perf_counter() - start
+        processor += time.process_time() - processor_start
+    timed = measure_time(lambda: evaluator.evaluate()["box_proposals"])
+    return Timed(timed.results, timed.elapsed + elapsed, timed.processor + processor)
 
-        def evaluate() -> dict[str, float]:
-            for input_, output in outputs:
-                evaluator.process([input_], [output])
-            return evaluator.evaluate()["box_proposals"]
 
-        return measure_time(evaluate)
+def ground_truth_of(name: str, records: list[dict]) -> dict:
+    """A dataset in COCO's format, with the areas of the records in place of the boxes'."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        converted = convert_to_coco_dict(name)
+    annotations = (item for record in records for item in record["annotations"])
+    for item, annotation in zip(converted["annotations"], annotations, strict=True):
+        item["area"] = annotation["area"]
+        item["bbox"] = annotation["bbox"]
+    return converted
 
 
 def time_detectron2(name: str, outputs: list[tuple[dict, dict]]) -> Timed:
     """From collected outputs to the results of Detectron2's eight passes."""
     coco = COCO()
+    coco.dataset = ground_truth_of(name, [record for record, _ in outputs])
     with contextlib.redirect_stdout(io.StringIO()):
-        coco.dataset = convert_to_coco_dict(name)
-        # Its conversion takes the boxes' areas.
-        annotations = (item for record, _ in outputs for item in record["annotations"])
-        for converted, annotation in zip(coco.dataset["annotations"], annotations, strict=True):
-            converted["area"] = annotation["area"]
-            converted["bbox"] = annotation["bbox"]
         coco.createIndex()
     predictions = [{"image_id": i["image_id"], "proposals": o["proposals"]} for i, o in outputs]
 
@@ -152,17 +166,23 @@ def peak_memory() -> float:
     return usage / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
     if arguments.masks:
         time_masks(arguments)
         return
     records = simulate_dataset(arguments.num_images, arguments.num_gt, arguments.seed)
-    outputs = list(simulate_outputs(records, arguments.num_proposals, arguments.seed + 1))
+    outputs = simulate_outputs(records, arguments.num_proposals, arguments.seed + 1)
+    if not arguments.ours_alone:
+        outputs = list(outputs)
     name = register(records)
     before = peak_memory()
-    ours = time_ours(name, outputs)
+    with contextlib.ExitStack() as stack:
+        folder = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        ours = time_ours(name, outputs, folder)
     memory = f"peak memory: {peak_memory():.2f} GiB, before the evaluation {before:.2f} GiB"
+    if arguments.keep:
+        (folder / "gt.json").write_text(json.dumps(ground_truth_of(name, records)))
     if arguments.ours_alone:
         print(f"ProposalEvaluator: {ours} and the files\n{memory}")
         return

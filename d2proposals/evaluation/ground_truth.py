@@ -217,13 +217,14 @@ def _read_boxes(objects: list[list[dict]]) -> np.ndarray:
     by_mode = defaultdict(list)
     for items in objects:
         for item in items:
-            by_mode[BoxMode(item["bbox_mode"])].append(item["bbox"])
+            by_mode[item["bbox_mode"]].append(item["bbox"])
     # The boxes of each mode are converted at once and go back to where they came from.
     modes = np.array([item["bbox_mode"] for items in objects for item in items], np.int64)
     boxes = np.zeros((len(modes), 4))
     for mode, boxes_of_mode in by_mode.items():
-        converted = BoxMode.convert(np.array(boxes_of_mode, np.float64), mode, BoxMode.XYXY_ABS)
-        boxes[modes == mode.value] = converted
+        boxes[modes == mode] = BoxMode.convert(
+            np.array(boxes_of_mode, np.float64), BoxMode(mode), BoxMode.XYXY_ABS
+        )
     return boxes
 
 
@@ -237,8 +238,11 @@ def _read_areas(
     index = 0
     for record, items in zip(reading.records, objects, strict=True):
         for item in items:
-            in_file = file_areas.get((str(record.get("image_id")), tuple(map(float, item["bbox"]))))
-            if in_file and "area" not in item:
+            in_file = None
+            if file_areas and "area" not in item:
+                box = tuple(map(float, item["bbox"]))
+                in_file = file_areas.get((str(record.get("image_id")), box))
+            if in_file:
                 # Of annotations with the same box each has its own area, in the file's order.
                 areas[index] = in_file.pop(0) if len(in_file) > 1 else in_file[0]
             else:

@@ -26,6 +26,7 @@ NO_CATEGORY = -1
 # A key of annotations that keep their box and lose what should have been their mask.
 BAD_MASK = "has_bad_mask"
 _FLAGS = ("iscrowd", "difficult", "ignore")
+_PLAIN_NUMBERS = {int, float}
 
 
 class AnnotationCleaner:
@@ -72,13 +73,15 @@ class AnnotationCleaner:
         box, bbox_mode = self._read_box(annotation.get("bbox"), bbox_mode, segmentation, where)
         if box is None:
             return None
-        item = {"bbox": box, "bbox_mode": bbox_mode}
+        item = {"bbox": box, "bbox_mode": bbox_mode, "iscrowd": 0}
         for name in _FLAGS:
             value = annotation.get(name)
+            if value is None:
+                continue
             if not is_flag(value):
                 self._faults.add("gt-flag", where, {name: value})
-            if read_flag(value) or name == "iscrowd":
-                item[name] = read_flag(value)
+            if read_flag(value):
+                item[name] = 1
         item["category_id"] = self._read_category(annotation, where)
         if "ignore" in item:
             self._faults.add("gt-ignore", where)
@@ -110,12 +113,12 @@ class AnnotationCleaner:
         number = 5 if bbox_mode == BoxMode.XYWHA_ABS else 4
         if isinstance(box, np.ndarray):
             box = box.tolist()
-        if not isinstance(box, (list, tuple)) or len(box) != number:
-            values = [None]
+        has_numbers = isinstance(box, (list, tuple)) and len(box) == number
+        is_plain = has_numbers and {*map(type, box)} <= _PLAIN_NUMBERS
+        if is_plain:
+            values = box
         else:
-            values = (
-                box if all(type(x) in (int, float) for x in box) else list(map(read_number, box))
-            )
+            values = list(map(read_number, box)) if has_numbers else [None]
         is_of_mask = None in values
         if is_of_mask:
             if segmentation is None:
@@ -128,7 +131,7 @@ class AnnotationCleaner:
             return None, bbox_mode
         if is_of_mask:
             self._faults.add("gt-box-of-mask", where)
-        elif any(isinstance(x, str) for x in box):
+        elif not is_plain and any(isinstance(x, str) for x in box):
             self._faults.add("gt-text", where, box)
         return list(values), bbox_mode
 

@@ -229,8 +229,9 @@ def add_zip_config(cfg: CN) -> None:
     # Added to the probabilities of each level before levels are merged ("a bias term for each
     # level", tuned on held-out images); one number per level, () for none.
     cfg.MODEL.ZIP.LEVEL_BIAS = ()
-    # The second NMS: thresholds from loose to strict, and how many boxes each may contribute
-    # (Gidaris and Komodakis, 2016). () for none: boxes are ranked by their score.
+    # The second NMS: thresholds from loose to strict, and how many boxes the ranking holds at most
+    # once each has contributed (Gidaris and Komodakis, 2016). () for none: boxes are ranked by
+    # their score.
     cfg.MODEL.ZIP.MULTI_NMS_THRESHOLDS = (0.9, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
     cfg.MODEL.ZIP.MULTI_NMS_TOPKS = (3000, 2000, 1000, 800, 400, 200, 100, 50)
     # Proposals per image. The paper's detectors take 300; its AR goes to 1000.

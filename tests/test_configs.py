@@ -380,7 +380,10 @@ def test_the_paper_s_configuration_is_the_paper_s_network():
     assert tuple(cfg.MODEL.ZIP.GRAY_CLASS.IOU) == (0.35, 0.55)
     assert (cfg.MODEL.ZIP.BATCH_SIZE_PER_IMAGE, cfg.MODEL.ZIP.BATCH_SIZE_PER_CLASS) == (300, 100)
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.GAMMA, cfg.SOLVER.WEIGHT_DECAY) == (1e-4, 0.5, 5e-4)
-    assert cfg.SOLVER.STEPS[:2] == (7000, 14000)  # Sec. 5.1
+    assert cfg.SOLVER.STEPS == tuple(range(7000, 236000, 7000))  # Sec. 5.1
+    assert cfg.SOLVER.MOMENTUM == 0.9
+    # 8 epochs of the 117,266 images of COCO 2017 train that have objects.
+    assert abs(cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / 117_266 - 8) < 0.1
     assert cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.MIN_SIZES == (1000, 750, 500, 250)  # Sec. 3.4
     assert not cfg.TEST.AUG.FLIP and not cfg.MODEL.ZIP.LOW_QUALITY_MATCH
     assert (cfg.MODEL.ZIP.LEVEL_NMS_THRESH, cfg.MODEL.ZIP.LEVEL_NMS_TOPK) == (0.5, 2000)

@@ -9,6 +9,7 @@ from detectron2.utils.events import EventStorage
 
 from d2proposals.zip_rpn import ZIP
 from d2proposals.zip_rpn.gray_class_sampling import GRAY, IGNORED, NEGATIVE, POSITIVE
+from d2proposals.zip_rpn.head import ZIPHead
 from d2proposals.zip_rpn.level_candidates import LevelCandidates
 from d2proposals.zip_rpn.zoom_network import IMAGE_SIZES
 from tests.common import make_cfg, make_images, make_instances
@@ -58,6 +59,23 @@ def test_anchors_are_thirty_in_three_groups_with_unshared_heads():
         expected = torch.tensor(sizes).repeat_interleave(5).square().float()
         assert torch.allclose(group, expected, rtol=1e-4)
     assert len(generator.heads.heads) == 3
+
+
+def test_a_head_is_a_rectified_convolution_and_two_of_one_cell():
+    head = ZIPHead(in_channels=1, channels=2, num_anchors=2, num_classes=3)
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        # A sum of 3x3 and its negative.
+        head.conv.weight[:, 0] = torch.tensor([1.0, -1.0])[:, None, None]
+        head.class_logits.weight[:, 0, 0, 0] = torch.arange(1.0, 7.0)
+        head.class_logits.weight[:, 1, 0, 0] = 100.0
+        head.anchor_deltas.weight[:, 0, 0, 0] = torch.arange(8.0)
+        logits, deltas = head(torch.tensor([[[[1.0, 2.0]]]]))
+    # Both cells see 1 + 2; the negative sum is rectified away. (row, column, anchor) by class.
+    expected = 3 * torch.arange(1.0, 7.0).reshape(2, 3)
+    assert torch.equal(logits, expected.repeat(2, 1)[None])
+    assert torch.equal(deltas, 3 * torch.arange(8.0).reshape(2, 4).repeat(2, 1)[None])
 
 
 def test_proposals_honour_the_contract():

@@ -64,6 +64,20 @@ def test_gradient_of_the_vector_is_the_inner_product_of_eq_3():
     assert torch.allclose(vector.grad, inner_product, atol=1e-10)
 
 
+def test_gradients_of_the_maps_are_eq_4_and_f3_learns_through_the_vector():
+    unit = build("channel")
+    top = torch.randn(1, 6, 5, 7, requires_grad=True)
+    maps, upper = torch.randn(1, 8, 6, 5, requires_grad=True), torch.randn(1, 8, 6, 5)
+    valid, top_valid = torch.ones(1, 1, 6, 5), torch.ones(1, 1, 5, 7)
+    (unit(maps, valid, top, top_valid) * upper).sum().backward()
+    vector = unit.vector(top, top_valid)
+    assert torch.allclose(maps.grad, vector.detach() * upper)  # mu_j dL/dy_j
+    inner_product = (upper * maps.detach()).sum(dim=(2, 3), keepdim=True)
+    (expected,) = torch.autograd.grad(vector, top, inner_product)
+    assert expected.abs().max() > 0
+    assert torch.allclose(top.grad, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("attention_type", ["channel", "spatial", "excitation"])
 @pytest.mark.parametrize("activation", ["none", "sigmoid", "relu"])
 def test_an_image_has_the_same_attention_alone_and_in_a_padded_batch(attention_type, activation):

@@ -290,8 +290,9 @@ def add_sc_rpn_config(cfg: CN) -> None:
     cfg.MODEL.SCRPN.ALIGNMENT = "point"
     # Factor on the gradient that point alignment hands to the initial points (RepPoints' value).
     cfg.MODEL.SCRPN.ALIGNMENT_GRADIENT = 0.1
-    # Deformable convolution: "torchvision" or "gather", equal in value and gradient. "auto":
-    # gather on the CPU, where it is faster, torchvision elsewhere.
+    # Deformable convolution of whole maps: "torchvision" or "gather", equal in value and gradient.
+    # "auto": gather on the CPU, where it is faster, torchvision elsewhere. At samples, in
+    # training, it always gathers.
     cfg.MODEL.SCRPN.DEFORM_SAMPLER = "auto"
 
     # Positives of the first stage: "positive_region" (Algorithm 1) or "max_iou" (of anchors).
@@ -303,14 +304,15 @@ def add_sc_rpn_config(cfg: CN) -> None:
     cfg.MODEL.SCRPN.SIGMA = 0.2
     # Cells of the positive region (Algorithm 1). "touched": those that it touches, as in the
     # paper's code base, and always the one with the object's centre. "inside": those centred in
-    # it, as printed, which leaves most small objects without.
+    # it, as printed, which leaves a third of the small objects of COCO without.
     cfg.MODEL.SCRPN.POSITIVE_REGION = "touched"
     # k: candidates per object and feature map (Table V).
     cfg.MODEL.SCRPN.TOPK = 9
     # N: feature maps that give an object candidates (Table V).
     cfg.MODEL.SCRPN.NUM_LEVELS = 2
-    # Whether an object without a positive in Algorithm 2 gets its candidate with the best IoU. The
-    # paper has no such rule; objects of a few pixels often stay without.
+    # Whether an object without a positive in Algorithm 2 gets its candidate with the best IoU,
+    # unless that one fits another object better. The paper has no such rule; objects of a few
+    # pixels often stay without.
     cfg.MODEL.SCRPN.KEEP_BEST = False
     # "max_iou": (negative below, positive from). The values of RPN, and of Cascade RPN's stage 2.
     cfg.MODEL.SCRPN.INIT_IOU_THRESHOLDS = (0.3, 0.7)

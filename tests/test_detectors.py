@@ -1,5 +1,6 @@
 """Any generator in any detector: by one entry of _BASE_, with its recall next to its AP."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -109,8 +110,18 @@ ADDED = {
     },
     "cascade_rcnn_sc_rpn.yaml": {**SC_RPN_SCHEDULE, "MODEL.SCRPN.LOSS_WEIGHT": 0.7},
     # RPN beside them.
-    "faster_rcnn_rpn_as_sc_rpn.yaml": SC_RPN_SCHEDULE | SC_RPN_HEADS | SC_RPN_CLIPPING,
-    "cascade_rcnn_rpn_as_sc_rpn.yaml": SC_RPN_SCHEDULE | SC_RPN_CLIPPING,
+    "faster_rcnn_rpn_as_sc_rpn.yaml": {
+        **SC_RPN_SCHEDULE,
+        **SC_RPN_HEADS,
+        **SC_RPN_CLIPPING,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": 2000,
+    },
+    "cascade_rcnn_rpn_as_sc_rpn.yaml": {
+        **SC_RPN_SCHEDULE,
+        **SC_RPN_CLIPPING,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": 2000,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1000,
+    },
     **{
         f"{kind}_rcnn_zip.yaml": {
             "MODEL.ZIP.POST_NMS_TOPK_TRAIN": 300,
@@ -174,11 +185,20 @@ COMPARED_GENERATORS_OWN = ("MODEL.SCRPN.", "MODEL.RPN.", "MODEL.ANCHOR_GENERATOR
              "MODEL.PROPOSAL_GENERATOR.NAME")  # fmt: skip
 
 
+# Detector with SC-RPN -> with RPN.
+COMPARED = {
+    "faster_rcnn_sc_rpn.yaml": "faster_rcnn_rpn_as_sc_rpn.yaml",
+    "cascade_rcnn_sc_rpn.yaml": "cascade_rcnn_rpn_as_sc_rpn.yaml",
+    "double_head_rcnn_sc_rpn.yaml": "double_head_rcnn_rpn.yaml",
+}
+
+
 def test_detectors_with_sc_rpn_and_with_rpn_are_compared_on_the_same_terms():
-    for kind in ("faster", "cascade"):
-        ours, theirs = (
-            leaf_keys(make_cfg(f"{kind}_rcnn_{x}.yaml")) for x in ("sc_rpn", "rpn_as_sc_rpn")
-        )
+    for pair in COMPARED.items():
+        ours, theirs = (leaf_keys(make_cfg(name)) for name in pair)
+        for part, run in itertools.product(("PRE", "POST"), ("TRAIN", "TEST")):
+            key = f"{part}_NMS_TOPK_{run}"
+            assert ours[f"MODEL.SCRPN.{key}"] == theirs[f"MODEL.RPN.{key}"], (pair, key)
         changed = {
             key
             for key in ours

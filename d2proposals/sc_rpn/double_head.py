@@ -19,6 +19,8 @@ Shape shorthand in this module:
     F, V: features that the fully connected and the convolution head return
 """
 
+import copy
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
@@ -36,8 +38,36 @@ from fvcore.nn import weight_init
 from torch import nn
 
 
+class EnlargingPooler(nn.Module):
+    """Pools larger boxes around those that it is given, from one map."""
+
+    def __init__(self, pooler: nn.Module, scale: float):
+        """
+        Args:
+            pooler: of (M, 5) boxes as ``torchvision.ops.roi_align`` takes them.
+            scale: sides of the larger box, relative to the box's.
+        """
+        super().__init__()
+        self.pooler = pooler
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) maps and (M, 5) image, XYXY -> (M, C, P, P).
+
+        Beyond the image features are zero.
+        """
+        low, high = boxes[:, 1:3], boxes[:, 3:]
+        center, half_side = (low + high) / 2, (high - low) * (self.scale / 2)
+        return self.pooler(
+            x, torch.cat([boxes[:, :1], center - half_side, center + half_side], dim=1)
+        )
+
+
 class TwoExtentPooler(nn.Module):
-    """Pools each box for the classification, and a larger one around it for the regression."""
+    """Pools each box for the classification, and a larger one around it for the regression.
+
+    Both come from the same feature map, that of the box's size, as in the paper's code base.
+    """
 
     def __init__(self, pooler: ROIPooler, scale: float):
         """
@@ -52,19 +82,14 @@ class TwoExtentPooler(nn.Module):
         if not scale > 0:
             raise ValueError(f"MODEL.DOUBLE_HEAD.REGRESSION_SCALE must be positive, got {scale}.")
         self.pooler = pooler
-        self.scale = scale
+        self.larger = copy.deepcopy(pooler)
+        self.larger.level_poolers = nn.ModuleList(
+            EnlargingPooler(level_pooler, scale) for level_pooler in pooler.level_poolers
+        )
 
     def forward(self, x: list[torch.Tensor], box_lists: list[Boxes]) -> torch.Tensor:
         """Features (M, 2 * C, P, P), of the boxes and then of the larger boxes."""
-        pooled = self.pooler(x, box_lists)
-        larger = [Boxes(self._enlarge(boxes.tensor)) for boxes in box_lists]
-        return torch.cat([pooled, self.pooler(x, larger)], dim=1)
-
-    def _enlarge(self, boxes: torch.Tensor) -> torch.Tensor:
-        """(Mi, 4) XYXY around the same centres; beyond the image too, where features are zero."""
-        low, high = boxes[:, :2], boxes[:, 2:]
-        center, half_side = (low + high) / 2, (high - low) * (self.scale / 2)
-        return torch.cat([center - half_side, center + half_side], dim=1)
+        return torch.cat([self.pooler(x, box_lists), self.larger(x, box_lists)], dim=1)
 
 
 class WideningBlock(nn.Module):

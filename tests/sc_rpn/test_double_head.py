@@ -14,6 +14,7 @@ from d2proposals.sc_rpn.double_head import (
     DoubleBoxHead,
     DoubleHeadOutputLayers,
     DoubleHeadROIHeads,
+    EnlargingPooler,
     TwoExtentPooler,
     WideningBlock,
 )
@@ -38,10 +39,19 @@ def test_the_second_extent_is_a_larger_box_around_the_same_centre():
     assert pooled[0, 1].item() == pytest.approx(0.5, abs=0.01)
     same = make_pooler(1.0)([x], [Boxes(torch.tensor([[8.0, 5, 12, 9]]))])
     assert torch.equal(same[:, 0], same[:, 1])
-    boxes = torch.tensor([[10.0, 20, 30, 60]])
-    assert make_pooler(1.5)._enlarge(boxes).tolist() == [[5, 10, 35, 70]]
+    larger = EnlargingPooler(lambda maps, boxes: boxes, 1.5)
+    assert larger(x, torch.tensor([[3.0, 10, 20, 30, 60]])).tolist() == [[3, 5, 10, 35, 70]]
     with pytest.raises(ValueError, match="REGRESSION_SCALE must be positive, got 0.0"):
         make_pooler(0.0)
+
+
+def test_both_extents_come_from_the_feature_map_of_the_box():
+    # 100 pixels are p2's, 130 would be p3's.
+    pooler = ROIPooler(output_size=1, scales=[1 / 4, 1 / 8], sampling_ratio=1,
+                       pooler_type="ROIAlignV2")  # fmt: skip
+    maps = [torch.full((1, 1, 64, 64), 2.0), torch.full((1, 1, 32, 32), 3.0)]
+    boxes = [Boxes(torch.tensor([[50.0, 50, 150, 150], [50.0, 50, 200, 200]]))]
+    assert TwoExtentPooler(pooler, 1.3)(maps, boxes).flatten(1).tolist() == [[2, 2], [3, 3]]
 
 
 def make_head(num_conv=1, norm=""):
@@ -121,7 +131,7 @@ def test_configuration_reaches_the_heads():
     cfg = make_cfg("shapes/double_head_rcnn_sc_rpn.yaml", *TINY)
     heads = build_model(cfg).roi_heads
     assert isinstance(heads, DoubleHeadROIHeads) and isinstance(heads.box_head, DoubleBoxHead)
-    assert heads.box_pooler.scale == 1.125
+    assert heads.box_pooler.larger.level_poolers[0].scale == 1.125
     assert heads.box_predictor.loss_weight == {"loss_cls": 0.25, "loss_box_reg": 0.5}
     assert heads.box_predictor.sizes == [8, 8] and len(heads.box_head.conv_head) == 2
     assert heads.box_predictor.cls_score.out_features == 17

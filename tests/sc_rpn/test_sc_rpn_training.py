@@ -119,10 +119,14 @@ def test_equations_4_to_7_by_hand():
     )
     with EventStorage():
         samples = generator.label_and_sample_locations(predictions, locations, truth)
+        is_positive = samples.refined.labels == 1
+        predictions.class_logits = torch.where(is_positive, math.log(3), -math.log(15))
         sampled = predictions.at(samples.is_sampled)
         losses = generator.losses(sampled, locations, truth, samples)
-    # Classification: ln 2 for every sample.
-    assert losses["loss_scrpn_cls"].item() == pytest.approx(0.693147)
+    # Classification: positives have 3/4, negatives 1/16.
+    num_samples = int(samples.is_sampled.sum())
+    expected = -(9 * math.log(3 / 4) + (num_samples - 9) * math.log(15 / 16)) / num_samples
+    assert losses["loss_scrpn_cls"].item() == pytest.approx(expected)
     # Positive region of 6.4 pixels around (32, 32): the four cells around it, centred 2 pixels
     # off. IoU: 30 * 30 / (2 * 1024 - 900).
     assert (samples.init.labels == 1).sum() == 4
@@ -130,7 +134,7 @@ def test_equations_4_to_7_by_hand():
     # Of the second stage, the first map's IoUs are 900/1148 (4 cells), and 30 * 26 / (2048 - 780)
     # (8 cells, of which 5 are candidates); the second map's boxes are 64 wide: 1024/4096 for all.
     # The mean is between: positives are the nine of the first map.
-    assert (samples.refined.labels == 1).sum() == 9
+    assert is_positive.sum() == 9
     expected = -(4 * math.log(900 / 1148) + 5 * math.log(780 / 1268)) / 9
     assert losses["loss_scrpn_refined"].item() == pytest.approx(expected, abs=1e-5)
     # The mask is sigmoid(0) everywhere: ln 2 whatever the IoU.

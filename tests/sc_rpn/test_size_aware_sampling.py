@@ -262,14 +262,29 @@ def test_samples_do_not_depend_on_padding_or_on_other_images():
 
 
 def test_objects_are_balanced_and_positives_are_inside():
-    locations, ground_truth, init_boxes = random_case(7, ((512, 512),), (20,), k_noise=2.0)
-    assignment = assign_size_aware_threshold(locations, ground_truth, init_boxes, 9, 2)
-    image, location = (assignment.labels == 1).nonzero(as_tuple=True)
-    center = (init_boxes[image, location, :2] + init_boxes[image, location, 2:]) / 2
-    box = ground_truth.boxes[assignment.matched[image, location]]
-    assert ((center > box[:, :2]) & (center < box[:, 2:])).all()
-    counts = torch.bincount(assignment.matched[image, location], minlength=20)
-    assert counts.max() < 2 * 9
+    """Objects of 16 to 256 pixels, far from each other: both stages."""
+    sides = torch.tensor([16.0, 32, 64, 128, 256])
+    low = torch.tensor([[40.0, 40], [40, 400], [400, 40], [600, 400], [700, 700]])
+    ground_truth = build_ground_truth([torch.cat([low, low + sides[:, None]], dim=1).tolist()])
+    locations = build_locations([(1024, 1024)], (1024, 1024))
+    init = assign_positive_region(locations, ground_truth, 0.2)
+    # Initial proposals as large as the nearest object.
+    nearest = (locations.centers[:, None] - ground_truth.boxes[:, :2] - sides[:, None] / 2).abs()
+    side = sides[nearest.amax(dim=2).argmin(dim=1)][:, None] / 2
+    init_boxes = torch.cat([locations.centers - side, locations.centers + side], dim=1)[None]
+    refined = assign_size_aware_threshold(locations, ground_truth, init_boxes, 9, 2)
+    for assignment, centers in (
+        (init, locations.centers),
+        (refined, (init_boxes[0, :, :2] + init_boxes[0, :, 2:]) / 2),
+    ):
+        (location,) = (assignment.labels[0] == 1).nonzero(as_tuple=True)
+        matched = assignment.matched[0, location]
+        box = ground_truth.boxes[matched]
+        assert ((centers[location] > box[:, :2]) & (centers[location] < box[:, 2:])).all()
+        assert set(matched.tolist()) == set(range(5))
+    counts = torch.bincount(matched, minlength=5)
+    # An object of 256 pixels has 256 times the area of one of 16, and hardly more positives.
+    assert counts.max() <= 4 * counts.min()
 
 
 EDGE_BOXES = {

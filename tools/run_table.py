@@ -3,13 +3,15 @@
     python tools/run_table.py --table docs/results/photos_coco.yaml
     python tools/run_table.py --table docs/results/photos_coco.yaml --rows sc_rpn --jobs 2 \\
         MODEL.DEVICE cuda
+    python tools/run_table.py --table docs/results/photos_coco.yaml --rows sc_rpn-1 --again
     python tools/run_table.py --table docs/results/photos_coco.yaml --list
     python tools/run_table.py --pages docs/photos.md README.md
 
 Rows that have a result are skipped and trainings that broke off go on, so the same command
-finishes what was stopped. A run trains in a folder below --folder; its result is a JSON file beside
-the table. Overrides at the end hold for all runs. --pages writes the tables of pages from the
-results (engine/result_pages.py).
+finishes what was stopped; --again trains and measures rows that have a result, too, where their
+training is not in --folder. A run trains in a folder below --folder; its result is a JSON file
+beside the table. Overrides at the end hold for all runs. --pages writes the tables of pages from
+the results (engine/result_pages.py).
 """
 
 import argparse
@@ -49,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", default="output/tables", help="where runs train")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
     parser.add_argument("--list", action="store_true", help="print what is finished, run nothing")
+    parser.add_argument("--again", action="store_true", help="also the rows that have a result")
     parser.add_argument(
         "--stage",
         choices=("all", "train", "measure"),
@@ -85,9 +88,9 @@ def finish(args: argparse.Namespace, run: Run) -> None:
 def in_own_process(args: argparse.Namespace, run: Run) -> int:
     """Finish one run in a process of its own; its exit status."""
     command = [sys.executable, __file__, "--table", args.table, "--rows", run.name]
-    return subprocess.run(
-        [*command, "--folder", args.folder, "--stage", args.stage, *args.opts]
-    ).returncode
+    # The run was chosen already, whether it has a result or not.
+    command += ["--again", "--folder", args.folder, "--stage", args.stage, *args.opts]
+    return subprocess.run(command).returncode
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -105,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{run.name}: {'finished' if is_done[run.name] else 'to do'}")
             return
         # To measure is to measure again.
-        if args.stage != "measure":
+        if args.stage != "measure" and not args.again:
             runs = [run for run in runs if not is_done[run.name]]
         if len(runs) == 1:
             finish(args, runs[0])

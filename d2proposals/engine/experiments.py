@@ -119,7 +119,8 @@ def _export_proposals(
     weights = trained_folder(proposing, folder) / "model_final.pth"
     if not weights.is_file():
         raise FileNotFoundError(
-            f"{run.name} needs proposals of {weights}, which is missing: train {proposing.name}."
+            f"{run.name} needs proposals of {weights}, which is missing: train {proposing.name} "
+            "(--again where it has a result)."
         )
     command = ["tools/export_proposals.py", "--config-file", proposing.config]
     command += ["--datasets", *names, "--output", str(output)]
@@ -195,7 +196,8 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
     untrained = is_untrained(run, opts)
     if not untrained and not weights.is_file():
         raise FileNotFoundError(
-            f"{run.name} is measured with {weights}, which is missing: train {run.trained_name}."
+            f"{run.name} is measured with {weights}, which is missing: train {run.trained_name} "
+            "(--again where it has a result)."
         )
     overrides = run_overrides(run, folder, opts)
     overrides += proposal_overrides(run, folder, opts, parts=["TEST"])

@@ -9,9 +9,10 @@ A page has, where a table goes,
 and what is between the two lines is written anew. A column is "task/measure" or, of the task
 "box_proposals", the measure alone; "title=" before it names the column otherwise. "paper/" before
 it is the paper's figure of that name in the table's file; "Δ" before either is its difference to
-the row's base, with its sign. Other columns are those of ``FACTS``. Of several seeds a cell has the
+the row's base, with its sign; "base" is the label of that row. Other columns are those of
+``FACTS``. Of several seeds a cell has the
 mean and the standard deviation, of differences those seed by seed. The word "missing" among the
-columns has a line below the table that names the rows without a result; "only:zip*" and
+columns has a line below the table that names the rows and seeds without a result; "only:zip*" and
 "without:zip*" choose rows by their names, where there are several by any of them.
 """
 
@@ -62,12 +63,14 @@ class Row:
         base: name of the row that it is compared with; None for none.
         paper: figures of the paper by their measure's name.
         results: contents of result files, by seed.
+        missing_seeds: those of the table without a result.
     """
 
     label: str
     base: str | None = None
     paper: dict[str, float] = field(default_factory=dict)
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
+    missing_seeds: list[int] = field(default_factory=list)
 
 
 def read_rows(table: str | os.PathLike) -> dict[str, Row]:
@@ -82,6 +85,8 @@ def read_rows(table: str | os.PathLike) -> dict[str, Row]:
         path = result_file(table, run)
         if path.is_file():
             row.results[run.seed] = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            row.missing_seeds.append(run.seed)
     return rows
 
 
@@ -105,10 +110,18 @@ def format_rows(rows: dict[str, Row], columns: Iterable[str]) -> str:
         if any(cells):
             lines.append([row.label, *cells])
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else ""
-    missing = [row.label for row in chosen if not row.results]
+    missing = [_label_of_missing(row) for row in chosen if row.missing_seeds or not row.results]
     if "missing" in words and missing:
         text += ("\n" if text else "") + f"Not trained yet: {'; '.join(missing)}.\n"
     return text
+
+
+def _label_of_missing(row: Row) -> str:
+    """A row's label, with the seeds where others have a result."""
+    if not row.results:
+        return row.label
+    seeds = ", ".join(map(str, row.missing_seeds))
+    return f"{row.label} (seed{'s' if len(row.missing_seeds) > 1 else ''} {seeds})"
 
 
 def _is_chosen(name: str, words: Iterable[str]) -> bool:
@@ -123,6 +136,8 @@ def _is_chosen(name: str, words: Iterable[str]) -> bool:
 def _cell(rows: dict[str, Row], row: Row, column: str) -> str:
     if column == "seeds":
         return str(len(row.results))
+    if column == "base":
+        return rows[row.base].label if row.base else ""
     if column in FACTS:
         return _fact(row, column)
     if not column.startswith("Δ"):

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -318,6 +319,29 @@ def test_train_and_measure_a_run(tmp_path, monkeypatch, capsys):
     run_tool("run_table", *command, *opts)
     run_tool("run_table", *command, "--list")
     assert capsys.readouterr().out.endswith("few-1: finished\nfast-1: finished\n")
+    # Unless it is asked for.
+    (tmp_path / "t" / "few-1.json").write_text("{}")
+    run_tool("run_table", "--rows", "few", "--again", *command, *opts)
+    again = json.loads((tmp_path / "t" / "few-1.json").read_text())
+    assert again["metrics"] == shared["metrics"]
+
+
+def test_again_runs_what_has_a_result(tmp_path, monkeypatch):
+    table = write_table(tmp_path / "t.yaml", [row(), row("zip")])
+    for run in read_table(table):
+        experiments.write_result(table, run, result())
+    names = []
+
+    def note(command, **settings):
+        names.append(command[command.index("--rows") + 1])
+        assert "--again" in command
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr("subprocess.run", note)
+    run_tool("run_table", "--table", table)
+    assert names == []
+    run_tool("run_table", "--again", "--table", table)
+    assert names == ["rpn-1", "zip-1"]
 
 
 def test_a_training_goes_on_and_a_failure_has_its_line(tmp_path, monkeypatch):
@@ -405,6 +429,18 @@ def test_differences_to_another_row_beside_the_paper_s():
     ]
     assert format_rows({"d": rows["d"]}, columns) == "Not trained yet: D.\n"
     assert format_rows({"d": rows["d"]}, columns[:-1]) == ""
+    lines = format_rows(rows, ["than=base"]).splitlines()[2:]
+    assert lines == ["| B | A |", "| C | B |", "| E | A |"]
+
+
+def test_seeds_without_a_result_are_named(tmp_path):
+    table = write_table(tmp_path / "t.yaml", [row(seeds=[1, 2, 3]), row("zip", seeds=[1, 2])])
+    runs = {run.name: run for run in read_table(table)}
+    experiments.write_result(table, runs["rpn-2"], result(2, 20.0))
+    text = format_rows(read_rows(table), ["AR@100", "missing"])
+    assert text.endswith("| RPN | 20.0 |\n\nNot trained yet: RPN (seeds 1, 3); ZIP.\n")
+    experiments.write_result(table, runs["rpn-1"], result(1, 20.0))
+    assert "RPN (seed 3); ZIP." in format_rows(read_rows(table), ["AR@100", "missing"])
 
 
 @pytest.mark.parametrize(

@@ -576,7 +576,7 @@ def add_deepmask_config(cfg: CN) -> None:
     # Scales that negatives are drawn from, evenly in octaves: factors on the native image's size.
     # Wider than the pyramid, as in the authors' later code; the paper gives no range.
     cfg.MODEL.DEEPMASK.NEGATIVE_LOG2_SCALES = (-3.0, 2.0)
-    # Whether positives are of these scales, too ("in a given scale range", Sec. 3), and negatives
+    # Whether positives are of these scales, too, unlike in the paper, and negatives
     # of the same with JITTER_SCALE around them: objects of longer sides below 32 or above 1024
     # pixels are neither. False: the smallest positives are more blurred than any negative.
     cfg.MODEL.DEEPMASK.POSITIVES_IN_SCALE_RANGE = True

@@ -133,6 +133,7 @@ ADDED = {
     **{
         f"{kind}_rcnn_deepmask.yaml": {
             "MODEL.DEEPMASK.NMS_THRESH": 0.8,
+            "MODEL.DEEPMASK.BATCH_SIZE_PER_IMAGE": 2,
             "SOLVER.PROPOSAL_GENERATOR_LR_FACTOR": 0.05,
         }
         for kind in ("faster", "cascade")

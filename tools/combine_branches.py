@@ -1,9 +1,10 @@
 """Masks of one trained DeepMask, scores of another: DeepMask20* (Sec. 4) as a checkpoint.
 
-    python tools/combine_branches.py --masks deepmask20/model_final.pth \\
-        --scores deepmask/model_final.pth combined.pth
+    python tools/combine_branches.py --masks output/deepmask20/model_final.pth \\
+        --scores output/deepmask_rpn_only/model_final.pth combined.pth
     python train_net.py --config-file configs/deepmask_rpn_only.yaml --eval-only \\
-        MODEL.WEIGHTS combined.pth MODEL.DEEPMASK.SHARED_TRUNK False
+        MODEL.WEIGHTS combined.pth MODEL.DEEPMASK.SHARED_TRUNK False \\
+        OUTPUT_DIR output/deepmask20_star
 """
 
 import argparse

@@ -56,6 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--limits", type=int, nargs="+", default=[10, 30, 100, 300, 1000], help="numbers"
     )
+    parser.add_argument(
+        "--measure",
+        choices=("AP", "AP50"),
+        default="AP",
+        help="what is drawn: the mean over IoU .5 to .95 (default), or AP at IoU .5, PASCAL VOC's",
+    )
     parser.add_argument("--name", help="of the run (default: the configuration's)")
     parser.add_argument("--output", default="detector_ap.json", help="JSON file to write")
     parser.add_argument(
@@ -100,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if min(args.limits) < 1:
             parser.error(f"--limits must be positive, not {min(args.limits)}")
         name = args.name or Path(args.config_file).stem
-        runs = read_precision_by_number(args.beside)
+        runs = read_precision_by_number(args.beside, args.measure)
         if name in runs:
             parser.error(f"a run beside this one is called '{name}', too: give another --name")
         # Only detections are of interest; several numbers would write into the same files.
@@ -121,9 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             numbers[limit] = counter.mean
     content = {"name": name, "dataset": cfg.DATASETS.TEST[0], "ap_by_limit": results}
     write_json(args.output, {**content, "mean_number_by_limit": numbers})
-    runs[name] = {limit: metrics["AP"] for limit, metrics in results.items()}
+    runs[name] = {limit: metrics[args.measure] for limit, metrics in results.items()}
     picture = str(Path(args.output).with_suffix(".png"))
-    plot_precision_by_number(picture, runs, f"Detections on {cfg.DATASETS.TEST[0]}")
+    title = f"Detections on {cfg.DATASETS.TEST[0]}"
+    plot_precision_by_number(picture, runs, title, args.measure)
     for limit, metrics in results.items():
         print(
             f"{limit} proposals: AP {metrics['AP']:.2f}, AP50 {metrics['AP50']:.2f}, "

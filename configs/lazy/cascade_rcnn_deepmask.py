@@ -5,7 +5,8 @@ from .common.hosts import BGR, cascade_heads, faster_rcnn
 from .common.training import dataloader as coco
 from .common.training import job, multi_step, sgd
 
-model = faster_rcnn(deepmask(BGR, native_short_edge=480, nms_thresh=0.8), cascade_heads())
+generator = deepmask(BGR, native_short_edge=480, nms_thresh=0.8, batch_size_per_image=2)
+model = faster_rcnn(generator, cascade_heads())
 dataloader = coco(detects=True, use_instance_mask=True)
 optimizer = sgd(generator_lr_factor=0.05)
 lr_multiplier = multi_step()

@@ -166,7 +166,7 @@ class PatchSampler:
     def _is_in_limits(self, ground_truth: GroundTruth) -> torch.Tensor:
         """(M,) bool, objects that are neither too small nor of a scale that negatives lack.
 
-        Unlike the paper, which gives no limits ("in a given scale range", Sec. 3): area and sides
+        Unlike the paper, which limits an object's size in its patch alone (Sec. 3): area and sides
         as in the authors' later code. Its negatives are never as blurred as its smallest positives,
         which the scale range mends.
         """

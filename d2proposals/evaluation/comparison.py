@@ -98,8 +98,18 @@ def plot_comparison(
     write_figure(path, figure)
 
 
-def read_precision_by_number(paths: Sequence[str | os.PathLike]) -> dict[str, dict[int, float]]:
+# Names of what is drawn over the number of proposals.
+_PRECISIONS = {"AP": "average precision (%)", "AP50": "average precision at IoU .5 (%)"}
+
+
+def read_precision_by_number(
+    paths: Sequence[str | os.PathLike], measure: str = "AP"
+) -> dict[str, dict[int, float]]:
     """AP in percent by number of proposals, of the runs in files of tools/plot_detector_ap.py.
+
+    Args:
+        paths: of the files.
+        measure: "AP" or "AP50".
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -112,7 +122,7 @@ def read_precision_by_number(paths: Sequence[str | os.PathLike]) -> dict[str, di
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             name = content["name"]
-            curve = {int(k): float(v["AP"]) for k, v in content["ap_by_limit"].items()}
+            curve = {int(k): float(v[measure]) for k, v in content["ap_by_limit"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} was not written by tools/plot_detector_ap.py.") from error
         if name in runs:
@@ -124,7 +134,10 @@ def read_precision_by_number(paths: Sequence[str | os.PathLike]) -> dict[str, di
 
 
 def plot_precision_by_number(
-    path: str | os.PathLike, runs: Mapping[str, Mapping[int, float]], title: str
+    path: str | os.PathLike,
+    runs: Mapping[str, Mapping[int, float]],
+    title: str,
+    measure: str = "AP",
 ) -> None:
     """Draw a detector's average precision against the number of proposals of an image.
 
@@ -132,6 +145,7 @@ def plot_precision_by_number(
         path: of the PNG file, written atomically.
         runs: AP in percent by number of proposals, by name of the run.
         title: of the picture.
+        measure: "AP", mean over IoU, or "AP50", at IoU .5.
     """
     figure = Figure(figsize=(6.5, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -144,7 +158,7 @@ def plot_precision_by_number(
     axes.set_ylim(bottom=0)
     for text in axes.legend(frameon=False).get_texts():
         text.set_parse_math(False)
-    _finish(axes, title, "proposals per image", "average precision (%)")
+    _finish(axes, title, "proposals per image", _PRECISIONS[measure])
     write_figure(path, figure)
 
 

@@ -68,9 +68,9 @@ def test_the_commands_of_the_page(tiny_coco, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "boxes" in printed and "masks" in printed
     # The commands that name the paper's own model.
-    model = tmp_path / "output" / "deepmask_rpn_only"
-    model.parent.mkdir(exist_ok=True)
-    model.symlink_to(output)
+    (tmp_path / "output").mkdir(exist_ok=True)
+    for name in ("deepmask_rpn_only", "deepmask20_star"):
+        (tmp_path / "output" / name).symlink_to(output)
     (unseen,) = commands("tools/evaluate_proposals.py", "--seen", "voc")
     run("tools/evaluate_proposals.py", unseen)
     assert "unseen categories alone" in capsys.readouterr().out
@@ -88,10 +88,10 @@ def test_the_commands_of_the_page(tiny_coco, tmp_path, monkeypatch, capsys):
 
 def test_the_commands_of_weights_on_the_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("deepmask20", "deepmask"):
+    for name in ("output/deepmask20", "output/deepmask_rpn_only"):
         cfg = make_cfg("shapes/deepmask_rpn_only.yaml")
         state = build_network(cfg).state_dict()
-        (tmp_path / name).mkdir()
+        (tmp_path / name).mkdir(parents=True)
         model = {f"proposal_generator.network.{k}": v for k, v in state.items()}
         torch.save({"model": model}, tmp_path / name / "model_final.pth")
     (combine,) = commands("tools/combine_branches.py")

@@ -27,7 +27,8 @@ def overrides(tmp_path):
 
 def test_numbers_and_curve(overrides, tmp_path, capsys):
     before = tmp_path / "before.json"
-    before.write_text('{"name": "earlier", "ap_by_limit": {"5": {"AP": 1.0}, "50": {"AP": 2.0}}}')
+    curve = {"5": {"AP": 1.0, "AP50": 2.0}, "50": {"AP": 2.0, "AP50": 3.0}}
+    before.write_text(json.dumps({"name": "earlier", "ap_by_limit": curve}))
     output = tmp_path / "ap.json"
     main(
         ["--config-file", CONFIG, "--limits", "20", "5", "--name", "ours", "--output", str(output),
@@ -39,6 +40,21 @@ def test_numbers_and_curve(overrides, tmp_path, capsys):
     assert "20 proposals: AP " in capsys.readouterr().out
     assert Image.open(tmp_path / "ap.png").size[0] > 400
     assert set(read_precision_by_number([str(before), str(output)])) == {"earlier", "ours"}
+    assert read_precision_by_number([before], "AP50") == {"earlier": {5: 2.0, 50: 3.0}}
+
+
+def test_the_measure_that_is_asked_for_is_drawn(overrides, tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(path, runs, title, measure):
+        drawn.append((runs, measure))
+
+    results = {"bbox": {"AP": 1.0, "AP50": 4.0}}
+    monkeypatch.setattr("tools.plot_detector_ap.plot_precision_by_number", draw)
+    monkeypatch.setattr("tools.plot_detector_ap.Trainer.test", lambda cfg, model: results)
+    main(["--config-file", CONFIG, "--limits", "5", "--name", "ours", "--measure", "AP50",
+          "--output", str(tmp_path / "ap.json"), *overrides])  # fmt: skip
+    assert drawn == [({"ours": {5: 4.0}}, "AP50")]
 
 
 @pytest.fixture

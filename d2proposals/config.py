@@ -1,6 +1,7 @@
 """Configuration keys of d2proposals, on top of Detectron2's defaults.
 
-Every key has the paper's value as its default. One function per node of the configuration.
+Every key has the paper's value as its default, unless its comment says otherwise. One function per
+node of the configuration.
 """
 
 from detectron2.config import CfgNode as CN

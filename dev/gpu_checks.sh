@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks and times d2proposals on this machine's GPU: the tests that need one, the time of every
-# generator beside RPN, and what the GPU and the CPU propose. At most eight minutes, two or three
-# on a fast card. Results: a table, and output/gpu_checks.json.
+# generator beside RPN, and what the GPU and the CPU propose. At most eight minutes. Results: a
+# table, and output/gpu_checks.json.
 #
 #   bash dev/gpu_checks.sh                            sets the environment up first
 #   PYTHON=python3 bash dev/gpu_checks.sh             with that Python as it is, nothing installed

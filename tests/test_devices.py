@@ -48,6 +48,7 @@ class SumsInDouble(TorchFunctionMode):
         torch.conv2d, torch.conv_transpose2d, torch.nn.functional.linear,
         torch.nn.functional.batch_norm, torch.matmul, torch.mm, torch.bmm, torch.addmm,
         torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.mm,
+        torch.nn.functional.avg_pool2d,
     }  # fmt: skip
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -69,8 +70,20 @@ class RandomNumbersOfTheCPU(TorchFunctionMode):
             device = kwargs.pop("device", None)
             return func(*args, **kwargs).to(device or "cpu")
         if func in self.READERS:
-            return func(args[0].cpu(), *args[1:], **kwargs).to(args[0].device)
+            # Numbers are drawn in the order of memory, which convolutions choose by device.
+            drawn = func(args[0].cpu().contiguous(), *args[1:], **kwargs)
+            return drawn.to(args[0].device)
         return func(*args, **kwargs)
+
+
+def test_the_same_numbers_are_dropped_in_any_order_of_memory():
+    x = torch.ones(2, 3, 4, 5)
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        with RandomNumbersOfTheCPU():
+            results.append(torch.nn.functional.dropout(x.contiguous(memory_format=layout)))
+    assert torch.equal(*results) and (results[0] == 0).any()
 
 
 @pytest.fixture

@@ -261,13 +261,7 @@ class Trainer(DefaultTrainer):
     ) -> ProposalEvaluator:
         """Build the evaluator of a dataset's proposals; arguments as ``build_evaluator``."""
         folder = _output_folder(cfg, dataset_name, output_folder)
-        return ProposalEvaluator(
-            dataset_name,
-            limits=cfg.TEST.PROPOSALS.LIMITS,
-            count_difficult=cfg.TEST.PROPOSALS.COUNT_DIFFICULT,
-            distributed=True,
-            output_dir=folder,
-        )
+        return ProposalEvaluator(cfg, dataset_name, output_dir=folder)
 
     @classmethod
     def evaluates_proposals_of_detector(cls, cfg: CfgNode) -> bool:

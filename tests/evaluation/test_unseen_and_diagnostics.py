@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from d2proposals.engine import Trainer
 from d2proposals.evaluation import ProposalEvaluator
 from d2proposals.evaluation.diagnostics import (
     ASPECT_EDGES,
@@ -89,7 +90,12 @@ def test_all_seen_and_unseen_in_one_pass():
     assert measure(overlaps, ground_truth, (1, 2)).by_categories == {}
 
 
-def test_the_evaluator_measures_seen_and_unseen_apart(register_dataset, tmp_path):
+def make_evaluator(cfg, name, folder):
+    return ProposalEvaluator(cfg, name, output_dir=folder)
+
+
+@pytest.mark.parametrize("make", [make_evaluator, Trainer.build_proposal_evaluator])
+def test_the_evaluator_measures_seen_and_unseen_apart(make, register_dataset, tmp_path):
     """A cat, which was trained on and is found, and a zebra, which is found by half."""
     boxes, halves = [[0, 0, 40, 40], [50, 0, 90, 40]], [[0, 0, 40, 40], [50, 0, 90, 24]]
     annotations = [
@@ -103,7 +109,7 @@ def test_the_evaluator_measures_seen_and_unseen_apart(register_dataset, tmp_path
     proposals.objectness_logits = torch.tensor([2.0, 1.0])
     overrides = ["TEST.PROPOSALS.SEEN", ("cat",), "TEST.PROPOSALS.LIMITS", (1, 2)]
     cfg = make_cfg(None, *overrides, "DATASETS.TEST", (name,))
-    evaluator = ProposalEvaluator(cfg, name, output_dir=str(tmp_path))
+    evaluator = make(cfg, name, str(tmp_path))
     evaluator.process(records, [{"proposals": proposals}])
     results = evaluator.evaluate()
     # IoU 1 and .6: ten of ten thresholds and three.

@@ -154,7 +154,9 @@ def train(
         return
     on_proposals = proposal_overrides(run, folder, opts)
     output.mkdir(parents=True, exist_ok=True)
-    if not (output / _COMMIT_FILE).is_file():
+    # A training that broke off before its first checkpoint begins again.
+    is_begun = (output / _COMMIT_FILE).is_file() and (output / "last_checkpoint").is_file()
+    if not is_begun:
         (output / _COMMIT_FILE).write_text(_commit() or "", encoding="utf-8")
     command = [train_net, "--config-file", run.config, "--resume", *overrides, *on_proposals]
     # Measured afterwards, once.

@@ -358,10 +358,18 @@ def test_a_training_goes_on_and_a_failure_has_its_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="rpn-1: Error: no such key"):
         experiments.train(run, tmp_path)
     assert commands[0][:5] == [sys.executable, "train_net.py", "--config-file", CONFIG, "--resume"]
-    assert (tmp_path / "t" / "rpn-1" / "commit.txt").read_text() == "abc1234"
-    (tmp_path / "t" / "rpn-1" / "model_final.pth").touch()
+    folder = tmp_path / "t" / "rpn-1"
+    assert (folder / "commit.txt").read_text() == "abc1234"
+    # The commit is that of the first iteration: a later one without a checkpoint to go on from.
+    for commit, begun in (("def5678", "def5678"), ("9999999", "def5678")):
+        monkeypatch.setattr(experiments, "_commit", lambda commit=commit: commit)
+        with pytest.raises(ValueError, match="no such key"):
+            experiments.train(run, tmp_path)
+        assert (folder / "commit.txt").read_text() == begun
+        (folder / "last_checkpoint").touch()
+    (folder / "model_final.pth").touch()
     experiments.train(run, tmp_path)
-    assert len(commands) == 1
+    assert len(commands) == 3
 
 
 def test_unknown_rows_are_one_line(tmp_path, capsys):

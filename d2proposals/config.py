@@ -305,7 +305,7 @@ def add_sc_rpn_config(cfg: CN) -> None:
     cfg.MODEL.SCRPN.SIGMA = 0.2
     # Cells of the positive region (Algorithm 1). "touched": those that it touches, as in the
     # paper's code base, and always the one with the object's centre. "inside": those centred in
-    # it, as printed, which leaves a third of the small objects of COCO without.
+    # it, as printed, which leaves 9 % of COCO's objects without.
     cfg.MODEL.SCRPN.POSITIVE_REGION = "touched"
     # k: candidates per object and feature map (Table V).
     cfg.MODEL.SCRPN.TOPK = 9

@@ -12,8 +12,8 @@ import pytest
 from detectron2.engine import default_argument_parser
 
 from d2proposals.engine import check_config, load_config
+from tests.common import ROOT, forgotten_datasets
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Those that take a configuration or say what they parse by build_parser().
@@ -42,7 +42,9 @@ def load_tool(name):
 def test_train_net_commands_name_files_and_keys_that_exist(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     args = default_argument_parser().parse_args(shlex.split(command))
-    cfg = load_config(args)
+    with forgotten_datasets() as names:
+        cfg = load_config(args)
+        names += [name for name, *_ in cfg.DATASETS.COCO_FILES]
     check_config(cfg)
     assert Path(args.config_file).is_file() and cfg.OUTPUT_DIR.startswith("./output/")
 

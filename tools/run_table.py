@@ -7,8 +7,8 @@
     python tools/run_table.py --table docs/results/photos_coco.yaml --list
     python tools/run_table.py --pages docs/photos.md README.md
 
-Rows that have a result are skipped and trainings that broke off go on, so the same command
-finishes what was stopped; --again trains and measures rows that have a result, too, where their
+Rows that have a result are skipped and trainings that broke off go on, so the same command finishes
+what was stopped. --again takes rows that have a result, too: measures them, and trains those whose
 training is not in --folder. A run trains in a folder below --folder; its result is a JSON file
 beside the table. Overrides at the end hold for all runs. --pages writes the tables of pages from
 the results (engine/result_pages.py).

@@ -15,7 +15,6 @@ from torch import nn
 
 from .checkpointer import ProposalCheckpointer
 from .freezing import FREEZABLE
-from .job import is_two_stage
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +116,7 @@ def warn_of_random_weights(cfg: CfgNode, checkpointer: ProposalCheckpointer) -> 
 
 
 def warn_of_random_generator(cfg: CfgNode, checkpointer: ProposalCheckpointer) -> None:
-    """Warn before a detector's training of a generator that will hardly learn from its start.
+    """Warn before the training of a generator that will hardly learn from its start.
 
     That is one whose own network has random weights and no normalisation.
 
@@ -126,7 +125,7 @@ def warn_of_random_generator(cfg: CfgNode, checkpointer: ProposalCheckpointer) -
         checkpointer: of the model, which has loaded all that the configuration names.
     """
     node = cfg.MODEL.PROPOSAL_GENERATOR
-    if node.NAME not in _NORM_NODES or node.FREEZE or not is_two_stage(cfg):
+    if node.NAME not in _NORM_NODES or node.FREEZE:
         return
     generator = checkpointer.model.proposal_generator
     names = {f"proposal_generator.{name}" for name, _ in generator.named_parameters()}
@@ -137,9 +136,9 @@ def warn_of_random_generator(cfg: CfgNode, checkpointer: ProposalCheckpointer) -
         norm_node = norm_node[name]
     if not norm_node.NORM and names <= checkpointer.missing_keys:
         logger.warning(
-            f"The {node.NAME} of this detector starts from random weights without normalisation, "
-            "and learns slowly or not at all. Name its checkpoint, or its network's converted "
-            "weights (tools/convert_weights.py), in MODEL.PROPOSAL_GENERATOR.WEIGHTS, or set "
+            f"The {node.NAME} starts from random weights without normalisation, and learns slowly "
+            "or not at all. Name its checkpoint, or its network's converted weights "
+            "(tools/convert_weights.py), in MODEL.PROPOSAL_GENERATOR.WEIGHTS, or set "
             f"MODEL.{'.'.join(_NORM_NODES[node.NAME])}.NORM 'GN'."
         )
 

@@ -26,8 +26,11 @@ def read_json(path: str | os.PathLike) -> Any:
     """The content of a file.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: it is not JSON.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing.")
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -38,10 +41,14 @@ def select_images(content: Any, ids: set[int | str]) -> dict[str, Any]:
     """A COCO-style file's content with the chosen images and their annotations.
 
     Raises:
-        ValueError: it lacks the lists ``images`` and ``annotations``, or a chosen image.
+        ValueError: it lacks the lists ``images`` and ``annotations``, ids in them, or a chosen
+            image.
     """
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise ValueError("the annotations have no lists 'images' and 'annotations'.")
+    for name, key in (("images", "id"), ("annotations", "image_id")):
+        if not all(isinstance(item, dict) and key in item for item in content[name]):
+            raise ValueError(f"one of the {name} has no '{key}'.")
     images = [image for image in content["images"] if image["id"] in ids]
     if missing := ids - {image["id"] for image in images}:
         raise ValueError(

@@ -494,7 +494,9 @@ def test_a_page_s_tables_are_written_anew(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "page", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"], ids=lambda page: page.name
+    "page",
+    [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md", ROOT / "MODEL_ZOO.md"],
+    ids=lambda page: page.name,
 )
 def test_the_pages_say_what_the_result_files_say(page):
     text = page.read_text(encoding="utf-8")

@@ -243,7 +243,7 @@ def test_weights_by_name_are_not_called_random(caplog):
         ("SPOP", "FasterRCNN", ("MODEL.SPOP.TRUNK.NORM", "BN"), None),
         ("DetectorNet", "FasterRCNN", ("MODEL.DETECTORNET.NORM", "BN"), None),
         ("DeepMask", "FasterRCNN", ("MODEL.PROPOSAL_GENERATOR.FREEZE", True), None),
-        ("DeepMask", "ProposalNetwork", (), None),
+        ("DeepMask", "ProposalNetwork", (), "MODEL.VGG.NORM"),
         ("SCRPN", "FasterRCNN", (), None),
     ],
 )
@@ -253,7 +253,7 @@ def test_a_generator_that_will_hardly_learn(generator, host, overrides, norm_key
         warn_of_random_generator(cfg, load(cfg, seeded_model(cfg, 1)))
     messages = messages_of(caplog)
     assert len(messages) == (norm_key is not None)
-    assert all(f"The {generator} of" in x and f"{norm_key} 'GN'" in x for x in messages)
+    assert all(f"The {generator} starts" in x and f"{norm_key} 'GN'" in x for x in messages)
     if norm_key is None:
         return
     caplog.clear()

@@ -53,9 +53,20 @@ def test_bad_lists_are_one_line(files, text, arguments, line):
     assert not (files / "some.json").exists()
 
 
-def test_annotations_without_images_are_one_line(files):
-    (files / "all.json").write_text("[]")
-    with pytest.raises(SystemExit, match="no lists 'images' and 'annotations'"):
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[]", "no lists 'images' and 'annotations'"),
+        ('{"images": [{}], "annotations": []}', "one of the images has no 'id'"),
+        ('{"images": [], "annotations": [{"id": 1}]}', "annotations has no 'image_id'"),
+        (None, "all.json is missing"),
+    ],
+)
+def test_bad_annotations_are_one_line(files, text, line):
+    (files / "all.json").unlink()
+    if text is not None:
+        (files / "all.json").write_text(text)
+    with pytest.raises(SystemExit, match=line):
         run(files, "--list", "one")
 
 

@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import io
 import itertools
-import json
 import os
 import resource
 import sys
@@ -43,6 +42,7 @@ from pycocotools.coco import COCO
 from d2proposals.evaluation import ProposalEvaluator
 from d2proposals.evaluation.measurement import mask_overlaps_of, measure
 from d2proposals.evaluation.simulation import simulate_dataset, simulate_masks, simulate_outputs
+from d2proposals.files.atomic_files import write_json
 
 LIMITS = (100, 1000)
 IMAGES_AT_ONCE = 100
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ours = time_ours(name, outputs, folder)
     memory = f"peak memory: {peak_memory():.2f} GiB, before the evaluation {before:.2f} GiB"
     if arguments.keep:
-        (folder / "gt.json").write_text(json.dumps(ground_truth_of(name, records)))
+        write_json(folder / "gt.json", ground_truth_of(name, records))
     if arguments.ours_alone:
         print(f"ProposalEvaluator: {ours} and the files\n{memory}")
         return

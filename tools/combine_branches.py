@@ -4,7 +4,7 @@
         --scores output/deepmask_rpn_only/model_final.pth combined.pth
     python train_net.py --config-file configs/deepmask_rpn_only.yaml --eval-only \\
         MODEL.WEIGHTS combined.pth MODEL.DEEPMASK.SHARED_TRUNK False \\
-        OUTPUT_DIR output/deepmask20_star
+        OUTPUT_DIR ./output/deepmask20_star
 """
 
 import argparse

@@ -7,9 +7,9 @@ the ground truth boxes is covered by the medium anchors."
 Unlike the paper, which gives no formula, asks for an object "covered by the medium anchors" and
 names their sizes, 64 to 128 pixels (Sec. 5.2), this follows the released training code by default:
 an object is drawn, its shorter side gets a random length within reach of the medium anchors, 72 to
-128 pixels, and the whole image is scaled with it. By the rule
-"area" the object gets the area of a medium anchor instead, or nearly so: "this ensures there are
-always positive samples" is truer of it.
+128 pixels, and the whole image is scaled with it. By the rule "area" the object gets the area of a
+medium anchor instead, or nearly so: "this ensures there are always positive samples" is truer of
+it.
 
 Shape shorthand in this module:
 

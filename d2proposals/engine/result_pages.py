@@ -10,10 +10,10 @@ and what is between the two lines is written anew. A column is "task/measure" or
 "box_proposals", the measure alone; "title=" before it names the column otherwise. "paper/" before
 it is the paper's figure of that name in the table's file; "Δ" before either is its difference to
 the row's base, with its sign; "base" is the label of that row. Other columns are those of
-``FACTS``. Of several seeds a cell has the
-mean and the standard deviation, of differences those seed by seed. The word "missing" among the
-columns has a line below the table that names the rows and seeds without a result; "only:zip*" and
-"without:zip*" choose rows by their names, where there are several by any of them.
+``FACTS``. Of several seeds a cell has the mean and the standard deviation, of differences those
+seed by seed. The word "missing" among the columns has a line below the table that names the rows
+and seeds without a result; "only:zip*" and "without:zip*" choose rows by their names, where there
+are several by any of them.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 # beside them, and themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader
 from detectron2.utils.env import seed_all_rng
 from tqdm import tqdm
 
@@ -32,6 +32,7 @@ from d2proposals.engine.model_command import (
     model_parser,
     running_command,
 )
+from d2proposals.engine.training_records import training_records
 from d2proposals.zip_rpn.boosting import (
     check_savable,
     check_scikit_learn,
@@ -87,9 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed_all_rng(args.seed)
         model = load_trained_model(cfg)
         check_boostable(model)
-        records = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
+        records = training_records(cfg)
         random.Random(args.seed).shuffle(records)
         loader = build_detection_test_loader(
             records,

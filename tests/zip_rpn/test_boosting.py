@@ -446,6 +446,12 @@ def test_the_tool_says_what_is_wrong_in_one_line(tmp_path):
     assert stop.value.code == 2
 
 
+def test_the_tool_reads_the_categories_that_the_training_has(tmp_path, dataset, checkpoint):
+    with pytest.raises(SystemExit, match="Error: DATASETS.CATEGORIES, of 'boosting_test': "):
+        main([*TOOL, "--output", str(tmp_path / "boosting.npz"), *OPTS, "MODEL.WEIGHTS", checkpoint,
+              "DATASETS.CATEGORIES", "('zebra',)"])  # fmt: skip
+
+
 def test_the_tool_checks_what_it_needs_before_the_network_runs(
     tmp_path, dataset, checkpoint, monkeypatch, capsys
 ):

@@ -38,12 +38,12 @@ def test_batches_of_like_sizes_hold_less_padding():
 
 
 def make_records(number):
-    box = {"bbox": [40, 40, 40, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
-    crowd = {**box, "iscrowd": 1, "bbox": [0, 0, 90, 90]}
-    return [
-        {"height": 100, "width": 200, "annotations": [box, crowd], "image_id": i}
-        for i in range(number)
-    ]
+    def record(i):
+        box = {"bbox": [40, 40, 40, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": i % 2}
+        crowd = {**box, "iscrowd": 1, "bbox": [0, 0, 90, 90]}
+        return {"height": 100, "width": 200, "annotations": [box, crowd], "image_id": i}
+
+    return [record(i) for i in range(number)]
 
 
 def test_draws_are_of_the_mapper_s_rule():
@@ -79,17 +79,23 @@ def test_a_draw_has_positives_where_an_anchor_fits():
 
 
 def test_command(tmp_path, monkeypatch, capsys):
-    from detectron2.data import DatasetCatalog
+    from detectron2.data import DatasetCatalog, MetadataCatalog
 
     DatasetCatalog.register("measured_scale", lambda: make_records(5))
+    MetadataCatalog.get("measured_scale").thing_classes = ["even", "odd"]
     try:
         arguments = ["--config-file", "configs/zip_rpn_only.yaml", "--draws", "8"]
         main([*arguments, "DATASETS.TRAIN", "('measured_scale',)", "OUTPUT_DIR", str(tmp_path)])
         out = capsys.readouterr().out
         assert "5 images, 8 draws, rule shorter_side, batches of 4" in out
         assert "batches of like sizes: 1." in out and "without a positive anchor: " in out
+        # What a training of some categories reads.
+        main([*arguments, "DATASETS.TRAIN", "('measured_scale',)", "OUTPUT_DIR", str(tmp_path),
+              "DATASETS.CATEGORIES", "('odd',)"])  # fmt: skip
+        assert "2 images, 8 draws" in capsys.readouterr().out
         with pytest.raises(SystemExit):
             main([*arguments[:-1], "3"])
         assert "at least a batch of 4" in capsys.readouterr().err
     finally:
         DatasetCatalog.remove("measured_scale")
+        MetadataCatalog.remove("measured_scale")

@@ -34,6 +34,8 @@ from .trainer import Trainer
 _WARM_UP_IMAGES = 5
 # In a run's folder: the commit that its training began with.
 _COMMIT_FILE = "commit.txt"
+# Beside it: the configuration and overrides that its training began with.
+_SETTINGS_FILE = "settings.json"
 _MEMORY = re.compile(r"max_mem: (\d+)M")
 
 
@@ -145,23 +147,73 @@ def train(
 
     Raises:
         FileNotFoundError: it is on the proposals of a run that is not trained.
-        ValueError: the training or export failed; has its last line.
+        ValueError: the training or export failed; has its last line. Or its folder has a training
+            with other settings.
     """
+    if run.weights_of or is_untrained(run, opts):
+        return
     overrides = run_overrides(run, folder, opts)
     output = Path(overrides[-1])
     is_trained = (output / "model_final.pth").is_file()
-    if run.weights_of or is_trained or is_untrained(run, opts):
+    # A training that broke off before its first checkpoint begins again.
+    is_begun = (output / _COMMIT_FILE).is_file() and (output / "last_checkpoint").is_file()
+    if is_trained or is_begun:
+        _check_settings(run, output, opts)
+    if is_trained:
         return
     on_proposals = proposal_overrides(run, folder, opts)
     output.mkdir(parents=True, exist_ok=True)
-    # A training that broke off before its first checkpoint begins again.
-    is_begun = (output / _COMMIT_FILE).is_file() and (output / "last_checkpoint").is_file()
     if not is_begun:
+        write_json(output / _SETTINGS_FILE, _settings(run, opts))
         (output / _COMMIT_FILE).write_text(_commit() or "", encoding="utf-8")
     command = [train_net, "--config-file", run.config, "--resume", *overrides, *on_proposals]
     # Measured afterwards, once.
     command += ["DATASETS.TEST", "()", "DATASETS.PROPOSAL_FILES_TEST", "()"]
     _run_logged(command, output / "train.txt", run.name)
+
+
+def _settings(run: Run, opts: Sequence[Any]) -> dict[str, Any]:
+    """What a run trains with, but for what belongs to the machine."""
+    return {
+        "config": run.config,
+        "overrides": [str(value) for value in run.overrides],
+        "opts": [str(value) for value in _of_the_experiment(opts)],
+    }
+
+
+def _check_settings(run: Run, trained: Path, opts: Sequence[Any] | None = None) -> None:
+    """Check that a training is the one which a run of the table as it is now would have.
+
+    Args:
+        run: of a table.
+        trained: folder of the training.
+        opts: the user's KEY VALUE overrides, where they must be the same, too.
+
+    Raises:
+        ValueError: in one line, when it began with other settings.
+    """
+    file = trained / _SETTINGS_FILE
+    # Trainings of other commands have none.
+    if not file.is_file():
+        return
+    before, now = json.loads(file.read_text(encoding="utf-8")), _settings(run, opts or ())
+    if opts is None:
+        now["opts"] = before["opts"]
+    if run.weights_of:
+        # Its own overrides, in the test alone, come after those of the row that is trained.
+        now["overrides"] = now["overrides"][: len(before["overrides"])]
+    changed = [name for name in before if before[name] != now[name]]
+    if changed:
+        raise ValueError(
+            f"{run.name}: {trained} has a training with other settings "
+            f"({', '.join(changed)}: {_in_words(before[changed[0]])}). Remove "
+            "it or take another --folder to train anew; --stage measure takes other overrides of "
+            "the test."
+        )
+
+
+def _in_words(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else " ".join(value) or "none"
 
 
 def _run_logged(command: Sequence[str], log: Path, name: str) -> None:
@@ -191,7 +243,8 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
 
     Raises:
         FileNotFoundError: it is not trained, or the run is not whose proposals it has.
-        ValueError: the export of these proposals failed; has its last line.
+        ValueError: the export of these proposals failed; has its last line. Or the training had
+            other settings.
     """
     trained = trained_folder(run, folder)
     weights = trained / "model_final.pth"
@@ -201,6 +254,8 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
             f"{run.name} is measured with {weights}, which is missing: train {run.trained_name} "
             "(--again where it has a result)."
         )
+    if not untrained:
+        _check_settings(run, trained)
     overrides = run_overrides(run, folder, opts)
     overrides += proposal_overrides(run, folder, opts, parts=["TEST"])
     cfg = _load_config(run, overrides)

@@ -372,6 +372,38 @@ def test_a_training_goes_on_and_a_failure_has_its_line(tmp_path, monkeypatch):
     assert len(commands) == 3
 
 
+def test_a_training_with_other_settings_is_no_row_s(tmp_path, commands):
+    """Whose table was edited since: its figures would stand beside iterations it never had."""
+    test_alone = {"name": "few", "label": "F", "weights_of": "rpn", "overrides": ["B", 2]}
+    before = [row(overrides=["SOLVER.MAX_ITER", 9]), test_alone]
+    run, few = read_table(write_table(tmp_path / "t.yaml", before))
+    opts = ["SOLVER.BASE_LR", 0.1, "MODEL.DEVICE", "cpu"]
+    experiments.train(run, tmp_path, opts)
+    folder = trained_folder(run, tmp_path)
+    for file in ("last_checkpoint", "model_final.pth"):
+        (folder / file).touch()
+        # The machine's own may differ.
+        experiments.train(run, tmp_path, opts[:2])
+        with pytest.raises(ValueError, match=r"rpn-1: .*rpn-1 has .* \(opts: SOLVER.BASE_LR 0.1"):
+            experiments.train(run, tmp_path)
+    assert len(commands) == 2
+    experiments._check_settings(few, folder)
+    edited, few = read_table(
+        write_table(tmp_path / "t.yaml", [row(overrides=["SOLVER.MAX_ITER", 6]), test_alone])
+    )
+    message = r"has a training with other settings \(overrides: SOLVER.MAX_ITER 9\). Remove"
+    for call in (
+        lambda: experiments.train(edited, tmp_path, opts),
+        lambda: experiments.measure(edited, tmp_path),
+        lambda: experiments.measure(few, tmp_path),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    # Of other commands, which write no settings.
+    (folder / "settings.json").unlink()
+    experiments.train(edited, tmp_path)
+
+
 def test_unknown_rows_are_one_line(tmp_path, capsys):
     table = write_table(tmp_path / "t.yaml", [row()])
     with pytest.raises(SystemExit):

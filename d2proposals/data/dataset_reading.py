@@ -9,7 +9,7 @@ as its function gives it.
 
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -48,6 +48,8 @@ class DatasetReading:
         faults: what was wrong with the annotations.
         is_of_file: whether they were read from the dataset's COCO-style file.
         is_readable: whether the dataset's own function can read it.
+        ids_in_file: ids of all images of its COCO-style file, in the file's order; None without
+            one.
     """
 
     name: str
@@ -56,6 +58,7 @@ class DatasetReading:
     faults: AnnotationFaults
     is_of_file: bool
     is_readable: bool = True
+    ids_in_file: list[int | str] | None = None
 
 
 def read_dataset(name: str, *, needs_ids: bool = True) -> DatasetReading:
@@ -77,23 +80,31 @@ def read_dataset(name: str, *, needs_ids: bool = True) -> DatasetReading:
         )
     file = registered_annotation_file(name)
     if file is not None:
-        return DatasetReading(name, file.records, file.category_names, file.faults, True)
+        return _of_file(name, file, file.records)
     file, error = _file_of(name)
     records = _records_of(name, file, error)
     if records is None:
         # In the order of Detectron2's reader, which has failed.
         records = sorted(file.records, key=lambda record: _sorting_key(record["image_id"]))
-        return DatasetReading(name, records, file.category_names, file.faults, True, False)
+        return replace(_of_file(name, file, records), is_readable=False)
     if file is not None and _is_reading_of(records, file):
         by_id = {str(record["image_id"]): record for record in file.records}
         kept = [
             {**_others(record), **by_id[str(record["image_id"])], **_path_of(record)}
             for record in records
         ]
-        return DatasetReading(name, kept, file.category_names, file.faults, True)
+        return _of_file(name, file, kept)
     if needs_ids:
         _check_ids(records, name)
-    return _clean_records(records, name)
+    reading = _clean_records(records, name)
+    return reading if file is None else replace(reading, ids_in_file=file.image_ids)
+
+
+def _of_file(name: str, file: AnnotationFile, records: list[dict[str, Any]]) -> DatasetReading:
+    """The reading of a dataset whose records are those of its file, or some of them."""
+    return DatasetReading(
+        name, records, file.category_names, file.faults, True, ids_in_file=file.image_ids
+    )
 
 
 def _sorting_key(image_id: int | str) -> tuple:

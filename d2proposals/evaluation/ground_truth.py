@@ -53,6 +53,8 @@ class GroundTruth:
         num_difficult: how many objects are marked difficult.
         num_crowd: how many crowd regions there are.
         faults: what is wrong with the annotations.
+        ids_in_file: ids of all images of the dataset's COCO-style file, in the file's order; None
+            without one.
     """
 
     image_ids: list[int | str]
@@ -68,12 +70,13 @@ class GroundTruth:
     num_difficult: int = 0
     num_crowd: int = 0
     faults: list[Fault] = field(default_factory=list)
+    ids_in_file: list[int | str] | None = None
 
     @property
     def images(self) -> DatasetImages:
         """What readers of files of proposals need to know of the images."""
         names = self.file_names or [""] * len(self.image_ids)
-        return DatasetImages(self.image_ids, names, self.image_sizes)
+        return DatasetImages(self.image_ids, names, self.image_sizes, self.ids_in_file)
 
     def with_masks(self) -> "GroundTruth":
         """The objects that have masks alone.
@@ -176,6 +179,7 @@ def ground_truth_of(
         segmentations=segmentations if with_masks and has_mask.any() else None,
         num_difficult=num_difficult,
         num_crowd=sum(item["iscrowd"] for record in records for item in _annotations_of(record)),
+        ids_in_file=reading.ids_in_file,
     )
     faults = reading.faults.to_list() + find_ground_truth_faults(
         ground_truth.boxes,

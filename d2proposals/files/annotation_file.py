@@ -57,6 +57,11 @@ class AnnotationFile:
     faults: AnnotationFaults
     num_read_by_detectron2: dict[str, int]
 
+    @property
+    def image_ids(self) -> list[int | str]:
+        """Of all images, in the file's order."""
+        return [record["image_id"] for record in self.records]
+
 
 # By the name under which :func:`register_annotation_file` registered them.
 _REGISTERED: dict[str, AnnotationFile] = {}

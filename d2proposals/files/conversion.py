@@ -3,7 +3,8 @@
 * ``detectron2``: Detectron2's precomputed proposals, a pickle with logits and without masks.
 * ``coco``: COCO's results, JSON with boxes (XYWH), masks or both, and scores.
 * ``mmdet3``: mmdetection 3's dumped proposals, a pickle from file names to boxes and scores.
-* ``mmdet2``: mmdetection 2's, a pickle of (R, 5) arrays in the dataset's order.
+* ``mmdet2``: mmdetection 2's, a pickle of (R, 5) arrays in the order of the dataset's
+  annotation file.
 * ``sam``: Segment-Anything's automatic masks, a folder with a JSON file per image.
 * ``d2proposals``: this project's own JSON, with boxes, logits and masks.
 

@@ -5,8 +5,8 @@ Each is recognised by the items of its list, one per image or one per object:
 * mmdetection 3's ``--out``: a dictionary per image with ``pred_instances`` (``bboxes`` XYXY,
   ``scores``, ``labels``, ``masks``), ``img_id`` and ``img_path``.
 * mmdetection 2's ``--out``: per image a list with an (R, 5) array for each class, or a tuple of
-  that list and one of masks; the images are in the dataset's order. Its proposals are one array of
-  each image.
+  that list and one of masks; the images are in the order of the dataset's annotation file. Its
+  proposals are one array of each image.
 * Detectron2's ``instances_predictions.pth``: a dictionary per image with ``image_id`` and
   ``instances`` (COCO results) or ``proposals``.
 * COCO results, a dictionary per object.
@@ -93,7 +93,7 @@ def _read_mmdet2(items: list[Any], images: DatasetImages | None) -> ProposalSet:
             "of another dataset or split"
         )
     collected, num_classes = Collected("mmdet2"), 1
-    for image_id, item in zip(images.ids, taken(items), strict=True):
+    for image_id, item in zip(images.ids_in_order_of_file(), taken(items), strict=True):
         masks = None
         if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], list):
             item, masks = item

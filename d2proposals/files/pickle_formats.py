@@ -110,8 +110,9 @@ def write_mmdet3(path: Path, proposals: ProposalSet, images: DatasetImages | Non
 def write_mmdet2(path: Path, proposals: ProposalSet, images: DatasetImages | None) -> None:
     if images is None:
         raise ValueError("the format mmdet2 is in the dataset's order; name it (--dataset or --gt)")
+    ids = images.ids_in_order_of_file()
     position = {str(image_id): index for index, image_id in enumerate(proposals.image_ids)}
-    foreign = position.keys() - set(map(str, images.ids))
+    foreign = position.keys() - set(map(str, ids))
     if foreign:
         raise ValueError(
             f"{len(foreign)} images are not in the dataset, whose order the format mmdet2 has: "
@@ -119,7 +120,7 @@ def write_mmdet2(path: Path, proposals: ProposalSet, images: DatasetImages | Non
         )
     probabilities = proposals.probabilities()
     rows = []
-    for image_id in images.ids:
+    for image_id in ids:
         index = position.get(str(image_id))
         if index is None:
             rows.append(np.zeros((0, 5), np.float32))

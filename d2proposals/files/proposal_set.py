@@ -82,6 +82,8 @@ class DatasetImages:
         ids: in the dataset's order.
         file_names: of the images, "" where unknown.
         sizes: (height, width) in pixels, None where unknown.
+        ids_in_file: of all images of the dataset's COCO-style file, in the file's order; None
+            without one.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class DatasetImages:
         ids: Sequence[int | str],
         file_names: Sequence[str],
         sizes: Sequence[tuple[int, int] | None],
+        ids_in_file: Sequence[int | str] | None = None,
     ) -> None:
+        self.ids_in_file = ids_in_file
         self.ids, self.file_names, self.sizes = list(ids), list(file_names), list(sizes)
         self._by_text = {str(image_id): image_id for image_id in self.ids}
         self._by_name: dict[str, int | str | None] = {}
@@ -154,6 +158,26 @@ class DatasetImages:
                 ambiguous.append(image_id)
             resolved.append(next(iter(found.values())) if len(found) == 1 else image_id)
         return resolved, ambiguous
+
+    def ids_in_order_of_file(self) -> list[int | str]:
+        """The ids in the order in which mmdetection has the images: that of the dataset's file.
+
+        Detectron2 sorts the images of a file by id, mmdetection takes them as they stand.
+
+        Raises:
+            ValueError: if the dataset has some images of its file, in an order of its own.
+        """
+        in_file = list(map(str, self.ids_in_file or ()))
+        if not self._by_text.keys() <= set(in_file):
+            return self.ids
+        ordered = [self._by_text[text] for text in in_file if text in self._by_text]
+        if len(ordered) < len(in_file) and ordered != self.ids:
+            raise ValueError(
+                "the dataset has some images of its annotation file in another order, and "
+                "mmdetection 2's files have no ids; name the annotation file that mmdetection had "
+                "(--gt)"
+            )
+        return ordered
 
     def find(self, name: str) -> int | str | None:
         """Id of the image of a file name, with or without folder and suffix; None if unknown."""

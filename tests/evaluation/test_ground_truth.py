@@ -251,6 +251,7 @@ def test_a_registered_file_is_read_as_the_file_itself(register_coco, kind):
     # Detectron2 sorts images by their ids, the file has its own order.
     assert ground_truth.image_ids == [3, 5] and own.image_ids == [5, 3]
     for each in (own, ground_truth):
+        assert each.images.ids_in_order_of_file() == [5, 3]
         assert each.boxes.tolist() == [[5, 5, 14, 14], [1, 2, 11, 22]]
         assert each.areas.tolist() == [16, 50]
         assert [fault.name for fault in each.faults] == [fault.name for fault in own.faults]
@@ -269,6 +270,7 @@ def test_a_function_that_chooses_keeps_its_choice(register_dataset, register_coc
     chosen = register_dataset(without, "without_some", json_file=json_file)
     assert load_ground_truth(chosen).boxes.tolist() == [[5, 5, 14, 14], [1, 2, 11, 22]]
     assert load_ground_truth(chosen).areas.tolist() == [50, 50]
+    assert load_ground_truth(chosen).images.ids_in_order_of_file() == [5, 3]
 
 
 def test_an_error_of_an_own_function_is_not_hidden(register_coco):

@@ -137,6 +137,28 @@ def test_mmdetection_2_by_category_and_without_scores(tmp_path):
         read_proposals(path, IMAGES)
 
 
+def test_mmdetection_2_has_the_order_of_the_annotation_file(tmp_path):
+    """Detectron2 has sorted the file's images."""
+    images = DatasetImages([7, 8, 9], [""] * 3, [SIZE] * 3, ids_in_file=[9, "7", 8])
+    original = make_set(with_masks=False)
+    path = tmp_path / "proposals.pkl"
+    write_proposals(path, original, "mmdet2", images)
+    assert [len(rows) for rows in pickle.loads(path.read_bytes())] == [3, 4, 0]
+    result = read_proposals(path, images)
+    assert result.image_ids == [9, 7, 8]
+    for boxes_i, index in zip(result.boxes, (2, 0, 1), strict=True):
+        np.testing.assert_array_equal(boxes_i, original.boxes[index])
+    images.ids_in_file = [7, 8, 5, 9]
+    assert read_proposals(path, images).image_ids == [7, 8, 9]
+    images.ids_in_file = ["of", "another", "file"]
+    assert read_proposals(path, images).image_ids == [7, 8, 9]
+    images.ids_in_file = [9, 7, 8, 5]
+    with pytest.raises(ValueError, match="some images of its annotation file in another order"):
+        read_proposals(path, images)
+    with pytest.raises(ValueError, match="some images of its annotation file in another order"):
+        write_proposals(path, original, "mmdet2", images)
+
+
 def test_results_of_coco(tmp_path):
     """Entries in any order; boxes of masks; categories ignored and named."""
     mask = random_masks(1)[0]

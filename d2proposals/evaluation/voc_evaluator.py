@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from tabulate import tabulate
 
+from ..data.dataset_reading import DatasetReading, read_dataset
 from ..data.paper_splits import load_voc
 from .voc_average_precision import IOU_THRESHOLDS, Detections, Objects, average_precisions
 
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 # VOC 2007 to 2009 took the precision at eleven recalls, later years the area under the curve.
 FIRST_YEAR_OF_AREA = 2010
+
+# Flags of annotations that make what is found there neither right nor wrong.
+_NEITHER_RIGHT_NOR_WRONG = ("difficult", "ignore", "iscrowd")
 
 
 class VOCEvaluator(DatasetEvaluator):
@@ -42,8 +45,8 @@ class VOCEvaluator(DatasetEvaluator):
         """
         Args:
             dataset_name: a registered dataset, whose metadata has ``year`` (decides how AP is taken
-                from the curve). Which objects are difficult is read from its records or its COCO
-                file (annotations' key "difficult"), or from VOC's XML files.
+                from the curve). Which objects are difficult is read from its COCO-style file or
+                its records (annotations' keys "difficult" and "ignore"), or from VOC's XML files.
 
         Raises:
             ValueError: the metadata has no year.
@@ -78,9 +81,8 @@ class VOCEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         detections = dict(itertools.chain.from_iterable(part.items() for part in gathered))
-        objects = load_objects(self._dataset_name)
-        # After the reading: a COCO-style file names its classes then.
-        names = list(MetadataCatalog.get(self._dataset_name).thing_classes)
+        reading = read_dataset(self._dataset_name)
+        objects, names = objects_of(reading), reading.category_names
         none = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
         precisions = average_precisions(
             list(objects.values()),
@@ -93,26 +95,30 @@ class VOCEvaluator(DatasetEvaluator):
         return {"bbox": results}
 
 
-def load_objects(dataset_name: str) -> dict[str, Objects]:
-    """The objects of each image of a dataset by its id; crowd regions count as difficult.
+def objects_of(reading: DatasetReading) -> dict[str, Objects]:
+    """The objects of each image of a dataset by its id; crowd regions and what is to be ignored
+    count as difficult.
 
     Args:
-        dataset_name: registered with VOC's folders (``dirname``, ``split``) or a COCO-style file
-            (``json_file``) in its metadata, or with annotations that have "difficult" themselves.
+        reading: of a COCO-style file, of records that have "difficult" themselves, or of a dataset
+            with VOC's folders (``dirname``, ``split``) in its metadata.
     """
-    metadata = MetadataCatalog.get(dataset_name)
-    records = DatasetCatalog.get(dataset_name)
-    tells_difficult = any(
-        "difficult" in item for record in records for item in record.get("annotations", [])
-    )
-    if tells_difficult:
-        pass
-    elif metadata.get("json_file"):
-        image_root = metadata.get("image_root", "")
-        records = load_coco_json(metadata.json_file, image_root, dataset_name, ["difficult"])
-    elif metadata.get("dirname") and metadata.get("split"):
-        records = load_voc(metadata.dirname, metadata.split, True, metadata.thing_classes)
+    records = _records_with_difficult(reading)
     return {str(r["image_id"]): _to_objects(r.get("annotations", [])) for r in records}
+
+
+def _records_with_difficult(reading: DatasetReading) -> list[dict[str, Any]]:
+    """Records that say which objects are difficult; Detectron2's reader of VOC's XML does not."""
+    metadata = MetadataCatalog.get(reading.name)
+    if reading.is_of_file or not (metadata.get("dirname") and metadata.get("split")):
+        return reading.records
+    # As they were given: once read, only what is difficult has the key.
+    given = DatasetCatalog.get(reading.name)
+    if any("difficult" in item for record in given for item in record.get("annotations", [])):
+        return reading.records
+    image_ids = {record["image_id"] for record in reading.records}
+    in_xml = load_voc(metadata.dirname, metadata.split, True, metadata.thing_classes)
+    return [record for record in in_xml if record["image_id"] in image_ids]
 
 
 def _to_objects(annotations: list[dict[str, Any]]) -> Objects:
@@ -124,7 +130,7 @@ def _to_objects(annotations: list[dict[str, Any]]) -> Objects:
         boxes=np.asarray(boxes, np.float64).reshape(-1, 4),
         categories=np.array([item["category_id"] for item in annotations], np.int64),
         is_difficult=np.array(
-            [bool(item.get("difficult", 0) or item.get("iscrowd", 0)) for item in annotations],
+            [any(item.get(name) for name in _NEITHER_RIGHT_NOR_WRONG) for item in annotations],
             bool,
         ),
     )

@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, register_coco_instances, register_pascal_voc
+from detectron2.data.datasets import (
+    load_coco_json,
+    load_voc_instances,
+    register_coco_instances,
+    register_pascal_voc,
+)
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.evaluation.pascal_voc_evaluation import voc_eval
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from d2proposals.data.dataset_reading import read_dataset
 from d2proposals.evaluation.voc_average_precision import Detections, Objects, average_precisions
-from d2proposals.evaluation.voc_evaluator import VOCEvaluator, load_objects
+from d2proposals.evaluation.voc_evaluator import VOCEvaluator, objects_of
 
 NAMES = ["cat", "dog", "sheep"]
 
@@ -221,6 +227,58 @@ def test_a_coco_style_file_gives_what_xml_files_give(how, tmp_path, forget_datas
     assert "eleven points" in table
 
 
+# Each beside the only plain object.
+NEITHER_RIGHT_NOR_WRONG = {
+    "difficult": {"difficult": 1},
+    "ignore": {"ignore": 1},
+    "true as text": {"difficult": "1"},
+    "unlisted category": {"category_id": 99},
+}
+
+
+@pytest.mark.parametrize("kind", NEITHER_RIGHT_NOR_WRONG)
+def test_a_file_that_detectron2_cannot_read_is_measured_as_it_was_mended(
+    kind, tmp_path, forget_datasets
+):
+    """The other object is found first: that is wrong only where it is none of the class."""
+    objects = {"000001": make_objects((0, 0, 10, 10, 0, 0), (50, 0, 60, 10, 0, 0))}
+    path = tmp_path / "test.json"
+    write_json(path, objects)
+    content = json.loads(path.read_text())
+    plain, other = content["annotations"]
+    plain.update(iscrowd="0", difficult="0")
+    del other["difficult"]
+    other.update(id=1, **NEITHER_RIGHT_NOR_WRONG[kind])
+    path.write_text(json.dumps(content))
+    register_coco_instances("voc_mended", {"year": 2007}, str(path), "images")
+    found = make_detections((50, 0, 60, 10, 0, 0.9), (0, 0, 10, 10, 0, 0.8))
+    expected = 50 if kind == "unlisted category" else 100
+    assert run(VOCEvaluator("voc_mended"), {"1": found})["AP50"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("how", ["coco", "xml"])
+def test_a_function_that_takes_some_images_is_measured_on_these(how, tmp_path, forget_datasets):
+    objects, detections = random_case(seed=5)
+    first = dict(list(objects.items())[:6])
+    if how == "coco":
+        path = tmp_path / "test.json"
+        write_json(path, objects)
+        load = partial(load_coco_json, str(path), "images", "voc_some")
+        metadata = {"json_file": str(path)}
+        detections = {str(int(image_id)): d for image_id, d in detections.items()}
+    else:
+        write_voc(tmp_path, objects)
+        load = partial(load_voc_instances, str(tmp_path), "test", NAMES)
+        metadata = {"dirname": str(tmp_path), "split": "test", "thing_classes": NAMES}
+    DatasetCatalog.register("voc_some", lambda: load()[:6])
+    MetadataCatalog.get("voc_some").set(year=2007, **metadata)
+    write_voc(tmp_path / "first", first)
+    register_pascal_voc("voc_first", str(tmp_path / "first"), "test", 2007, NAMES)
+    of_first = {f"{int(image_id):06d}": d for image_id, d in detections.items()}
+    expected = run(VOCEvaluator("voc_first"), of_first)
+    assert run(VOCEvaluator("voc_some"), detections) == pytest.approx(expected)
+
+
 def test_perfect_detections_of_dog_and_cat(tmp_path, forget_datasets):
     """The classes have 100 each by name, and no class that has no objects pulls the mean down."""
     objects = {"000001": make_objects((0, 0, 49, 19, 0, 0), (10, 20, 30, 40, 1, 0)),
@@ -242,7 +300,7 @@ def test_crowds_are_ignored_and_a_year_is_needed(register_dataset):
     annotation = {"bbox": [0, 0, 10, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
     records = [{"image_id": 1, "annotations": [{**annotation, "iscrowd": 1}]}, {"image_id": 2}]
     name = register_dataset(records, thing_classes=NAMES)
-    objects = load_objects(name)
+    objects = objects_of(read_dataset(name))
     assert objects["1"].is_difficult.tolist() == [True] and len(objects["2"].boxes) == 0
     with pytest.raises(ValueError, match="set it with MetadataCatalog.get.*set.year=2007."):
         VOCEvaluator(name)

@@ -18,6 +18,7 @@ number of proposals and the rank and score of each; it takes images.
 import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 # Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
@@ -107,15 +108,14 @@ def find_inputs(paths: Sequence[str]) -> list[Path]:
 
 def output_paths(inputs: Sequence[Path], folder: Path) -> list[Path]:
     """Where the picture or video of each input goes; inputs of one name get numbers."""
-    names: dict[str, int] = {}
-    paths = []
+    names: dict[str, None] = {}  # in their order
     for path in inputs:
         suffix = ".mp4" if is_video(path) else ".png"
-        name = path.stem + suffix
-        names[name] = names.get(name, 0) + 1
-        number = names[name]
-        paths.append(folder / (name if number == 1 else f"{path.stem}_{number}{suffix}"))
-    return paths
+        numbered = (f"{path.stem}_{number}{suffix}" for number in count(2))
+        names[next(name for name in chain([path.stem + suffix], numbered) if name not in names)] = (
+            None
+        )
+    return [folder / name for name in names]
 
 
 def load_proposer(cfg: CfgNode) -> Proposer:

@@ -20,6 +20,7 @@ import json
 import math
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -194,7 +195,7 @@ def run_benchmark(report: Report, device: str) -> list[str]:
         except Exception as error:
             failures.append(f"{name}: {one_line(error)}")
             continue
-        baseline = baseline or candidate
+        baseline, pair = baseline or candidate, None
         for train in (False, True):
             for amp in (False, True):
                 row = {"generator": name, "config": config, "train": train, "amp": amp}
@@ -441,13 +442,17 @@ def run_apart(part: str, report: Report, device: str) -> None:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     begun = time.perf_counter()
     failure = None
+    # In a group of its own: what it has started would go on beside the next part.
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True
+    )
     try:
-        done = subprocess.run(
-            command, check=False, timeout=PARTS[part], env={**os.environ, "PYTHONPATH": path}
-        )
-        if done.returncode not in (0, 1):
-            failure = f"the process ended with status {done.returncode}"
+        status = process.wait(PARTS[part])
+        if status not in (0, 1):
+            failure = f"the process ended with status {status}"
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         failure = f"stopped after {PARTS[part]} s"
     if failure is not None:
         report.update(part, failures=[failure], seconds=time.perf_counter() - begun)

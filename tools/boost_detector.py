@@ -32,7 +32,7 @@ from d2proposals.engine.model_command import (
     model_parser,
     running_command,
 )
-from d2proposals.engine.training_records import training_records
+from d2proposals.engine.training_records import training_records, with_training_copies
 from d2proposals.zip_rpn.boosting import (
     check_savable,
     check_scikit_learn,
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed_all_rng(args.seed)
         model = load_trained_model(cfg)
         check_boostable(model)
-        records = training_records(cfg)
+        records = training_records(with_training_copies(cfg))
         random.Random(args.seed).shuffle(records)
         loader = build_detection_test_loader(
             records,

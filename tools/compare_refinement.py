@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from torch import nn
 
 from d2proposals.data.mapper import ProposalDatasetMapper
@@ -34,6 +34,7 @@ from d2proposals.detectornet.refinement_curves import (
     precision_recall,
 )
 from d2proposals.engine import check_datasets, load_trained_model
+from d2proposals.engine.checked_datasets import records_to_test
 from d2proposals.engine.model_command import (
     PROPOSALS_ONLY,
     command_config,
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cfg = command_config(args, *PROPOSALS_ONLY, "MODEL.DETECTORNET.REFINEMENT.ENABLED", True)
         name = cfg.DATASETS.TEST[0]
         check_datasets([name])
-        records = DatasetCatalog.get(name)[: args.num_images]
+        records = records_to_test(cfg, name)[: args.num_images]
         model = load_trained_model(cfg)
         generator = model.proposal_generator
         if not isinstance(generator, DetectorNet):

@@ -86,6 +86,8 @@ from d2proposals.engine import load_config
 from d2proposals.zip_rpn.follow_up import FollowUpBlocks
 from d2proposals.zip_rpn.zoom_network import ZoomNetwork
 
+# MODEL.PIXEL_STD of ZIP's configurations.
+PIXEL_STD = (57.375, 57.12, 58.395)
 # MODEL.ZOOM_NETWORK.MIRROR_DEPTHS of the full-size networks.
 MIRROR_DEPTHS = {"bn_inception": (2, 4, 2), "vgg16": (1, 3, 3)}
 
@@ -114,7 +116,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--pixel-std",
         type=float,
         nargs=3,
-        default=(57.375, 57.12, 58.395),
         metavar=("B", "G", "R"),
         help="MODEL.PIXEL_STD of the configuration (default: 57.375 57.12 58.395)",
     )
@@ -243,6 +244,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--separate-trunks goes with --architecture vgg11 only")
     if args.pixels == "caffe" and not (args.zoom_network and args.architecture == "vgg16"):
         parser.error("--pixels caffe goes with --architecture vgg16 --zoom-network only")
+    is_zip_s = args.architecture == "bn_inception" or args.zoom_network
+    has_norm = args.architecture == "bn_inception" or args.follow_up is not None
+    largefov = " or ".join(LARGEFOV_CONVERTERS)
+    for flag, is_given, has_effect, where in (
+        ("--pixel-std", args.pixel_std is not None, is_zip_s, "bn_inception or --zoom-network"),
+        ("--trainable-norm", args.trainable_norm, has_norm, "bn_inception or --follow-up"),
+        ("--mirror-depths", args.mirror_depths is not None, args.zoom_network, "--zoom-network"),
+        (
+            "--single-network",
+            args.single_network,
+            args.architecture in LARGEFOV_CONVERTERS,
+            largefov,
+        ),
+    ):
+        if is_given and not has_effect:
+            parser.error(f"{flag} goes with {where} only")
+    args.pixel_std = args.pixel_std or PIXEL_STD
     is_alexnet = args.architecture == "alexnet"
     if is_alexnet != (args.config_file is not None):
         parser.error("--config-file goes with --architecture alexnet, which needs it")

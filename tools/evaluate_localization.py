@@ -17,12 +17,12 @@ from collections.abc import Sequence
 # beside them, and themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.structures import ImageList
 from tqdm import tqdm
 
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.engine import check_datasets, load_trained_model
+from d2proposals.engine.checked_datasets import records_to_test
 from d2proposals.engine.model_command import (
     command_config,
     model_parser,
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         generator = find_spop(model)
         cfg.INPUT.RANDOM_FLIP = "none"
         mapper = ProposalDatasetMapper(cfg, is_train=True)
-        dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
+        dicts = [record for name in cfg.DATASETS.TEST for record in records_to_test(cfg, name)]
         errors = LocalizationErrors()
         for dataset_dict in tqdm(dicts[: args.max_images or None], disable=None):
             mapped = mapper(dataset_dict)

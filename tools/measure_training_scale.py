@@ -22,7 +22,7 @@ from detectron2.utils.env import seed_all_rng
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.engine import check_datasets
 from d2proposals.engine.model_command import command_config, model_parser, running_command
-from d2proposals.engine.training_records import training_records
+from d2proposals.engine.training_records import training_records, with_training_copies
 from d2proposals.zip_rpn import ZIP
 from d2proposals.zip_rpn.scale_measurement import (
     batches_in_order,
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not isinstance(generator, ZIP):
             parser.error(f"dyTrainScale is ZIP's, the configuration has {type(generator).__name__}")
         seed_all_rng(args.seed)
-        records = training_records(cfg)
+        records = training_records(with_training_copies(cfg))
         drawn, fixed = draw_training_sizes(records, ProposalDatasetMapper(cfg, True), args.draws)
         sizes = [draw.size for draw in drawn]
         usual = computed_per_image(batches_in_order([draw.size for draw in fixed], batch_size))

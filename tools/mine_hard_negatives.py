@@ -4,8 +4,9 @@
         --config-file configs/detectornet_sliding_windows_voc.yaml \\
         MODEL.WEIGHTS output/detectornet_sliding_windows_voc/model_final.pth
 
-Runs the detector over the training images (DATASETS.TRAIN) and writes, of its detections, those
-that are negative crops (MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS), as a file of proposals.
+Runs the detector over the images of one dataset (the only one of DATASETS.TRAIN, or that of
+--dataset) and writes, of its detections, those that are negative crops
+(MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS), as a file of proposals.
 detectornet_hard_negatives_voc.yaml goes on training with it. For the second round, --add takes the
 file of the first one, whose boxes stay. A stride of 5 pixels is the paper's; a coarser one
 (MODEL.DETECTORNET.SLIDING_WINDOWS.STRIDE) takes less time.
@@ -28,6 +29,7 @@ from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.detectornet.hard_negatives import hard_negatives, merge_rounds
 from d2proposals.engine import check_datasets, load_trained_model
 from d2proposals.engine.model_command import command_config, model_parser, running_command
+from d2proposals.engine.training_records import with_training_copies
 from d2proposals.files.precomputed_format import read_proposal_file, write_proposal_file
 
 
@@ -35,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = model_parser(__doc__, "configuration of the detector")
     parser.add_argument("--output", required=True, help="PKL file to write")
-    parser.add_argument("--dataset", help="registered dataset (default: the first to train on)")
+    parser.add_argument("--dataset", help="one of DATASETS.TRAIN (default: its only one)")
     parser.add_argument("--add", metavar="PKL", help="hard negatives of an earlier round")
     parser.add_argument(
         "--top", type=int, default=87, metavar="K",
@@ -46,11 +48,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def mine(cfg: CfgNode, name: str, number: int) -> dict[int | str, tuple[np.ndarray, np.ndarray]]:
     """Hard negatives of each image of a dataset, boxes (Q, 4) and scores (Q,), by its id."""
-    records = {x["image_id"]: x for x in DatasetCatalog.get(name)}
+    # With the objects that the training has, of DATASETS.CATEGORIES.
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN = (name,)
+    (copy,) = with_training_copies(cfg).DATASETS.TRAIN
+    records = {x["image_id"]: x for x in DatasetCatalog.get(copy)}
     model = load_trained_model(cfg)
     max_iou = cfg.MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS[0]
     # As in the test: each image once, not flipped.
-    loader = build_detection_test_loader(cfg, name, mapper=ProposalDatasetMapper(cfg, False))
+    loader = build_detection_test_loader(
+        list(records.values()),
+        mapper=ProposalDatasetMapper(cfg, False),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
     mined = {}
     for inputs in loader:
         with torch.no_grad():
@@ -73,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cfg = command_config(args, "MODEL.LOAD_PROPOSALS", False)
         if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
             parser.error("hard negatives are a detector's: MODEL.META_ARCHITECTURE GeneralizedRCNN")
+        if not args.dataset and len(cfg.DATASETS.TRAIN) != 1:
+            parser.error(
+                f"hard negatives are of one dataset, DATASETS.TRAIN has {len(cfg.DATASETS.TRAIN)}: "
+                "name one with --dataset, and an --output for each"
+            )
         name = args.dataset or cfg.DATASETS.TRAIN[0]
         check_datasets([name])
         # Before the long work.

@@ -17,9 +17,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_anchor_generator, build_backbone
 
+from d2proposals.engine.checked_datasets import records_to_test
 from d2proposals.engine.model_command import (
     command_config,
     dataset_of,
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for a in build_anchor_generator(cfg, shapes).cell_anchors
         ]
         sizes = object_sizes(
-            DatasetCatalog.get(name), cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+            records_to_test(cfg, name), cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         )
         if not len(sizes):
             parser.error(f"{name} has no objects to draw")

@@ -45,7 +45,7 @@ from d2proposals.engine.model_command import (
     running_command,
 )
 from d2proposals.evaluation.comparison import plot_precision_by_number, read_precision_by_number
-from d2proposals.files.atomic_files import write_json
+from d2proposals.files.atomic_files import check_output_folder, write_json
 
 logger = logging.getLogger("d2proposals.plot_detector_ap")
 
@@ -106,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if min(args.limits) < 1:
             parser.error(f"--limits must be positive, not {min(args.limits)}")
         name = args.name or Path(args.config_file).stem
+        check_output_folder(Path(args.output).parent)
         runs = read_precision_by_number(args.beside, args.measure)
         if name in runs:
             parser.error(f"a run beside this one is called '{name}', too: give another --name")
@@ -125,17 +126,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for limit in sorted(set(args.limits)):
             results[limit], counter = evaluate_at(cfg, model, limit)
             numbers[limit] = counter.mean
+    for limit, metrics in results.items():
+        print(
+            f"{limit} proposals: AP {metrics['AP']:.2f}, AP50 {metrics['AP50']:.2f}, "
+            f"{numbers[limit]:.1f} proposals per image"
+        )
     content = {"name": name, "dataset": cfg.DATASETS.TEST[0], "ap_by_limit": results}
     write_json(args.output, {**content, "mean_number_by_limit": numbers})
     runs[name] = {limit: metrics[args.measure] for limit, metrics in results.items()}
     picture = str(Path(args.output).with_suffix(".png"))
     title = f"Detections on {cfg.DATASETS.TEST[0]}"
     plot_precision_by_number(picture, runs, title, args.measure)
-    for limit, metrics in results.items():
-        print(
-            f"{limit} proposals: AP {metrics['AP']:.2f}, AP50 {metrics['AP50']:.2f}, "
-            f"{numbers[limit]:.1f} proposals per image"
-        )
     print(f"{args.output}, {picture}")
 
 

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from detectron2.data import DatasetCatalog
 
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.engine import ProposalNetworkWithTTA, load_trained_model, without_test_resize
+from d2proposals.engine.checked_datasets import records_to_test
 from d2proposals.engine.model_command import (
     PROPOSALS_ONLY,
     command_config,
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ProposalDatasetMapper(without_test_resize(cfg), False),
         )
         with recorded_candidates(generator) as records, torch.no_grad():
-            for record in DatasetCatalog.get(name):
+            for record in records_to_test(cfg, name):
                 network([mapper(record)])
         tried: dict[tuple[float, ...], float] = {}
 

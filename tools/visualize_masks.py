@@ -17,12 +17,12 @@ from collections.abc import Sequence
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from detectron2.data import DatasetCatalog
 from matplotlib.figure import Figure
 
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.deepmask.mask_pictures import draw_image
 from d2proposals.engine import load_trained_model
+from d2proposals.engine.checked_datasets import records_to_test
 from d2proposals.engine.model_command import (
     PROPOSALS_ONLY,
     command_config,
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with running_command(parser, arguments) as args:
         cfg = command_config(args, *PROPOSALS_ONLY)
         dataset = dataset_of(args, cfg, parser)
-        records = DatasetCatalog.get(dataset)
+        records = records_to_test(cfg, dataset)
         chosen = [records[index] for index in spread_evenly(args.num_images, len(records))]
         model = load_trained_model(cfg)
         mapper = ProposalDatasetMapper(cfg, False)

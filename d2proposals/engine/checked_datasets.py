@@ -62,11 +62,37 @@ def with_checked_datasets(cfg: CfgNode, part: str) -> CfgNode:
             where the model tells categories apart, and with ``DATASETS.STRICT`` for any fault.
     """
     names = {name: checked_dataset(cfg, name, part) for name in cfg.DATASETS[part]}
-    if all(name == checked for name, checked in names.items()):
+    return with_copies(cfg, part, names)
+
+
+def records_to_test(cfg: CfgNode, name: str) -> list[dict[str, Any]]:
+    """The images of a dataset as a test of the job reads them; errors as
+    :func:`with_checked_datasets`.
+
+    Args:
+        cfg: of the job.
+        name: of the dataset.
+    """
+    return DatasetCatalog.get(checked_dataset(cfg, name, "TEST"))
+
+
+def with_copies(cfg: CfgNode, part: str, names: dict[str, str]) -> CfgNode:
+    """A configuration that names copies of datasets instead of them, and their weights with them.
+
+    Args:
+        cfg: of a job.
+        part: "TRAIN" or "TEST".
+        names: of the copies, by the names of all datasets of that part.
+
+    Returns:
+        the configuration itself, where each dataset is its own copy.
+    """
+    if all(name == copy for name, copy in names.items()):
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.DATASETS[part] = tuple(names.values())
+    # One that is there twice stays so.
+    cfg.DATASETS[part] = tuple(names[name] for name in cfg.DATASETS[part])
     # Newer versions of Detectron2 have weights by name.
     factors = cfg.DATASETS.get("TRAIN_REPEAT_FACTOR", [])
     if part == "TRAIN" and factors:

@@ -196,6 +196,13 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.META_ARCHITECTURE '{cfg.MODEL.META_ARCHITECTURE}': its heads train on the "
             "proposals."
         )
+    has_augmentation = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" or is_two_stage(cfg)
+    if cfg.TEST.AUG.ENABLED and (not has_augmentation or cfg.MODEL.KEYPOINT_ON):
+        raise ValueError(
+            "TEST.AUG.ENABLED is for proposal networks and two-stage detectors without keypoints, "
+            f"not for MODEL.META_ARCHITECTURE '{cfg.MODEL.META_ARCHITECTURE}'"
+            f"{' with MODEL.KEYPOINT_ON' if cfg.MODEL.KEYPOINT_ON else ''}."
+        )
     is_on_zoom_network = cfg.MODEL.BACKBONE.NAME == "build_zoom_network_backbone"
     if (
         cfg.MODEL.META_ARCHITECTURE == "RetinaNet"

@@ -20,7 +20,6 @@ from detectron2.data import (
 )
 from detectron2.engine import DefaultTrainer, defaults, hooks
 from detectron2.evaluation import (
-    COCOEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
     LVISEvaluator,
@@ -31,6 +30,7 @@ from torch.utils.data import DataLoader
 
 from ..data.mapper import ProposalDatasetMapper
 from ..data.size_grouping import SizeGroupedBatches
+from ..evaluation.coco_evaluator import SubsetCOCOEvaluator
 from ..evaluation.evaluator import ProposalEvaluator
 from ..evaluation.voc_evaluator import VOCEvaluator
 from ..proposals.native_size_hosts import hand_over_native_sizes
@@ -45,7 +45,7 @@ from .optimizer import build_optimizer
 from .part_weights import load_part_weights, warn_of_random_generator
 from .proposal_pictures import ProposalPictures, can_show_proposals
 from .test_time_augmentation import DetectorWithTTA, ProposalNetworkWithTTA, without_test_resize
-from .training_records import training_records
+from .training_records import training_records, with_training_copies
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ class Trainer(DefaultTrainer):
                 f"of the number of processes ({num_processes})."
             )
         with_checked_datasets(cfg, "TEST")
-        cfg = with_checked_datasets(cfg, "TRAIN")
+        cfg = with_training_copies(cfg)
         mapper, dataset = ProposalDatasetMapper(cfg, True), training_records(cfg)
         scale, batch_size = cfg.INPUT.DY_TRAIN_SCALE, cfg.SOLVER.IMS_PER_BATCH // num_processes
         if not scale.ENABLED or scale.GROUPED_BATCHES == 1 or batch_size == 1:
@@ -212,7 +212,8 @@ class Trainer(DefaultTrainer):
         """Build Detectron2's test loader with :class:`ProposalDatasetMapper`."""
         mapper = ProposalDatasetMapper(cfg, False)
         dataset_name = checked_dataset(cfg, dataset_name, "TEST")
-        cfg = with_checked_datasets(cfg, "TEST")
+        if cfg.MODEL.LOAD_PROPOSALS:  # whose files are those of DATASETS.TEST, in its order
+            cfg = with_checked_datasets(cfg, "TEST")
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
@@ -247,7 +248,8 @@ class Trainer(DefaultTrainer):
             # A mended copy has no file: the evaluator writes one, anew in each run.
             name = checked_dataset(cfg, dataset_name, "TEST")
             anew = {"allow_cached_coco": False} if name != dataset_name else {}
-            return DatasetEvaluators([COCOEvaluator(name, output_dir=folder, **anew)])
+            evaluator = SubsetCOCOEvaluator(name, output_dir=folder, **anew)
+            return DatasetEvaluators([evaluator])
         if evaluator_type == "lvis":
             return DatasetEvaluators([LVISEvaluator(dataset_name, output_dir=folder)])
         raise ValueError(

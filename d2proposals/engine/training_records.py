@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from ..data.category_choice import with_chosen_categories
-from .checked_datasets import checked_dataset
+from .checked_datasets import checked_dataset, with_checked_datasets, with_copies
 from .job import is_two_stage
 
 logger = logging.getLogger(__name__)
@@ -21,31 +21,52 @@ logger = logging.getLogger(__name__)
 EVALUATOR_TYPES = ("coco", "lvis", "pascal_voc")
 
 
-def training_records(cfg: CfgNode) -> Any:
-    """Read the datasets of ``DATASETS.TRAIN`` as Detectron2's training loader does.
+def with_training_copies(cfg: CfgNode) -> CfgNode:
+    """The configuration, naming what a training reads instead of ``DATASETS.TRAIN``.
 
     Args:
         cfg: of the job.
 
     Returns:
-        a list of dataset dictionaries, with objects of ``DATASETS.CATEGORIES``, those without
-        objects left out if the configuration says so; a ``torch.utils.data.Dataset`` where that is
+        a configuration with mended copies where Detectron2 could not read a dataset, and copies
+        with the objects of ``DATASETS.CATEGORIES``, which it has no more.
+
+    Raises:
+        ValueError: in one line, as :func:`~d2proposals.engine.checked_datasets.checked_dataset`, or
+            when a dataset does not have a category of ``DATASETS.CATEGORIES``.
+    """
+    cfg, categories = with_checked_datasets(cfg, "TRAIN"), cfg.DATASETS.CATEGORIES
+    if not categories:
+        return cfg
+    names = {name: with_chosen_categories(name, categories) for name in cfg.DATASETS.TRAIN}
+    cfg = with_copies(cfg, "TRAIN", names).clone()
+    cfg.defrost()
+    cfg.DATASETS.CATEGORIES = ()
+    cfg.freeze()
+    return cfg
+
+
+def training_records(cfg: CfgNode) -> Any:
+    """Read the datasets of ``DATASETS.TRAIN`` as Detectron2's training loader does.
+
+    Args:
+        cfg: of the job, with the datasets of :func:`with_training_copies`.
+
+    Returns:
+        a list of dataset dictionaries, those without objects left out if the configuration says
+        so; a ``torch.utils.data.Dataset`` where that is
         what a dataset's function returns.
 
     Raises:
         ValueError: in one line, when nothing is left, when objects have classes that the heads
-            lack, when masks are asked for that are not there, or when a dataset does not have a
-            category of ``DATASETS.CATEGORIES``.
+            lack, or when masks are asked for that are not there.
     """
     names = ", ".join(cfg.DATASETS.TRAIN)
-    datasets, categories = cfg.DATASETS.TRAIN, cfg.DATASETS.CATEGORIES
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: name a dataset to train on.")
-    if categories:
-        datasets = [with_chosen_categories(name, categories) for name in datasets]
     try:
         records = get_detection_dataset_dicts(
-            datasets,
+            cfg.DATASETS.TRAIN,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             min_keypoints=(
                 cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
@@ -56,9 +77,8 @@ def training_records(cfg: CfgNode) -> Any:
         if "No valid data found" not in str(error) and "is empty!" not in str(error):
             raise
         raise ValueError(
-            f"{names}: no image has an object to train on (crowd regions are none)"
-            f"{f' of DATASETS.CATEGORIES {tuple(categories)}' if categories else ''}. Check the "
-            "annotations; images without objects are trained on with "
+            f"{names}: no image has an object to train on (crowd regions are none). Check the "
+            "annotations and DATASETS.CATEGORIES; images without objects are trained on with "
             "DATALOADER.FILTER_EMPTY_ANNOTATIONS False."
         ) from error
     if isinstance(records, list):

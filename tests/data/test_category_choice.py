@@ -1,11 +1,11 @@
 """Tests of training on some of a dataset's categories."""
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, build
 from detectron2.structures import BoxMode
 
 from d2proposals.data.category_choice import with_chosen_categories
-from d2proposals.engine.training_records import training_records
+from d2proposals.engine.training_records import training_records, with_training_copies
 from d2proposals.files.annotation_file import VOC_CATEGORIES
 from tests.common import forgotten_datasets, make_cfg
 
@@ -32,6 +32,10 @@ def animals():
         MetadataCatalog.get("animals").set(thing_classes=list(CLASSES), json_file="of_all.json")
         yield "animals"
         names += set(DatasetCatalog.list()) - before
+
+
+def chosen_records(cfg):
+    return training_records(with_training_copies(cfg))
 
 
 def categories_of(records):
@@ -66,22 +70,33 @@ def test_unknown_categories_are_one_line(animals, chosen, line):
     cfg = make_cfg("shapes/rpn_only.yaml", "DATASETS.TRAIN", (animals,))
     cfg.DATASETS.CATEGORIES = chosen
     with pytest.raises(ValueError, match=line) as error:
-        training_records(cfg)
+        chosen_records(cfg)
     assert "\n" not in str(error.value)
 
 
 def test_images_without_an_object_left(animals):
     cfg = make_cfg("shapes/rpn_only.yaml", "DATASETS.TRAIN", (animals,))
-    assert len(training_records(cfg)) == 2
+    assert len(chosen_records(cfg)) == 2
     cfg.DATASETS.CATEGORIES = ("cat",)
-    assert [x["image_id"] for x in training_records(cfg)] == [0]
+    assert [x["image_id"] for x in chosen_records(cfg)] == [0]
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
-    assert categories_of(training_records(cfg)) == [[0], [], [0], []]
+    assert categories_of(chosen_records(cfg)) == [[0], [], [0], []]
     cfg.DATASETS.CATEGORIES = ("car",)
-    assert len(training_records(cfg)) == 4
+    assert len(chosen_records(cfg)) == 4
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
-    with pytest.raises(ValueError, match=r"object to train on .* of DATASETS.CATEGORIES \('car',"):
-        training_records(cfg)
+    with pytest.raises(ValueError, match="animals of car: no image has an object to train on"):
+        chosen_records(cfg)
+
+
+def test_weights_of_the_sampler_are_those_of_the_images_left(animals):
+    cfg = make_cfg("shapes/rpn_only.yaml", "DATASETS.TRAIN", (animals,))
+    cfg.DATASETS.CATEGORIES = ("cat",)
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = [(animals, 2.0)]
+    cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.NUM_WORKERS = "WeightedTrainingSampler", 0
+    # Which Detectron2 makes from the datasets of the configuration, not from the records.
+    copies = with_training_copies(cfg)
+    assert build._build_weighted_sampler(copies)._int_part.tolist() == [2.0]
+    assert len(training_records(copies)) == 1
 
 
 def test_voc_s_are_twenty_of_coco_s():

@@ -86,6 +86,28 @@ def test_mining_and_training_on_what_was_mined(tmp_path, capsys):
         assert 3 <= len(after) <= 6 and all(x in after.tolist() for x in before.tolist())
 
 
+def test_mining_is_of_one_dataset_and_of_the_categories_trained_on(tmp_path, capsys, monkeypatch):
+    config = str(CONFIGS / "detectornet_sliding_windows_voc.yaml")
+    command = ["mine_hard_negatives", "--config-file", config, "--output", tmp_path / "x.pkl"]
+    for names in ("()", "('tiny_train','tiny_val')"):
+        with pytest.raises(SystemExit):
+            run_tool(*command, "DATASETS.TRAIN", names, *TINY)
+        assert "are of one dataset, DATASETS.TRAIN has" in capsys.readouterr().err
+    seen = []
+
+    def negatives(detections, record, max_iou, number):
+        seen.append(len(record["annotations"]))
+        return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+
+    monkeypatch.setattr("d2proposals.detectornet.hard_negatives.hard_negatives", negatives)
+    options = ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.CATEGORIES", "('dog',)",
+               "MODEL.ROI_HEADS.NUM_CLASSES", "80", *TINY]  # fmt: skip
+    with registered(write_tiny_coco(tmp_path / "datasets") / "coco"):
+        run_tool(*command, *options)
+    # Where nothing is a dog, as in the training.
+    assert seen == [0, 0, 0, 0]
+
+
 def test_hard_negatives_train_the_classifier():
     torch.manual_seed(0)
     model = build_model(make_cfg("detectornet_hard_negatives_voc.yaml", *TINY)).train()

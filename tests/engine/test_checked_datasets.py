@@ -13,7 +13,11 @@ from pycocotools import mask as mask_util
 
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.engine import Trainer
-from d2proposals.engine.checked_datasets import checked_dataset, with_checked_datasets
+from d2proposals.engine.checked_datasets import (
+    checked_dataset,
+    records_to_test,
+    with_checked_datasets,
+)
 from tests.common import make_cfg
 
 WIDTH, HEIGHT = 80, 64
@@ -248,6 +252,22 @@ def test_another_dataset_of_the_same_name_is_checked_anew(registered):
     register([1, 1, 5, -5])
     name = checked_dataset(config("made twice"), "made twice", "TRAIN")
     assert num_objects(DatasetCatalog.get(name)) == [0]
+
+
+def test_a_dataset_that_is_there_twice_stays_so(registered):
+    cfg = config(registered([annotation(1), annotation(1, image_id=2)]))
+    cfg.DATASETS.TRAIN *= 2
+    (first, second) = with_checked_datasets(cfg, "TRAIN").DATASETS.TRAIN
+    assert first == second != cfg.DATASETS.TRAIN[0]
+
+
+def test_commands_read_what_a_test_reads(registered):
+    """Where Detectron2's reader stops at an annotation."""
+    name = registered([annotation(1), annotation(1, image_id=2)])
+    with pytest.raises(AssertionError):
+        DatasetCatalog.get(name)
+    records = records_to_test(config("", (name,)), name)
+    assert [record["image_id"] for record in records] == [1, 2]
 
 
 def test_sampling_weights_follow_the_copies(registered):

@@ -62,6 +62,20 @@ def test_missing_file():
         load_config(make_args(config_file="gone.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("config", "opts", "named"),
+    [
+        ("shapes/zip_single_stage.yaml", (), "'RetinaNet'"),
+        ("shapes/faster_rcnn_rpn.yaml", ("MODEL.KEYPOINT_ON", True), "with MODEL.KEYPOINT_ON"),
+    ],
+)
+def test_what_cannot_be_augmented_is_named_before_the_training(config, opts, named):
+    check_config(make_cfg(config, *opts))
+    with pytest.raises(ValueError, match=f"^TEST.AUG.ENABLED is for .*{named}"):
+        check_config(make_cfg(config, "TEST.AUG.ENABLED", True, *opts))
+    check_config(make_cfg("shapes/faster_rcnn_rpn.yaml", "TEST.AUG.ENABLED", True))
+
+
 def test_without_cuda_the_cpu_is_taken(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cfg = make_cfg(None, "SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cuda")

@@ -140,7 +140,7 @@ def test_evaluators(tiny_coco, tmp_path, monkeypatch):
 
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     made = []
-    for name in ("COCOEvaluator", "LVISEvaluator", "VOCEvaluator"):
+    for name in ("SubsetCOCOEvaluator", "LVISEvaluator", "VOCEvaluator"):
         # Some need packages or files that are not here.
         monkeypatch.setattr(
             f"d2proposals.engine.trainer.{name}",
@@ -157,7 +157,7 @@ def test_evaluators(tiny_coco, tmp_path, monkeypatch):
     MetadataCatalog.remove("voc_as_coco")
     folder = {"output_dir": str(tmp_path / "out" / "inference")}
     assert made == [
-        ("COCOEvaluator", ("some_coco",), folder),
+        ("SubsetCOCOEvaluator", ("some_coco",), folder),
         ("LVISEvaluator", ("some_lvis",), folder),
         ("VOCEvaluator", ("some_pascal_voc",), {}),
         ("VOCEvaluator", ("voc_as_coco",), {}),

@@ -437,6 +437,23 @@ def test_follow_up_weights_need_the_zoom_network(monkeypatch, capsys):
     assert "--follow-up goes with --zoom-network only" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("architecture", "flags"),
+    [
+        ("vgg16", ["--pixel-std", "1", "1", "1"]),
+        ("vgg11", ["--trainable-norm"]),
+        ("vgg16", ["--zoom-network", "--trainable-norm"]),
+        ("bn_inception", ["--mirror-depths", "1", "1", "1"]),
+        ("bn_inception", ["--single-network"]),
+    ],
+)
+def test_flags_without_an_effect_are_refused(monkeypatch, capsys, architecture, flags):
+    with pytest.raises(SystemExit):
+        run_tool(monkeypatch, "--architecture", architecture, *flags, "in.pth", "out.pkl")
+    name = [flag for flag in flags if flag.startswith("--")][-1]
+    assert f"{name} goes with " in capsys.readouterr().err
+
+
 def test_pixel_std_moves_into_the_first_convolution(public):
     std = (57.375, 57.12, 58.395)
     plain, divided = BNInception().eval(), BNInception().eval()

@@ -63,6 +63,12 @@ def test_images_and_folders(images, tmp_path, capsys, caplog):
     assert str(out / "1.png") in capsys.readouterr().out
 
 
+def test_numbered_pictures_do_not_collide_either():
+    paths = [Path(name) for name in ("a.jpg", "a.png", "a_2.jpg", "a.mp4", "b/a.jpg")]
+    names = ["a.png", "a_2.png", "a_2_2.png", "a.mp4", "a_3.png"]
+    assert DEMO["output_paths"](paths, Path("out")) == [Path("out", name) for name in names]
+
+
 def test_video(tmp_path, capsys):
     path = tmp_path / "clip.avi"
     write_video(path, "MJPG")

@@ -7,6 +7,7 @@ import os
 import runpy
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,6 +122,23 @@ def test_fast_rcnn_trains_and_evaluates_on_exported_files(weights, tmp_path):
     assert results["bbox"]["AP"] == pytest.approx(measured["bbox/AP"])
     detections = tmp_path / "out" / "inference" / "coco_instances_results.json"
     assert {x["image_id"] for x in json.loads(detections.read_text())} == {1, 2, 3, 4}
+
+
+def test_other_datasets_of_the_configuration_may_be_missing(weights, tmp_path):
+    names = ("--datasets", "tiny_train", "--num-gpus", "1", ("DATASETS.TEST", "('coco_2014_val',)"))
+    assert "tiny_train: 4 images" in export_files(tmp_path, weights, *names)
+
+
+def test_a_dataset_that_detectron2_cannot_read_is_exported(tiny_coco, weights, tmp_path):
+    file = tiny_coco / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["ignore"] = 1
+    file.write_text(json.dumps(content))
+    with pytest.raises(AssertionError):
+        DatasetCatalog.get("tiny_val")
+    assert "tiny_val: 4 images" in export_files(
+        tmp_path, weights, "--datasets", "tiny_val", "--num-gpus", "1"
+    )
 
 
 def test_recall_of_the_file_is_that_of_the_generator(weights, tmp_path):
@@ -333,6 +351,7 @@ def test_bad_arguments(weights, tmp_path, capsys):
 )
 def test_datasets_whose_images_cannot_be_told_apart(tiny_coco, monkeypatch, ids, message):
     records = [{"image_id": x} if x else {} for x in ids]
-    monkeypatch.setattr(export.DatasetCatalog, "get", lambda name: records)
+    reading = SimpleNamespace(records=records)
+    monkeypatch.setattr(export, "read_dataset", lambda name, needs_ids: reading)
     with pytest.raises(ValueError, match=message):
         ProposalExporter("tiny_val", Path("x.pkl"))

@@ -1,8 +1,14 @@
 """Tests of dev/gpu_checks.py."""
 
+import contextlib
 import json
+import os
 import runpy
+import subprocess
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,6 +64,55 @@ def test_a_failing_part_is_written_and_stops_nothing(script, tmp_path, monkeypat
     assert content["benchmark"]["failures"] == ["RuntimeError: no"]
     assert content["benchmark"]["rows"] == [{"seconds": None}]
     assert content["parity"]["failures"] == []
+
+
+def test_a_generator_that_time_is_over_for_is_skipped(script, tmp_path, monkeypatch):
+    functions = script["run_benchmark"].__globals__
+    timed = []
+
+    def benchmark_row(*args, **settings):
+        timed.append(1)
+        return {"repeats": 1}
+
+    clock = SimpleNamespace(perf_counter=lambda: 1e9 if len(timed) == 8 else 0.0)
+    monkeypatch.setitem(functions, "time", clock)
+    monkeypatch.setitem(functions, "benchmark_row", benchmark_row)
+    monkeypatch.setitem(functions, "describe", lambda row: row["generator"])
+    monkeypatch.setitem(functions, "format_times", lambda row: "")
+    config = functions["DRY_GENERATORS"]["SC-RPN"]
+    monkeypatch.setitem(functions["DRY_GENERATORS"], "last", config)
+    report = script["Report"](tmp_path / "checks.json")
+    assert script["run_benchmark"](report, "cpu") == []
+    rows = json.loads((tmp_path / "checks.json").read_text())["benchmark"]["rows"]
+    assert ["skipped" in row for row in rows] == [*[False] * 8, *[True] * 4]
+
+
+def test_what_a_stopped_part_has_started_stops_too(script, tmp_path, monkeypatch):
+    functions = script["run_apart"].__globals__
+    pids = tmp_path / "pid"
+    grandchild = (
+        f"import os, time; open({str(pids)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess,
+        "Popen",
+        lambda command, **settings: popen([sys.executable, "-c", child], **settings),
+    )
+    monkeypatch.setitem(functions["PARTS"], "parity", 3)
+    report = script["Report"](tmp_path / "checks.json")
+    script["run_apart"]("parity", report, "cpu")
+    content = json.loads((tmp_path / "checks.json").read_text())
+    assert content["parity"]["failures"] == ["stopped after 3 s"]
+    # It is gone when the system has cleared it away.
+    for _ in range(100):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pids.read_text()), 0)
+            time.sleep(0.1)
+            continue
+        return
+    pytest.fail("it goes on")
 
 
 def test_wrong_part(script, capsys):

@@ -5,7 +5,8 @@ The format is a pickled dictionary, the one that ``MODEL.LOAD_PROPOSALS`` and
 
 * ``ids``: list of image ids, as in the dataset's dictionaries;
 * ``boxes``: list of (R, 4) float32 arrays, one per image;
-* ``objectness_logits``: list of (R,) float32 arrays, one per image;
+* ``objectness_logits``: list of (R,) float32 arrays, one per image; no two of an image
+  are equal in the files written here, since Detectron2 sorts by them and reverses what is equal;
 * ``bbox_mode``: the integer value of a ``BoxMode``; XYXY_ABS, in pixels of the original image, in
   the files written here.
 
@@ -19,10 +20,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import torch
 from detectron2.structures import BoxMode
 
 from .atomic_files import atomic_write
 from .safe_pickle import load_pickle, one_line, taken, to_plain
+from .strict_order import lower_equal_scores
 
 # The newest without frames, which would split what is written value by value.
 _PROTOCOL = 3
@@ -58,7 +61,8 @@ def write_proposal_file(
         image_ids: one id per image, all different.
         boxes: one (R, 4) array per image, XYXY in pixels of the original image. They are asked for
             one after the other, and those of all images before the first logits.
-        objectness_logits: one (R,) array per image.
+        objectness_logits: one (R,) array per image. Equal ones, which keep their order, are lowered
+            by the smallest amounts that tell it.
 
     Raises:
         ValueError: if the three lists do not belong together.
@@ -81,11 +85,21 @@ def write_proposal_file(
         write.value("boxes")
         write.list_of(counted(boxes, 0, (-1, 4)))
         write.value("objectness_logits")
-        write.list_of(counted(objectness_logits, 1, (-1,)))
+        write.list_of(map(_without_equals, counted(objectness_logits, 1, (-1,))))
         write.value("bbox_mode")
         write.value(BoxMode.XYXY_ABS.value)
         write.end_dict()
         _check_numbers(image_ids, *numbers, str(path))
+
+
+def _without_equals(logits: np.ndarray) -> np.ndarray:
+    """(R,) float32 logits in the same order, no two of which are equal, unless they are infinite
+    or no numbers."""
+    order = np.argsort(-logits, kind="stable")
+    order = order[np.isfinite(logits[order])]
+    lowered = logits.copy()
+    lowered[order] = lower_equal_scores(torch.from_numpy(logits[order])).numpy()
+    return lowered
 
 
 class _PickleWriter:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import nms
 
+from ..files.strict_order import lower_equal_scores
+
 
 def probability_to_logit(probability: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
     """Logit of probabilities, which are clamped to [eps, 1 - eps] first.
@@ -40,17 +42,7 @@ def strictly_decreasing(logits: torch.Tensor) -> torch.Tensor:
     """
     if torch.jit.is_tracing():
         return _decreasing(logits.float())
-    # The bits of a float32, read as an integer with the sign made arithmetic, count the floats in
-    # their order: "the next smaller float" is "minus one", and out[i] = min(in[i], out[i-1] - 1)
-    # becomes a cumulative minimum.
-    bits = logits.float().contiguous().view(torch.int32).long()
-    magnitude = bits & 0x7FFFFFFF
-    position = torch.arange(len(bits), device=bits.device)
-    ordered = torch.where(bits < 0, -magnitude, magnitude) + position
-    if len(ordered):
-        ordered = ordered.cummin(dim=0).values - position
-    floats = ordered.abs().int().view(torch.float32)
-    return torch.where(ordered < 0, -floats, floats)
+    return lower_equal_scores(logits)
 
 
 def _decreasing(logits: torch.Tensor) -> torch.Tensor:

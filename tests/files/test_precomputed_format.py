@@ -44,6 +44,22 @@ def test_detectron2_loads_the_file(tmp_path):
     assert records[1]["proposal_bbox_mode"] == BoxMode.XYXY_ABS
 
 
+def test_detectron2_keeps_the_order_of_equal_logits(tmp_path):
+    """It sorts by ``argsort()[::-1]``, which reverses them, and cuts the worst off."""
+    logits = np.array([0.5, 2, 0.5, 0.5, np.inf, 2, -np.inf, np.nan], np.float32)
+    boxes = np.arange(32, dtype=np.float32).reshape(8, 4)
+    path = tmp_path / "proposals.pkl"
+    write_proposal_file(path, [7, 8], [boxes, boxes[:4]], [logits, np.zeros(4)])
+    written, zeros = read_proposal_file(path).objectness_logits
+    np.testing.assert_allclose(written, logits, rtol=3e-7)
+    assert (-1e-40 < zeros).all() and (zeros <= 0).all()
+    records = load_proposals_into_dataset([{"image_id": 8}], str(path))
+    np.testing.assert_array_equal(records[0]["proposal_boxes"], boxes[:4])
+    write_proposal_file(path, [7], [boxes[:7]], [logits[:7]])
+    records = load_proposals_into_dataset([{"image_id": 7}], str(path))
+    np.testing.assert_array_equal(records[0]["proposal_boxes"], boxes[[4, 1, 5, 0, 2, 3, 6]])
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, ">f4", np.int32])
 def test_reader_takes_arrays_of_every_protocol_and_type(tmp_path, protocol, dtype):

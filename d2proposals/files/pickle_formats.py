@@ -4,6 +4,7 @@ Shape shorthand: R proposals of an image.
 """
 
 import pickle
+from collections import Counter
 from pathlib import Path
 from typing import IO, Any
 
@@ -92,16 +93,21 @@ def write_detectron2(path: Path, proposals: ProposalSet, images: DatasetImages |
 
 
 def write_mmdet3(path: Path, proposals: ProposalSet, images: DatasetImages | None) -> None:
-    names = file_names(proposals, images)
+    # The folder and the name, by which mmdetection finds an image's proposals.
+    names = [
+        "/".join(name.replace("\\", "/").split("/")[-2:]) for name in file_names(proposals, images)
+    ]
+    shared = [name for name, number in Counter(names).items() if number > 1]
+    if shared:
+        raise ValueError(
+            "the format mmdet3 tells images by folder and name, and several images have the same: "
+            f"{name_some(shared)}"
+        )
     probabilities = proposals.probabilities()
     _dump(
         path,
         {
-            # The folder and the name, by which mmdetection finds an image's proposals.
-            "/".join(name.replace("\\", "/").split("/")[-2:]): {
-                "bboxes": boxes_i,
-                "scores": scores_i.astype(np.float32),
-            }
+            name: {"bboxes": boxes_i, "scores": scores_i.astype(np.float32)}
             for name, boxes_i, scores_i in zip(names, proposals.boxes, probabilities, strict=True)
         },
     )

@@ -260,6 +260,10 @@ def test_writers_refuse_what_they_cannot_hold(tmp_path):
         write_proposals(path, nan, "coc")
     with pytest.raises(ValueError, match="mmdet2 is in the dataset's order; name it"):
         write_proposals(path, make_set(), "mmdet2")
+    frames = [f"video{k}/frames/1.jpg" for k in (1, 2)] + ["frames/2.jpg"]
+    images = DatasetImages([7, 8, 9], frames, [SIZE] * 3)
+    with pytest.raises(ValueError, match="several images have the same: frames/1.jpg$"):
+        write_proposals(path, make_set(), "mmdet3", images)
     other = make_set()
     other.image_ids[0] = "x"
     with pytest.raises(ValueError, match="1 images are not in the dataset.*: x"):

@@ -1,19 +1,28 @@
 """Lazy configurations build what the YAML configurations of the same names build."""
 
+import functools
 import runpy
 import sys
 import types
+from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import transforms as T
 from detectron2.engine import default_argument_parser
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.solver import LRMultiplier, build_lr_scheduler
 from detectron2.utils.events import EventStorage
+from omegaconf import ListConfig
 from torch import nn
 from torchvision.ops import MLP
 
+from d2proposals.data.mapper import ProposalDatasetMapper
+from d2proposals.engine.lazy_training import PARTS, load_lazy_config
+from d2proposals.engine.optimizer import build_optimizer
 from tests.common import CONFIGS, ROOT, add_rectangle_masks, make_cfg, make_instances
 
 NAMES = sorted(
@@ -31,6 +40,8 @@ NARROW = (
     *("MODEL.DETECTORNET.NUM_CROPS", 4, "MODEL.ROI_BOX_HEAD.FC_DIM", 16),
 )
 SIZE = (96, 128)
+# Trained by AdaGrad or with each parameter's gradient clipped: in the YAML form alone.
+OWN_STEPS = ("_spop", "spop_rpn_only", "detectornet_rpn_only")
 
 
 def load(name):
@@ -153,6 +164,90 @@ def test_a_lazy_configuration_is_the_yaml_one(name):
     assert len(proposals) > 0 or name == "detectornet_rpn_only"
     assert torch.equal(proposals.proposal_boxes.tensor, lazy_proposals.proposal_boxes.tensor)
     assert torch.equal(proposals.objectness_logits, lazy_proposals.objectness_logits)
+
+
+def described(part, *but):
+    """The class of a mapper or augmentation and its settings, without those named."""
+    settings = {
+        name: list(value) if isinstance(value, list | tuple | ListConfig) else value
+        for name, value in vars(part).items()
+        if name not in but
+    }
+    if "short_edge_length" in settings:
+        settings["short_edge_length"] = set(settings["short_edge_length"])
+    return type(part).__name__, settings
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lazy_images_are_the_yaml_ones(name):
+    cfg, loaders = make_cfg(f"{name}.yaml"), load(name).dataloader
+    for is_train, loader in ((True, loaders.train), (False, loaders.test)):
+        of_yaml, of_lazy = ProposalDatasetMapper(cfg, is_train), instantiate(loader.mapper)
+        # dyTrainScale is the YAML form's alone.
+        but = ("augmentations", "training_scale", "resize_index")
+        assert described(of_lazy, *but) == described(of_yaml, *but)
+        expected = [described(x) for x in of_yaml.augmentations.augs]
+        # A resize to the side 0 is none.
+        expected = [x for x in expected if x[1].get("short_edge_length") != {0}]
+        assert [described(x) for x in of_lazy.augmentations.augs] == expected
+    assert loaders.train.total_batch_size == cfg.SOLVER.IMS_PER_BATCH
+    limits = loaders.proposal_evaluator.get("limits", (1, 10, 100, 300, 500, 1000))
+    assert tuple(limits) == cfg.TEST.PROPOSALS.LIMITS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lazy_learning_rate_is_the_yaml_one(name):
+    cfg, lazy = make_cfg(f"{name}.yaml"), load(name)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    of_yaml = build_lr_scheduler(cfg, optimizer)
+    of_lazy = LRMultiplier(optimizer, instantiate(lazy.lr_multiplier), lazy.train.max_iter)
+    iterations = {0, 1, cfg.SOLVER.WARMUP_ITERS // 2, cfg.SOLVER.WARMUP_ITERS}
+    for step in (*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER):
+        iterations |= {step - 1, step}
+    for iteration in sorted(iterations):
+        of_yaml.last_epoch = of_lazy.last_epoch = iteration
+        assert of_lazy.get_lr() == pytest.approx(of_yaml.get_lr(), rel=1e-9), iteration
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(OWN_STEPS)])
+def test_a_lazy_step_is_the_yaml_one(name):
+    """Rates by module, momentum, weight decay and clipping, seen in what two steps do."""
+    cfg, lazy = make_cfg(f"{name}.yaml"), load(name).optimizer
+    results = []
+    for build in (
+        functools.partial(build_optimizer, cfg),
+        lambda model: instantiate({**lazy, "params": instantiate({**lazy.params, "model": model})}),
+    ):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"backbone": nn.Linear(3, 2), "proposal_generator": nn.Linear(3, 2)})
+        model["norm"] = nn.BatchNorm1d(3)
+        optimizer = build(model)
+        for scale in (1.0, 40.0):
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, scale)
+            optimizer.step()
+        results.append(model.state_dict())
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "lazy").glob("*.py")))
+def test_every_lazy_configuration_is_one_of_a_training(name):
+    path = CONFIGS / "lazy" / f"{name}.py"
+    cfg = load_lazy_config(Namespace(config_file=str(path), opts=[]))
+    assert set(PARTS) <= set(cfg)
+    assert cfg.train.output_dir == f"./output/lazy/{name}"
+
+
+@pytest.mark.parametrize("name", ["vitdet_rpn", "vitdet_sc_rpn"])
+def test_images_of_vitdet_fit_the_square_they_are_padded_to(name):
+    cfg = load(name)
+    for loader in (cfg.dataloader.train, cfg.dataloader.test):
+        augmentations = instantiate(loader.mapper).augmentations
+        for side in (480, 427, 240):
+            item = T.AugInput(np.zeros((side, 640, 3), np.uint8))
+            augmentations(item)
+            assert max(item.image.shape[:2]) <= cfg.model.backbone.square_pad
+            assert min(item.image.shape[:2]) > side  # resized at all
 
 
 def run_lazy(*arguments):

@@ -39,7 +39,8 @@ backbone = L(SimpleFeaturePyramid)(
 )
 model = faster_rcnn(rpn(), backbone=backbone)
 model.update(pixel_mean=RGB["model_mean"], pixel_std=RGB["model_std"], input_format="RGB")
-dataloader = coco(detects=True, image_format="RGB")
+# No image is larger than the square it is padded to.
+dataloader = coco(max_size=backbone.square_pad, detects=True, image_format="RGB")
 optimizer = sgd()
 lr_multiplier = multi_step()
 train = job("vitdet_rpn", weights="")

@@ -6,7 +6,7 @@ from .common.training import dataloader as coco
 from .common.training import job, multi_step, sgd
 
 model = proposal_network(zoom_network(), zip_rpn(), INCEPTION_BGR)
-dataloader = coco(batch=4, train_sides=(600,), test_side=600)
+dataloader = coco(4, (600,), 600, max_size=1000, flips=False)
 optimizer = sgd(0.0001, weight_decay=0.0005)
-lr_multiplier = multi_step(range(7000, 231001, 7000), 236000)
+lr_multiplier = multi_step(range(7000, 231001, 7000), 236000, gamma=0.5)
 train = job("zip_rpn_only", 236000, weights="")

@@ -15,6 +15,7 @@ from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from d2proposals.data.mapper import ProposalDatasetMapper
+from d2proposals.data.nonempty_resize import NonEmptyResize
 from d2proposals.engine.optimizer import full_model_clipping, parameter_groups
 from d2proposals.evaluation.evaluator import ProposalEvaluator
 
@@ -22,38 +23,60 @@ from d2proposals.evaluation.evaluator import ProposalEvaluator
 MULTI_SCALE = (640, 672, 704, 736, 768, 800)
 
 
-def dataloader(batch=16, train_sides=MULTI_SCALE, test_side=800, detects=False, **mapping):
+def dataloader(
+    batch=16,
+    train_sides=MULTI_SCALE,
+    test_side=800,
+    *,
+    max_size=1333,
+    warp_size=(),
+    flips=True,
+    detects=False,
+    **mapping,
+):
     """Loaders and evaluators of COCO 2017.
 
     Args:
         batch: images of an iteration.
-        train_sides: shorter sides of images in training; empty: as they were taken.
-        test_side: shorter side of images in the test; 0: as they were taken.
+        train_sides: shorter sides of images in training, in pixels; empty: as they were taken.
+        test_side: shorter side of images in the test, in pixels; 0: as they were taken.
+        max_size: bound of the longer side of resized images, in training and test, in pixels.
+        warp_size: (height, width) of all images in training, in the place of ``train_sides``;
+            empty: they keep their shape.
+        flips: whether every second image in training is mirrored.
         detects: whether detections are evaluated; proposals always are.
         **mapping: of the mapper, e.g. ``image_format``, ``use_instance_mask``.
     """
 
-    def mapper(is_train, sides):
-        resize = [L(T.ResizeShortestEdge)(short_edge_length=list(sides), max_size=1333)]
-        resize[0].sample_style = "choice"
-        flip = [L(T.RandomFlip)(horizontal=True)] if is_train else []
+    def resize(sides):
+        if not sides:
+            return []
+        sides = list(sides)
+        return [
+            L(NonEmptyResize)(short_edge_length=sides, max_size=max_size, sample_style="choice")
+        ]
+
+    def mapper(is_train, augmentations):
         return L(ProposalDatasetMapper)(
             is_train=is_train,
-            augmentations=[*(resize if sides else []), *flip],
+            augmentations=augmentations,
             **{"image_format": "BGR", **mapping},
         )
+
+    warp = [L(T.Resize)(shape=list(warp_size))] if warp_size else []
+    flip = [L(T.RandomFlip)(horizontal=True)] if flips else []
 
     detections = [L(COCOEvaluator)(dataset_name="${....test.dataset.names}")] if detects else []
     return {
         "train": L(build_detection_train_loader)(
             dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
-            mapper=mapper(True, train_sides),
+            mapper=mapper(True, [*(warp or resize(train_sides)), *flip]),
             total_batch_size=batch,
             num_workers=4,
         ),
         "test": L(build_detection_test_loader)(
             dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
-            mapper=mapper(False, (test_side,) if test_side else ()),
+            mapper=mapper(False, resize((test_side,) if test_side else ())),
             num_workers=4,
         ),
         "proposal_evaluator": L(ProposalEvaluator)(dataset_name="${..test.dataset.names}"),
@@ -84,11 +107,12 @@ def sgd(lr=0.02, weight_decay=0.0001, momentum=0.9, generator_lr_factor=1.0, cli
     )
 
 
-def multi_step(steps=(60000, 80000), max_iter=90000, warmup=1000):
-    """The learning rate's multiplier: a tenth from each step on, after a linear warm-up."""
+def multi_step(steps=(60000, 80000), max_iter=90000, warmup=1000, gamma=0.1):
+    """The learning rate's multiplier: ``gamma`` times as much from each step on, after a linear
+    warm-up."""
     return L(WarmupParamScheduler)(
         scheduler=L(MultiStepParamScheduler)(
-            values=[0.1**i for i in range(len(steps) + 1)],
+            values=[gamma**i for i in range(len(steps) + 1)],
             milestones=list(steps),
             num_updates=max_iter,
         ),

@@ -500,8 +500,9 @@ def add_torchvision_config(cfg: CN) -> None:
     # Name of torchvision's weights ("IMAGENET1K_V1", downloaded on first use), or a file of a
     # state dictionary under its layer names, whole or features only. "": random.
     cfg.MODEL.TORCHVISION.WEIGHTS = ""
-    # The pixels that these weights expect, which INPUT.FORMAT, MODEL.PIXEL_MEAN and .PIXEL_STD must
-    # state: "torchvision" (RGB, divided by the deviations) or "caffe" (BGR, not divided).
+    # The pixels that these weights expect: "torchvision" (RGB, divided by the deviations) or
+    # "caffe" (BGR, not divided). INPUT.FORMAT, MODEL.PIXEL_MEAN and .PIXEL_STD must state them for
+    # MODEL.BACKBONE, a generator's own FORMAT, PIXEL_MEAN and PIXEL_STD for its trunk.
     cfg.MODEL.TORCHVISION.PIXELS = "torchvision"
     # In the place of batch normalisation: "FrozenBN" (pre-trained weights), "BN", "SyncBN" or "GN"
     # (from scratch). MODEL.BACKBONE.FREEZE_AT k freezes the blocks up to the map of stride 2^k.

@@ -8,6 +8,7 @@ from .torchvision_backbone import (
     build_torchvision_backbone,
     build_torchvision_fpn_backbone,
 )
+from .trunks import build_registered_trunk
 from .vgg import VGG, build_vgg_backbone
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "VGG",
     "build_bn_inception_backbone",
     "build_image_backbone",
+    "build_registered_trunk",
     "build_torchvision_backbone",
     "build_torchvision_fpn_backbone",
     "build_vgg_backbone",

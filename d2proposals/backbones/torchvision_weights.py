@@ -123,16 +123,17 @@ def warn_of_other_pixels(cfg: CfgNode) -> None:
         )
     pixels = PIXELS[node.PIXELS]
     stated = Pixels(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+    keys = "INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD (FORMAT, ... of a generator's trunk)"
     close = all(
         len(a) == len(b) and all(abs(x - y) < 0.5 for x, y in zip(a, b, strict=True))
         for a, b in zip(pixels[1:], stated[1:], strict=True)
     )
     if node.WEIGHTS and (stated.format != pixels.format or not close):
         logger.warning(
-            f"MODEL.TORCHVISION.WEIGHTS were trained on {node.PIXELS}'s pixels: set INPUT.FORMAT "
-            f"'{pixels.format}', MODEL.PIXEL_MEAN {list(pixels.mean)}, MODEL.PIXEL_STD "
-            f"{list(pixels.std)}, instead of '{stated.format}', {list(stated.mean)}, "
-            f"{list(stated.std)}; or say what the weights expect by MODEL.TORCHVISION.PIXELS."
+            f"MODEL.TORCHVISION.WEIGHTS were trained on {node.PIXELS}'s pixels: set {keys} to "
+            f"'{pixels.format}', {list(pixels.mean)}, {list(pixels.std)}, instead of "
+            f"'{stated.format}', {list(stated.mean)}, {list(stated.std)}; or say what the weights "
+            "expect by MODEL.TORCHVISION.PIXELS."
         )
 
 

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import Backbone
 from torch import nn
 
+from ..backbones.trunks import build_registered_trunk
 from .image_canvas import CanvasStyle
 from .mask_head import MaskHead
 from .score_head import CodeScoreHead, ScoreHead
@@ -159,7 +159,7 @@ def build_network(cfg: CfgNode) -> DeepMaskNetwork:
     node = cfg.MODEL.DEEPMASK
 
     def build_trunk() -> Backbone:
-        return BACKBONE_REGISTRY.get(node.TRUNK)(cfg, ShapeSpec(channels=3))
+        return build_registered_trunk(cfg, node.TRUNK, node)
 
     trunk = build_trunk()
     if not hasattr(trunk, "stride") or not hasattr(trunk, "context"):

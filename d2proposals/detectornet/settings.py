@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 
 from ..backbones.alexnet import HIDDEN_CHANNELS, AlexNet, scaled_channels
 from ..backbones.crop_trunk import CropTrunk
+from ..backbones.trunks import build_registered_trunk
 from ..proposals.pixel_normalization import PixelNormalization
 from .detection import SearchGrid
 
@@ -61,7 +61,7 @@ def trunk_maker(cfg: CfgNode) -> Callable[[], nn.Module]:
             "backbone, such as build_torchvision_backbone"
         )
     return lambda: CropTrunk(
-        BACKBONE_REGISTRY.get(node.TRUNK)(cfg, ShapeSpec(channels=3)),
+        build_registered_trunk(cfg, node.TRUNK, node),
         input_size=node.INPUT_SIZE,
         out_channels=scaled_channels(HIDDEN_CHANNELS, node.WIDTH_FACTOR),
         dropout=node.DROPOUT,

@@ -129,17 +129,20 @@ def warn_of_random_generator(cfg: CfgNode, checkpointer: ProposalCheckpointer) -
         return
     generator = checkpointer.model.proposal_generator
     names = {f"proposal_generator.{name}" for name, _ in generator.named_parameters()}
-    if _trunk_name(cfg) == "build_torchvision_backbone" and cfg.MODEL.TORCHVISION.WEIGHTS:
-        return
+    path, weights = _NORM_NODES[node.NAME], "MODEL.PROPOSAL_GENERATOR.WEIGHTS"
+    if _trunk_name(cfg) == "build_torchvision_backbone":
+        if cfg.MODEL.TORCHVISION.WEIGHTS:
+            return
+        path, weights = ("TORCHVISION",), f"MODEL.TORCHVISION.WEIGHTS or {weights}"
     norm_node = cfg.MODEL
-    for name in _NORM_NODES[node.NAME]:
+    for name in path:
         norm_node = norm_node[name]
-    if not norm_node.NORM and names <= checkpointer.missing_keys:
+    # That of no trained statistics normalises nothing.
+    if norm_node.NORM in ("", "FrozenBN") and names <= checkpointer.missing_keys:
         logger.warning(
             f"The {node.NAME} starts from random weights without normalisation, and learns slowly "
             "or not at all. Name its checkpoint, or its network's converted weights "
-            "(tools/convert_weights.py), in MODEL.PROPOSAL_GENERATOR.WEIGHTS, or set "
-            f"MODEL.{'.'.join(_NORM_NODES[node.NAME])}.NORM 'GN'."
+            f"(tools/convert_weights.py), in {weights}, or set MODEL.{'.'.join(path)}.NORM 'BN'."
         )
 
 

@@ -82,11 +82,17 @@ class ProposalNetworkWithTTA(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """The generator's own suppression and number; RPN's keys where it has none of its own."""
+        host = model.module if isinstance(model, DistributedDataParallel) else model
+        generator = getattr(host, "proposal_generator", None)
+        numbers = getattr(generator, "post_nms_topk", {})
+        threshold = getattr(generator, "nms_thresh", 1.0)
         return {
             "model": model,
             "tta_mapper": DatasetMapperTTA(cfg),
-            "nms_thresh": cfg.MODEL.RPN.NMS_THRESH,
-            "post_nms_topk": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
+            # Without suppression an object would have a proposal of each scale.
+            "nms_thresh": threshold if threshold < 1 else cfg.MODEL.RPN.NMS_THRESH,
+            "post_nms_topk": numbers.get(False, cfg.MODEL.RPN.POST_NMS_TOPK_TEST),
             "test_size": (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
         }
 

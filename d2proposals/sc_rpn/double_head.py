@@ -33,9 +33,11 @@ from detectron2.modeling.roi_heads import (
     FastRCNNOutputLayers,
     StandardROIHeads,
 )
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from fvcore.nn import weight_init
 from torch import nn
+
+from ..proposals.image_extent import valid_cells
 
 
 class EnlargingPooler(nn.Module):
@@ -52,10 +54,7 @@ class EnlargingPooler(nn.Module):
         self.scale = scale
 
     def forward(self, x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) maps and (M, 5) image, XYXY -> (M, C, P, P).
-
-        Beyond the image features are zero.
-        """
+        """(N, C, H, W) maps and (M, 5) image, XYXY -> (M, C, P, P)."""
         low, high = boxes[:, 1:3], boxes[:, 3:]
         center, half_side = (low + high) / 2, (high - low) * (self.scale / 2)
         return self.pooler(
@@ -219,6 +218,21 @@ class DoubleHeadROIHeads(StandardROIHeads):
         ret["box_pooler"] = TwoExtentPooler(ret["box_pooler"], scale)
         ret["box_predictor"] = DoubleHeadOutputLayers(cfg, ret["box_head"].output_shape)
         return ret
+
+    def _forward_box(
+        self, features: dict[str, torch.Tensor], proposals: list[Instances]
+    ) -> dict[str, torch.Tensor] | list[Instances]:
+        # The larger boxes reach beyond their image, where other images of the batch decide on what
+        # the maps have: nothing, here.
+        sizes = [item.image_size for item in proposals]
+        sizes = torch.tensor(sizes, device=features[self.box_in_features[0]].device).view(-1, 2)
+        ended = dict(features)
+        for name, level_pooler in zip(
+            self.box_in_features, self.box_pooler.pooler.level_poolers, strict=True
+        ):
+            x, stride = features[name], round(1 / level_pooler.spatial_scale)
+            ended[name] = x * valid_cells(sizes, x.shape[-2:], stride, x.dtype)
+        return super()._forward_box(ended, proposals)
 
 
 def _linear(inputs: int, outputs: int, std: float) -> nn.Linear:

@@ -7,10 +7,10 @@ Proposal Networks", IEEE Transactions on Image Processing 25, 2016.
 from __future__ import annotations
 
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 
 from ..backbones.deeplab_largefov import DeepLabLargeFOV
+from ..backbones.trunks import build_registered_trunk
 from ..proposals.pixel_normalization import PixelNormalization
 from .networks import ConfidenceNetwork, LocalizationNetwork
 from .pixel_networks import PixelNetworks
@@ -73,7 +73,7 @@ def build_trunk(cfg: CfgNode) -> Backbone:
             f"Unknown {key}: choose 'deeplab_largefov' or a registered backbone, such as "
             "build_torchvision_backbone."
         )
-    trunk = BACKBONE_REGISTRY.get(node.NAME)(cfg, ShapeSpec(channels=3))
+    trunk = build_registered_trunk(cfg, node.NAME, node)
     if not hasattr(trunk, "reach") or len(trunk.output_shape()) != 1:
         raise ValueError(
             f"{key}: SPOP reads one map and needs to know what its cells see: use "

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
-from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling import build_backbone, build_model, build_proposal_generator
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -342,6 +342,25 @@ def test_pixels_unlike_those_of_the_weights_are_a_warning(
     with caplog.at_level(logging.WARNING):
         build_backbone(cfg, ShapeSpec(channels=3))
     assert ("were trained on" in caplog.text) == is_warned
+
+
+@pytest.mark.parametrize("generator", ["deepmask", "spop", "detectornet"])
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_a_trunk_s_pixels_are_its_generator_s(generator, is_wrong, tmp_path, caplog):
+    """In a detector whose backbone has others."""
+    network = torchvision.models.mobilenet_v2()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    cfg = make_cfg(
+        f"photos/{generator}_mobilenet_v2.yaml",
+        "MODEL.TORCHVISION.WEIGHTS", str(tmp_path / "weights.pth"), "INPUT.FORMAT", "BGR",
+        "MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675], "MODEL.PIXEL_STD", [1.0, 1.0, 1.0],
+    )  # fmt: skip
+    if is_wrong:
+        node = cfg.MODEL.SPOP.TRUNK if generator == "spop" else cfg.MODEL[generator.upper()]
+        node.FORMAT = "BGR"
+    with caplog.at_level(logging.WARNING):
+        build_proposal_generator(cfg, {})
+    assert ("FORMAT, ... of a generator's trunk" in caplog.text) == is_wrong
 
 
 @pytest.mark.parametrize("config", ["rpn_only.yaml", "sc_rpn_only.yaml"])

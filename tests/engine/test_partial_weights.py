@@ -14,6 +14,7 @@ from d2proposals.engine import (
     warn_of_random_weights,
 )
 from d2proposals.engine.part_weights import warn_of_random_generator
+from tests.common import make_cfg
 from tests.engine.test_part_weights import (
     BACKBONE_KEY,
     GENERATOR_KEY,
@@ -253,7 +254,9 @@ def test_a_generator_that_will_hardly_learn(generator, host, overrides, norm_key
         warn_of_random_generator(cfg, load(cfg, seeded_model(cfg, 1)))
     messages = messages_of(caplog)
     assert len(messages) == (norm_key is not None)
-    assert all(f"The {generator} starts" in x and f"{norm_key} 'GN'" in x for x in messages)
+    assert all(f"The {generator} starts" in x and f"{norm_key} 'BN'" in x for x in messages)
+    if norm_key is not None:  # which is possible
+        build_model(host_cfg(generator, host, "MODEL.WEIGHTS", "", *overrides, norm_key, "BN"))
     if norm_key is None:
         return
     caplog.clear()
@@ -265,6 +268,17 @@ def test_a_generator_that_will_hardly_learn(generator, host, overrides, norm_key
     with caplog.at_level(logging.WARNING, logger="d2proposals"):
         warn_of_random_generator(cfg, checkpointer)
     assert messages_of(caplog) == []
+
+
+@pytest.mark.parametrize(("norm", "is_warned"), [("FrozenBN", True), ("BN", False)])
+def test_a_trunk_of_torchvision_has_its_own_key(norm, is_warned, caplog):
+    cfg = make_cfg("photos/deepmask_mobilenet_v2.yaml", "MODEL.TORCHVISION.WEIGHTS", "")
+    cfg.MODEL.TORCHVISION.NORM = norm
+    with caplog.at_level(logging.WARNING, logger="d2proposals"):
+        warn_of_random_generator(cfg, load(cfg, seeded_model(cfg, 1)))
+    (message,) = messages_of(caplog) or [""]
+    assert ("or set MODEL.TORCHVISION.NORM 'BN'" in message) == is_warned
+    assert ("in MODEL.TORCHVISION.WEIGHTS or MODEL.PROP" in message) == is_warned
 
 
 def test_the_trainer_warns_of_it_before_it_trains(tiny_coco, tmp_path, monkeypatch):

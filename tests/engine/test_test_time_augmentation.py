@@ -115,9 +115,28 @@ def test_other_generators_are_merged_by_suppression(model):
     (out,) = wrap(model, generator, *overrides)([make_input()])
     # Of each of the four places, the last and best scored remains.
     assert out["proposals"].objectness_logits.tolist() == [8, 7, 7, 6]
-    cut = (*overrides, "MODEL.RPN.POST_NMS_TOPK_TEST", 2)
-    (out,) = wrap(model, Whereabouts(with_candidates=False), *cut)([make_input()])
-    assert out["proposals"].objectness_logits.tolist() == [8, 7]
+
+
+@torch.no_grad()
+def test_the_merge_is_by_the_generator_s_own_settings(model, monkeypatch):
+    def merged():
+        wrapper = wrap(model, Whereabouts(with_candidates=False), *overrides)
+        (out,) = wrapper([make_input()])
+        return out["proposals"].objectness_logits.tolist(), wrapper.nms_thresh
+
+    overrides = ("TEST.AUG.MIN_SIZES", (32, 64, 96), "TEST.AUG.FLIP", True,
+                 "MODEL.RPN.POST_NMS_TOPK_TEST", 2, "MODEL.RPN.NMS_THRESH", 0.6)  # fmt: skip
+    generator = model.proposal_generator
+    monkeypatch.setattr(generator, "post_nms_topk", {True: 9, False: 3})
+    monkeypatch.setattr(generator, "nms_thresh", 0.99)
+    assert merged() == ([8, 7, 7], 0.99)
+    # No suppression would keep an object's proposals of all scales.
+    monkeypatch.setattr(generator, "nms_thresh", 1.0)
+    assert merged() == ([8, 7, 7], 0.6)
+    # RPN's keys are for what has no settings.
+    monkeypatch.delattr(generator, "post_nms_topk")
+    monkeypatch.delattr(generator, "nms_thresh")
+    assert merged() == ([8, 7], 0.6)
 
 
 @torch.no_grad()

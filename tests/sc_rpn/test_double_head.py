@@ -145,6 +145,25 @@ def test_configuration_reaches_the_heads():
         build_model(cfg)
 
 
+def test_features_of_an_image_are_those_it_has_alone():
+    """What is beyond a smaller image in a batch is no part of its larger boxes."""
+    cfg = make_cfg("shapes/double_head_rcnn_sc_rpn.yaml", *TINY)
+    torch.manual_seed(0)
+    heads = build_model(cfg).roi_heads.eval()
+    pooled = []
+    heads.box_pooler.register_forward_hook(lambda module, inputs, output: pooled.append(output))
+    maps = {f"p{k}": torch.randn(1, 8, 128 >> k, 128 >> k) for k in (2, 3, 4, 5)}
+    proposals = make_instances((60, 80), [[50, 20, 80, 60]])
+    proposals.proposal_boxes = proposals.gt_boxes
+    for padding in (0, 1e3):
+        for k in (2, 3, 4, 5):
+            rows, columns = -(-60 // 2**k), -(-80 // 2**k)
+            maps[f"p{k}"][..., rows:, :] = padding
+            maps[f"p{k}"][..., columns:] = padding
+        heads._forward_box(maps, [proposals])
+    assert torch.equal(*pooled) and pooled[0].any()
+
+
 def test_the_two_rows_of_table_ix_differ_in_the_generator():
     rpn, sc_rpn = (leaf_keys(make_cfg(f"double_head_rcnn_{x}.yaml")) for x in ("rpn", "sc_rpn"))
     own = ("MODEL.SCRPN.", "MODEL.RPN.", "MODEL.ANCHOR_GENERATOR.", "MODEL.PROPOSAL_GENERATOR.NAME")

@@ -8,6 +8,7 @@ number two places before. The numbers are the lengths of the runs.
 """
 
 import ast
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from pycocotools import mask as mask_util
 # pycocotools counts pixels with 32 bits.
 _MAX_PIXELS = 2**31 - 1
 _MAX_GROUPS = 7  # of 5 bits, for a number of 32
+# Encodings that are checked together: array operations are long, memory is small.
+_BYTES_TOGETHER = 1 << 18
 
 
 def check_size(size: Any) -> tuple[int, int]:
@@ -76,8 +79,14 @@ def _make_encoding(counts: Any, size: tuple[int, int]) -> dict[str, Any]:
 
 def check_encodings(encodings: Sequence[dict[str, Any]]) -> None:
     """Raise ValueError for a compressed encoding whose runs do not fill its image."""
-    if not encodings:
-        return
+    begins_with = np.cumsum([0, *(len(item["counts"]) for item in encodings)])[:-1]
+    parts = np.flatnonzero(np.diff(begins_with // _BYTES_TOGETHER, prepend=-1)).tolist()
+    for start, end in itertools.pairwise([*parts, len(encodings)]):
+        _check_encodings(encodings[start:end])
+
+
+def _check_encodings(encodings: Sequence[dict[str, Any]]) -> None:
+    """The same for one encoding at least; takes some seventy times the memory of the counts."""
     lengths = np.array([len(item["counts"]) for item in encodings])
     codes = np.frombuffer(b"".join(item["counts"] for item in encodings), np.uint8)
     codes = codes.astype(np.int64) - ord("0")

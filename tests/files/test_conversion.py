@@ -3,6 +3,7 @@
 import json
 import pickle
 import sys
+import tracemalloc
 import types
 
 import numpy as np
@@ -313,6 +314,21 @@ def test_encodings_that_pycocotools_must_not_see(counts, message):
         make_encodings([counts], [(2, 2)])
     with pytest.raises(ValueError, match=message):
         make_encodings(["4", counts, "4"], [(2, 2)] * 3)
+
+
+def test_many_encodings_are_checked_in_little_memory():
+    """Three megabytes of them, of which the last is wrong; at once, they take 200."""
+    bitmap = np.random.default_rng(0).random((100, 100)) > 0.5
+    mask = mask_util.encode(np.asfortranarray(bitmap, np.uint8))
+    encodings = [mask] * (3_000_000 // len(mask["counts"]))
+    check_encodings(encodings)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="fill 10000 pixels instead of its 100 x 101"):
+        check_encodings([*encodings, {**mask, "size": [100, 101]}])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30_000_000
+    check_encodings([])
 
 
 @pytest.mark.parametrize(

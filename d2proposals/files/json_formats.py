@@ -125,8 +125,13 @@ def read_json_folder(path: str, images: DatasetImages | None) -> ProposalSet:
         raise ValueError(f"{path} is {_what_folder_is(path)}")
     sets = []
     for name in names:
+        unpacked = os.path.join(path, name.removesuffix(".gz"))
         with open_content(os.path.join(path, name)) as file:
-            sets.append(read_json(file, os.path.join(path, name.removesuffix(".gz")), images))
+            item = read_json(file, unpacked, images)
+        if item.format == "coco" and not item.image_ids:
+            # An empty list, here of an image in which nothing was found.
+            item = read_automatic_masks(find_automatic_masks([], unpacked), images)
+        sets.append(item)
     foreign = [name for name, item in zip(names, sets, strict=True) if item.format != "sam"]
     if foreign:
         raise ValueError(

@@ -206,6 +206,16 @@ def test_automatic_masks_of_segment_anything(tmp_path):
     x, y, w, h = mask_util.toBbox(masks[0])
     assert result.boxes[0][0].tolist() == [x, y, x + w, y + h]
     assert read_proposals(folder / "b.json").image_ids == ["b"]
+    # The list is empty where nothing was found, be the image known or not.
+    (folder / "d.json").write_text("[]")
+    result = read_proposals(folder)
+    assert result.image_ids == ["b", "c", "d"] and result.masks == [masks, [], []]
+    assert [boxes_i.shape for boxes_i in result.boxes] == [(2, 4), (0, 4), (0, 4)]
+    assert read_proposals(folder, IMAGES).image_ids == [8, 9, "d"]
+    (folder / "d.json").write_text(json.dumps([{"image_id": 1, "bbox": [1, 2, 3, 4]}]))
+    with pytest.raises(ValueError, match="d.json in a folder of Segment-Anything's files is not"):
+        read_proposals(folder)
+    (folder / "d.json").unlink()
     sa1b = {"image": {"file_name": "c.jpg", "image_id": 3}, "annotations": entries}
     (tmp_path / "sa_3.json").write_text(json.dumps(sa1b))
     assert read_proposals(tmp_path / "sa_3.json", IMAGES).image_ids == [9]
@@ -317,7 +327,7 @@ def test_encodings_that_pycocotools_must_not_see(counts, message):
 
 
 def test_many_encodings_are_checked_in_little_memory():
-    """Three megabytes of them, of which the last is wrong; at once, they take 200."""
+    """Three megabytes of them, of which the last is wrong; at once, they would take 300."""
     bitmap = np.random.default_rng(0).random((100, 100)) > 0.5
     mask = mask_util.encode(np.asfortranarray(bitmap, np.uint8))
     encodings = [mask] * (3_000_000 // len(mask["counts"]))

@@ -93,6 +93,8 @@ class ResultEntries:
             raise ContentError(
                 f"{num_items - len(self._image)} of {num_items} items of the list are no results"
             )
+        if not self.ids:
+            return ProposalSet("coco", [], [], [])
         image = np.frombuffer(self._image, np.intc)
         # Views of what was read: a copy of each would be as much memory again.
         boxes = np.frombuffer(self._boxes, np.float32).reshape(-1, 4)

@@ -101,6 +101,10 @@ def test_detectron2_predictions(tmp_path, is_archive):
     result = read_proposals(save(tmp_path / "instances_predictions.pth", content, is_archive))
     assert result.format == "coco" and result.image_ids == [8, 7]
     assert result.boxes[0].tolist() == [[1, 1, 4, 3]] and result.masks == [[MASK], []]
+    content = [{"image_id": image_id, "instances": []} for image_id in (8, 7)]
+    result = read_proposals(save(tmp_path / "instances_predictions.pth", content, is_archive))
+    assert result.image_ids == [8, 7] and [x.shape for x in result.boxes] == [(0, 4)] * 2
+    assert [x.shape for x in result.scores] == [(0,)] * 2 and result.masks is None
     proposals = Instances((4, 6))
     proposals.proposal_boxes = Boxes(torch.as_tensor(ROWS[:, :4]))
     proposals.objectness_logits = torch.tensor([2.0, -1.0])

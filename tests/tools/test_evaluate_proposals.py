@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
@@ -333,6 +334,14 @@ def test_wrong_arguments(gt, perfect_file, tmp_path):
     bare = tmp_path / "empty.json"
     bare.write_text(json.dumps(content))
     assert "no objects to measure" in stop_line("--gt", bare, "--proposals", perfect_file)
+
+
+def test_a_detector_that_found_nothing_has_no_recall(gt, tmp_path):
+    path = tmp_path / "instances_predictions.pth"
+    torch.save([{"image_id": image_id, "instances": []} for image_id in (1, 2, 3)], path)
+    _, err = evaluate("--gt", gt, "--proposals", path, "--output", tmp_path / "results")
+    assert "[empty-images]" in err
+    assert measured(tmp_path / "results", path.name)["AR@100"] == 0
 
 
 def test_files_of_one_name_are_told_apart(gt, perfect_file, tmp_path):

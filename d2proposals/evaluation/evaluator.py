@@ -140,8 +140,9 @@ class ProposalEvaluator(ProposalCollector):
         if self._output_dir:
             try:
                 self._write_proposals(ordered, usable)
-            # The numbers, which come after hours of inference, are worth more than the file.
-            except OSError as error:
+            # The numbers, which come after hours of inference, are worth more than the file, which
+            # cannot be written on a full disk or, of masks, with an infinite logit.
+            except (OSError, ValueError) as error:
                 logger.error(f"The proposals are not kept: {error}")
         if not ground_truth.is_annotated:
             logger.info(f"{self._dataset_name} has no annotations; proposals are not evaluated")

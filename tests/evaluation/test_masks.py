@@ -196,6 +196,16 @@ def test_unusable_proposals_have_no_mask_either(register_dataset, tmp_path):
     assert [len(m) for m in read_proposals(tmp_path / "mask_proposals.json").masks] == [1, 2]
 
 
+def test_an_infinite_logit_of_a_mask_loses_no_numbers(register_dataset, tmp_path, caplog):
+    records = make_records(segmentation=[SQUARE])
+    outputs = [make_output(1, scores=(1.0, np.inf)), make_output(1)]
+    results = evaluate(register_dataset(records), records, outputs, output_dir=str(tmp_path))
+    assert results["mask_proposals"]["AR@10"] == 100
+    assert "proposals are not kept" in caplog.text and "not finite" in caplog.text
+    written = {path.name for path in tmp_path.iterdir()}
+    assert "mask_proposal_results.json" in written and "mask_proposals.json" not in written
+
+
 def test_image_without_proposals_counts(register_dataset):
     records = make_records(segmentation=[SQUARE])
     empty = {"proposals": make_output(1)["proposals"][:0]}

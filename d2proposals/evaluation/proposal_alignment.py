@@ -46,14 +46,16 @@ class AlignedProposals(Sequence):
         places = self.places.get(str(self._image_ids[index]), [])
         boxes = _concatenate([self._set.boxes[place] for place in places], (0, 4))
         scores = _concatenate([self._set.scores[place] for place in places], (0,))
+        # Before they become logits, which are equal for all the smallest probabilities.
+        order = np.argsort(-scores, kind="stable")
+        scores = scores[order]
         if self._has_probabilities:
             scores = logits_of(scores)
-        order = np.argsort(-scores, kind="stable")
         masks = None
         if self._set.masks is not None:
             masks = [mask for place in places for mask in self._set.masks[place]]
             masks = [masks[rank] for rank in order]
-        return ImageProposals(boxes[order], scores[order].astype(np.float32), None, masks)
+        return ImageProposals(boxes[order], scores.astype(np.float32), None, masks)
 
     def __len__(self) -> int:
         return len(self._image_ids)

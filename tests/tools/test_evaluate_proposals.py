@@ -344,6 +344,25 @@ def test_a_detector_that_found_nothing_has_no_recall(gt, tmp_path):
     assert measured(tmp_path / "results", path.name)["AR@100"] == 0
 
 
+def test_the_smallest_probabilities_keep_their_order(gt, tmp_path):
+    """As logits they would all be the same."""
+    path, converted = tmp_path / "results.json", tmp_path / "converted.pkl"
+    path.write_text(
+        json.dumps(
+            [
+                {"image_id": image_id, "bbox": box, "score": score}
+                for image_id in (1, 2, 3)
+                for box, score in [([30, 1, 4, 4], 1e-20), ([2, 3, 10, 10], 1e-15)]
+            ]
+        )
+    )
+    with redirect_stdout(io.StringIO()):
+        CONVERT["main"]([str(path), str(converted), "--to", "detectron2"])
+    evaluate("--gt", gt, "--proposals", path, converted, "--limits", 1, "--output", tmp_path)
+    assert measured(tmp_path, path.name)["AR@1"] == 50
+    assert measured(tmp_path, converted.name)["AR@1"] == 50
+
+
 def test_files_of_one_name_are_told_apart(gt, perfect_file, tmp_path):
     for folder in ("a", "b"):
         write_proposals(tmp_path / folder / "box_proposals.pkl", perfect(False), "detectron2")

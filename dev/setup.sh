@@ -52,6 +52,10 @@ if [ "$(cat "$finished" 2>/dev/null)" != "$wanted" ]; then
   set -e
   [ "$pip_status" -eq 0 ] ||
     fail "pip could not install the requirements (see above). Check the connection and the disk, then run this again."
+  # One that this script installed earlier makes place for that of its present version.
+  if grep -qs '^Generator: d2proposals' "$venv"/lib/python*/site-packages/detectron2-*.dist-info/WHEEL; then
+    "$venv/bin/python" -m pip --disable-pip-version-check -q uninstall -y detectron2
+  fi
   "$venv/bin/python" "$root/dev/install_detectron2.py"
   echo "$wanted" >"$finished"
   rm -f "$unfinished"

@@ -1,6 +1,7 @@
 """What holds for the whole suite: slow tests come first, and a dataset that many tests use."""
 
 import pytest
+from detectron2.utils.env import seed_all_rng
 
 from tests.engine.tiny_coco import loggers_as_before, registered, write_tiny_coco
 
@@ -16,6 +17,12 @@ def tiny_coco(tmp_path):
     coco = write_tiny_coco(tmp_path / "datasets") / "coco"
     with registered(coco):
         yield coco
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """What a test draws is the same in every order and process."""
+    seed_all_rng(0)
 
 
 @pytest.fixture(autouse=True)

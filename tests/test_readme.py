@@ -14,7 +14,7 @@ from detectron2.engine import default_argument_parser
 from d2proposals.engine import check_config, load_config
 from tests.common import ROOT, forgotten_datasets
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "MODEL_ZOO.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Those that take a configuration or say what they parse by build_parser().
 TOOLS = sorted(
@@ -63,11 +63,23 @@ def test_tool_commands_parse_and_name_configurations_that_exist(tool, command):
             assert (ROOT / argument).is_file()
 
 
+def anchors(page):
+    """What links into a page may name: its headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    words = [re.sub(r"[^\w -]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in words}
+
+
 def test_links_and_pictures_exist():
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            if "://" in target:
+                continue
+            path, _, anchor = target.partition("#")
+            file = page.parent / path if path else page
+            assert file.exists(), f"{page.name} links to {target}"
+            if anchor:
+                assert anchor in anchors(file), f"{page.name} links to {target}"
 
 
 @pytest.mark.slow

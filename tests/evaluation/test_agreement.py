@@ -1,6 +1,7 @@
 """Agreement with Detectron2 and pycocotools on real ground truth, for several kinds of proposals.
 
-Needs Detectron2's coco_2017_val below $DETECTRON2_DATASETS, whole or in part.
+Needs up to 500 images of Detectron2's coco_2017_val below $DETECTRON2_DATASETS
+(tools/select_images.py); skipped with more, which would take long.
 """
 
 import contextlib

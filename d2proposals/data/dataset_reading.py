@@ -25,7 +25,7 @@ from ..files.annotation_file import (
     read_annotation_file,
     registered_annotation_file,
 )
-from ..files.annotation_values import read_side
+from ..files.annotation_values import read_side, read_whole
 from ..files.image_files import image_size
 
 # Whose errors are about a file that they read.
@@ -156,15 +156,24 @@ def _records_of(
 
 
 def _is_reading_of(records: list[dict[str, Any]], file: AnnotationFile) -> bool:
-    """Whether records are what Detectron2's reader makes of a file, or of some of its images."""
+    """Whether records are what Detectron2's reader makes of a file, or of some of its images.
+
+    The reader has categories as the file has them where it is not told the dataset's name.
+    """
+    index_of = {category_id: index for index, category_id in enumerate(file.category_ids)}
     by_id = {str(record["image_id"]): record for record in file.records}
     for record in records:
         known = by_id.get(str(record.get("image_id")))
         if known is None or ("annotations" in known) != ("annotations" in record):
             return False
         annotations = record.get("annotations", [])
-        number = file.num_read_by_detectron2.get(str(record["image_id"]), 0)
-        if len(annotations) != number:
+        categories = file.categories_read_by_detectron2.get(str(record["image_id"]), [])
+        if len(annotations) != len(categories):
+            return False
+        if any(
+            read_whole(item.get("category_id")) not in (category, index_of.get(category))
+            for item, category in zip(annotations, categories, strict=True)
+        ):
             return False
         if any(item.get("bbox_mode") != BoxMode.XYWH_ABS for item in annotations):
             return False

@@ -10,7 +10,7 @@ What is wrong with annotations is mended or left out, and counted (``annotation_
 
 import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +46,9 @@ class AnnotationFile:
         category_names: by category, in the order of the ids; empty if the file lists none.
         category_ids: those ids.
         faults: what was wrong with the annotations.
-        num_read_by_detectron2: annotations of each image, by its id as text, that Detectron2's
-            reader keeps: it drops those with polygons none of which is valid.
+        categories_read_by_detectron2: ids, None for none, of the annotations of each image, by its
+            id as text, that Detectron2's reader keeps: it drops those with polygons none of which
+            is valid.
     """
 
     path: str
@@ -55,7 +56,7 @@ class AnnotationFile:
     category_names: list[str]
     category_ids: list[int]
     faults: AnnotationFaults
-    num_read_by_detectron2: dict[str, int]
+    categories_read_by_detectron2: dict[str, list[int | None]]
 
     @property
     def image_ids(self) -> list[int | str]:
@@ -165,8 +166,8 @@ def read_annotation_file(path: str, image_root: str) -> AnnotationFile:
         cleaner = AnnotationCleaner(faults, lambda number: index_of.get(number, NO_CATEGORY))
     else:
         cleaner = AnnotationCleaner(faults, lambda number: max(number, NO_CATEGORY))
-    num_read = _read_annotations(content["annotations"], records, cleaner, faults)
-    return AnnotationFile(path, records, category_names, category_ids, faults, num_read)
+    read = _read_annotations(content["annotations"], records, cleaner, faults)
+    return AnnotationFile(path, records, category_names, category_ids, faults, read)
 
 
 def _parse(path: str) -> dict[str, Any]:
@@ -268,10 +269,11 @@ def _read_annotations(
     records: list[dict[str, Any]],
     cleaner: AnnotationCleaner,
     faults: AnnotationFaults,
-) -> dict[str, int]:
-    """Put the annotations into their records; count those of each image that Detectron2 keeps."""
+) -> dict[str, list[int | None]]:
+    """Put the annotations into their records; the categories of those that Detectron2 keeps, by
+    image."""
     by_id = {str(record["image_id"]): record for record in records}
-    num_read: Counter[str] = Counter()
+    read = defaultdict(list)
     ids: set = set()
     for position, annotation in enumerate(annotations):
         if not isinstance(annotation, dict):
@@ -288,7 +290,7 @@ def _read_annotations(
                 faults.add("gt-same-id", where)
             ids.add(annotation_id)
         if not is_dropped_by_detectron2(annotation.get("segmentation")):
-            num_read[str(record["image_id"])] += 1
+            read[str(record["image_id"])].append(read_whole(annotation.get("category_id")))
         size = (record["height"], record["width"]) if "height" in record else None
         item = cleaner.clean(annotation, where, size)
         if item is not None:
@@ -296,7 +298,7 @@ def _read_annotations(
                 item["keypoints"] = annotation["keypoints"]
             record["annotations"].append(item)
     cleaner.finish()
-    return num_read
+    return read
 
 
 def _is_list_of_numbers(value: Any) -> bool:

@@ -279,6 +279,31 @@ def test_a_function_that_takes_some_images_is_measured_on_these(how, tmp_path, f
     assert run(VOCEvaluator("voc_some"), detections) == pytest.approx(expected)
 
 
+def test_a_function_that_numbers_classes_anew_is_measured_by_its_own(tmp_path, forget_datasets):
+    """Cats and dogs are one class to it, sheep the other."""
+    objects, detections = random_case(seed=6)
+    path = tmp_path / "test.json"
+    write_json(path, objects)
+    records = load_coco_json(str(path), "images", "voc_in_three", ["difficult"])
+    for item in [item for record in records for item in record["annotations"]]:
+        item["category_id"] = int(item["category_id"] == 2)
+    DatasetCatalog.register("voc_in_two", lambda: records)
+    metadata = {"json_file": str(path), "thing_classes": ["pet", "sheep"], "year": 2007}
+    MetadataCatalog.get("voc_in_two").set(**metadata)
+    of_json = {
+        str(int(image_id)): Detections(d.boxes, d.scores, (d.categories == 2).astype(np.int64))
+        for image_id, d in detections.items()
+    }
+    results = run(VOCEvaluator("voc_in_two"), of_json)
+    expected = average_precisions(
+        [Objects(o.boxes, (o.categories == 2).astype(np.int64), o.is_difficult)
+         for o in objects.values()],
+        list(of_json.values()), 2, eleven_points=True,
+    )  # fmt: skip
+    assert results["AP50-pet"] == pytest.approx(100 * expected[0, 0])
+    assert results["AP50-sheep"] == pytest.approx(100 * expected[1, 0])
+
+
 def test_perfect_detections_of_dog_and_cat(tmp_path, forget_datasets):
     """The classes have 100 each by name, and no class that has no objects pulls the mean down."""
     objects = {"000001": make_objects((0, 0, 49, 19, 0, 0), (10, 20, 30, 40, 1, 0)),

@@ -107,20 +107,6 @@ class DatasetImages:
             for stem in keys[-1:]:
                 _enter(self._by_stem, whole_number(stem), image_id)
 
-    @classmethod
-    def of_records(cls, records: Sequence[dict]) -> "DatasetImages":
-        """Of Detectron2's dataset dictionaries."""
-        return cls(
-            [record["image_id"] for record in records],
-            [str(record.get("file_name", "")) for record in records],
-            [
-                (record["height"], record["width"])
-                if {"height", "width"} <= record.keys()
-                else None
-                for record in records
-            ],
-        )
-
     def resolve(self, image_ids: Sequence[int | str]) -> tuple[list[int | str], list[int | str]]:
         """Find out which images of the dataset the ids of a file mean.
 

@@ -1,7 +1,6 @@
 """Lazy configurations build what the YAML configurations of the same names build."""
 
 import functools
-import runpy
 import sys
 import types
 from argparse import Namespace
@@ -11,7 +10,6 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import transforms as T
-from detectron2.engine import default_argument_parser
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.solver import LRMultiplier, build_lr_scheduler
@@ -23,7 +21,7 @@ from torchvision.ops import MLP
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.engine.lazy_training import PARTS, load_lazy_config
 from d2proposals.engine.optimizer import build_optimizer
-from tests.common import CONFIGS, ROOT, add_rectangle_masks, make_cfg, make_instances
+from tests.common import CONFIGS, add_rectangle_masks, make_cfg, make_instances
 
 NAMES = sorted(
     path.stem for path in (CONFIGS / "lazy").glob("*.py") if not path.stem.startswith("vitdet")
@@ -248,64 +246,6 @@ def test_images_of_vitdet_fit_the_square_they_are_padded_to(name):
             augmentations(item)
             assert max(item.image.shape[:2]) <= cfg.model.backbone.square_pad
             assert min(item.image.shape[:2]) > side  # resized at all
-
-
-def run_lazy(*arguments):
-    """tools/train_lazy.py in this process."""
-    command = runpy.run_path(str(ROOT / "tools" / "train_lazy.py"))
-    return command["main"](default_argument_parser().parse_args([str(x) for x in arguments]))
-
-
-@pytest.fixture
-def narrow_file(tmp_path):
-    """A lazy configuration of a user's own, of a narrow SC-RPN."""
-    path = tmp_path / "narrow.py"
-    path.write_text(
-        "from tests.test_lazy_configs import load, make_narrow\n"
-        "cfg = load('sc_rpn_only')\n"
-        "model = make_narrow(cfg.model)\n"
-        "dataloader, optimizer = cfg.dataloader, cfg.optimizer\n"
-        "lr_multiplier, train = cfg.lr_multiplier, cfg.train\n"
-        "dataloader.train.update(num_workers=0, total_batch_size=2)\n"
-        "dataloader.test.num_workers = 0\n"
-        "for part in (dataloader.train, dataloader.test):\n"
-        "    part.mapper.augmentations[0].short_edge_length = [64]\n"
-        "train.update(max_iter=2, init_checkpoint='', device='cpu')\n"
-    )
-    return path
-
-
-def test_a_lazy_configuration_trains_resumes_and_is_evaluated_by_recall(
-    tiny_coco, tmp_path, narrow_file
-):
-    common = (
-        *("dataloader.train.dataset.names=tiny_train", "dataloader.test.dataset.names=tiny_val"),
-        f"train.output_dir={tmp_path / 'out'}",
-    )
-    results = run_lazy("--config-file", narrow_file, *common)
-    assert 0 <= results["box_proposals"]["AR@100"] <= 100
-    weights = tmp_path / "out" / "model_final.pth"
-    evaluated = run_lazy(
-        "--config-file", narrow_file, "--eval-only", *common, f"train.init_checkpoint={weights}"
-    )
-    assert evaluated["box_proposals"] == results["box_proposals"]
-    run_lazy("--config-file", narrow_file, "--resume", *common, "train.max_iter=3")
-    checkpoint = torch.load(weights, weights_only=False)
-    assert checkpoint["iteration"] == 2  # the third
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--config-file", "nowhere.py"), "nowhere.py is missing"),
-        (("--config-file", CONFIGS / "sc_rpn_only.yaml"), "no lazy configuration"),
-        (("--config-file", CONFIGS / "lazy/common/hosts.py"), "has no model, dataloader"),
-        (("--config-file", CONFIGS / "lazy/rpn_only.py", "train.device", "cpu"), "KEY=VALUE"),
-    ],
-)
-def test_a_wrong_lazy_job_is_one_line(arguments, words):
-    with pytest.raises(SystemExit, match=words):
-        run_lazy(*arguments)
 
 
 def test_vitdet_takes_sc_rpn_in_one_line(monkeypatch):

@@ -7,8 +7,9 @@ lazyconfig_train_net.py.
         train.init_checkpoint=output/lazy/sc_rpn_only/model_final.pth
     python tools/train_lazy.py --config-file configs/lazy/vitdet_sc_rpn.py --num-gpus 8
 
-Overrides are KEY=VALUE, e.g. dataloader.train.dataset.names=d2p_shapes_train. The evaluation is by
-average recall; of detectors, their proposals and their detections.
+Overrides are KEY=VALUE, e.g. dataloader.train.dataset.names=d2p_shapes_train; +KEY=VALUE adds a key
+that the file leaves at its default. The evaluation is by average recall; of detectors, their
+proposals and their detections.
 """
 
 import os
@@ -27,7 +28,9 @@ from d2proposals.engine import ProposalCheckpointer, bad_input_in_one_line, run_
 from d2proposals.engine.lazy_training import (
     build_lazy_model,
     evaluate_lazy,
+    fit_lazy_config_to_device,
     load_lazy_config,
+    prepare_lazy_launch,
     train_lazy,
 )
 from d2proposals.files.atomic_files import check_output_folder
@@ -40,6 +43,7 @@ def main(args: Namespace) -> dict[str, Any]:
         check_output_folder(cfg.train.output_dir)
         rank = comm.get_rank()
         setup_logger(cfg.train.output_dir, distributed_rank=rank, name="d2proposals")
+        fit_lazy_config_to_device(cfg)
         default_setup(cfg, args)
         if not args.eval_only:
             return train_lazy(cfg, resume=args.resume)
@@ -51,6 +55,8 @@ def main(args: Namespace) -> dict[str, Any]:
 def invoke() -> None:
     """Run the command line, in as many processes as it asks for."""
     args = default_argument_parser(__doc__).parse_args()
+    with bad_input_in_one_line():
+        prepare_lazy_launch(args)
     run_processes(main, args)
 
 

@@ -66,22 +66,36 @@ def load_config(args: Namespace) -> CfgNode:
 
 
 def prepare_launch(args: Namespace) -> None:
-    """Check the number of processes, and have Detectron2's ``launch`` pick the right backend.
-
-    ``launch`` takes nccl wherever it sees a GPU. A job on the CPU needs gloo, so it sees none.
+    """Prepare the devices (:func:`prepare_devices`) of a job with a YAML configuration.
 
     Args:
         args: of Detectron2's ``default_argument_parser``.
 
     Raises:
+        ValueError: when there are fewer GPUs than processes, or as :func:`load_config`.
+    """
+    prepare_devices(load_config(args).MODEL.DEVICE, args.num_gpus, "MODEL.DEVICE cpu")
+
+
+def prepare_devices(device: str, num_gpus: int, cpu_override: str) -> None:
+    """Check the number of processes, and have Detectron2's ``launch`` pick the right backend.
+
+    ``launch`` takes nccl wherever it sees a GPU. A job on the CPU needs gloo, so it sees none.
+
+    Args:
+        device: that the job asks for.
+        num_gpus: processes of this machine.
+        cpu_override: what asks for the CPU on the command line, for the message.
+
+    Raises:
         ValueError: when there are fewer GPUs than processes.
     """
-    if not load_config(args).MODEL.DEVICE.startswith("cuda"):
+    if not device.startswith("cuda"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
+    elif torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
         raise ValueError(
-            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}. Take "
-            "fewer, or run on the CPU: MODEL.DEVICE cpu."
+            f"--num-gpus {num_gpus}, but this machine has {torch.cuda.device_count()}. Take "
+            f"fewer, or run on the CPU: {cpu_override}."
         )
 
 

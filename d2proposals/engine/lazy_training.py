@@ -7,6 +7,7 @@ recall and recorded proposals of detectors are those of the YAML configurations'
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 from argparse import Namespace
@@ -19,13 +20,14 @@ from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..proposals.native_size_hosts import hand_over_native_sizes
 from .checkpointer import ProposalCheckpointer
 from .detector_proposals import DetectorProposalEvaluator, recorded_proposals
-from .job import check_datasets
+from .job import check_datasets, prepare_devices
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
 def load_lazy_config(args: Namespace) -> DictConfig:
-    """The configuration of ``args.config_file`` with the overrides ``args.opts``, on this machine.
+    """The configuration of ``args.config_file`` with the overrides ``args.opts``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -51,16 +53,64 @@ def load_lazy_config(args: Namespace) -> DictConfig:
     if missing:
         raise ValueError(f"{args.config_file} has no {', '.join(missing)}.")
     for override in args.opts:
-        if "=" not in override:
-            raise ValueError(f"Overrides of lazy configurations are KEY=VALUE, not '{override}'.")
-    cfg = LazyConfig.apply_overrides(cfg, args.opts)
+        _check_override(cfg, override)
+    # Detectron2 adds what is not there, without the plus as well.
+    return LazyConfig.apply_overrides(cfg, [override.lstrip("+") for override in args.opts])
+
+
+def _check_override(cfg: DictConfig, override: str) -> None:
+    """
+    Raises:
+        ValueError: it is not KEY=VALUE, or there is no such key.
+    """
+    key, equals, _ = override.partition("=")
+    if not equals:
+        raise ValueError(f"Overrides of lazy configurations are KEY=VALUE, not '{override}'.")
+    if key.startswith("+"):
+        return
+    keys = _all_keys(cfg)
+    if key in keys or _selects(cfg, key):
+        return
+    close = difflib.get_close_matches(key, keys, n=3)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise ValueError(
+        f"The lazy configuration has no {key}.{hint} An argument that it leaves at its default is "
+        f"set by +{override}."
+    )
+
+
+def _all_keys(node: DictConfig) -> list[str]:
+    """Keys of a configuration and of what it contains, also those without a value yet."""
+    keys: list[str] = []
+    for key in node:
+        has_value = not (OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key))
+        child = node[key] if has_value else None
+        below = _all_keys(child) if isinstance(child, DictConfig) else []
+        keys += [key, *(f"{key}.{name}" for name in below)]
+    return keys
+
+
+def _selects(cfg: DictConfig, key: str) -> bool:
+    """Whether a key leads to something, maybe through a list or an interpolation."""
+    try:
+        return OmegaConf.select(cfg, key) is not None
+    except OmegaConfBaseException:  # e.g. below a number
+        return False
+
+
+def prepare_lazy_launch(args: Namespace) -> None:
+    """:func:`prepare_launch <d2proposals.engine.job.prepare_launch>` of a lazy configuration."""
+    prepare_devices(load_lazy_config(args).train.device, args.num_gpus, "train.device=cpu")
+
+
+def fit_lazy_config_to_device(cfg: DictConfig) -> None:
+    """Change, in place and with a warning, what this machine's device cannot do."""
     if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
         logger.warning(f"No CUDA device: train.device {cfg.train.device} becomes cpu.")
         cfg.train.device = "cpu"
     if cfg.train.amp.enabled and not cfg.train.device.startswith("cuda"):
         logger.warning("train.amp.enabled needs CUDA: it becomes False.")
         cfg.train.amp.enabled = False
-    return cfg
 
 
 def build_lazy_model(cfg: DictConfig) -> nn.Module:
@@ -77,9 +127,12 @@ def evaluate_lazy(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
 
     Returns:
         results by task.
+
+    Raises:
+        ValueError: the dataset is unknown, or there are several.
+        FileNotFoundError: its files are missing.
     """
-    name = cfg.dataloader.test.dataset.names
-    check_datasets([name])
+    _check_test_dataset(cfg)
     evaluator = instantiate(cfg.dataloader.proposal_evaluator)
     loader = instantiate(cfg.dataloader.test)
     host = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
@@ -95,6 +148,16 @@ def evaluate_lazy(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     return results or {}
 
 
+def _check_test_dataset(cfg: DictConfig) -> None:
+    names = cfg.dataloader.test.dataset.names
+    if not isinstance(names, str):
+        raise ValueError(
+            f"dataloader.test.dataset.names is one dataset, not {names}: evaluate on one after the "
+            "other (--eval-only)."
+        )
+    check_datasets([names])
+
+
 def train_lazy(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     """Train, then evaluate.
 
@@ -105,14 +168,17 @@ def train_lazy(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     Returns:
         results of the last evaluation.
     """
-    check_datasets([cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names])
+    _check_test_dataset(cfg)
+    names = cfg.dataloader.train.dataset.names
+    check_datasets([names] if isinstance(names, str) else list(names))
     model = build_lazy_model(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
-    # torch takes device_ids for GPUs only.
+    # torch takes device_ids for GPUs only. Buffers as in the YAML configurations' trainer.
     devices = {"device_ids": None} if cfg.train.device == "cpu" else {}
-    distributed = create_ddp_model(model, **devices)
+    settings = {"broadcast_buffers": False, **cfg.train.get("ddp", {}), **devices}
+    distributed = create_ddp_model(model, **settings)
     trainer_class = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
     trainer = trainer_class(distributed, loader, optimizer)
     checkpointer = ProposalCheckpointer(model, cfg.train.output_dir, trainer=trainer)

@@ -10,13 +10,13 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data import transforms as T
-from detectron2.evaluation import COCOEvaluator
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.data.nonempty_resize import NonEmptyResize
 from d2proposals.engine.optimizer import full_model_clipping, parameter_groups
+from d2proposals.evaluation.coco_evaluator import SubsetCOCOEvaluator
 from d2proposals.evaluation.evaluator import ProposalEvaluator
 
 # Shorter sides of images in training.
@@ -66,7 +66,9 @@ def dataloader(
     warp = [L(T.Resize)(shape=list(warp_size))] if warp_size else []
     flip = [L(T.RandomFlip)(horizontal=True)] if flips else []
 
-    detections = [L(COCOEvaluator)(dataset_name="${....test.dataset.names}")] if detects else []
+    detections = (
+        [L(SubsetCOCOEvaluator)(dataset_name="${...test.dataset.names}")] if detects else []
+    )
     return {
         "train": L(build_detection_train_loader)(
             dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
@@ -129,6 +131,12 @@ def job(name, max_iter=90000, weights="detectron2://ImageNetPretrained/MSRA/R-50
         "max_iter": max_iter,
         "seed": 1,
         "amp": {"enabled": False},
+        # Of torch's DistributedDataParallel, where there are several processes.
+        "ddp": {
+            "broadcast_buffers": False,
+            "find_unused_parameters": False,
+            "fp16_compression": False,
+        },
         "checkpointer": {"period": 5000, "max_to_keep": 100},
         "eval_period": 0,
         "log_period": 20,

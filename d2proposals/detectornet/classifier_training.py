@@ -42,10 +42,10 @@ class ClassifierTraining:
 
     def __post_init__(self) -> None:
         thresholds = self.iou_thresholds
-        if len(thresholds) != 2 or not 0 <= thresholds[0] <= thresholds[1] <= 1:
+        if len(thresholds) != 2 or not 0 < thresholds[0] <= thresholds[1] <= 1:
             raise ValueError(
-                "MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS needs two numbers in [0, 1], the "
-                f"negatives' first and not above the positives', got {tuple(thresholds)}."
+                "MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS needs two numbers above 0 and up to 1, "
+                f"the negatives' first and not above the positives', got {tuple(thresholds)}."
             )
         if not 0 <= self.hard_fraction <= 1:
             raise ValueError(

@@ -25,9 +25,6 @@ from .crop_sampling import CropSampler
 from .network import CropClassifier
 from .settings import make_normalization, prunes_before_suppression, trunk_maker
 
-# |S| of Eq. 3 is at most this: a difference of two means for each of five masks.
-_MAX_SCORE = 5
-
 
 @ROI_HEADS_REGISTRY.register()
 class DetectorNetHeads(nn.Module):
@@ -43,6 +40,8 @@ class DetectorNetHeads(nn.Module):
     agrees with it. Class-agnostic proposals get their class from the classifier: of sliding
     windows, that is the paper's baseline (Sec. 7).
     """
+
+    stays_in_python = "a trace would freeze how many proposals an image has."
 
     @configurable
     def __init__(
@@ -60,6 +59,7 @@ class DetectorNetHeads(nn.Module):
         nms_thresh: float = 0.5,
         max_detections: int = 100,
         crops_at_once: int = 64,
+        max_score: float = 5.0,
     ):
         """
         Args:
@@ -77,6 +77,8 @@ class DetectorNetHeads(nn.Module):
             nms_thresh: IoU threshold of the non-maximum suppression of each class.
             max_detections: per image.
             crops_at_once: that the classifier is run on, in evaluation.
+            max_score: what |S| of Eq. 3 is at most: a difference of two means for each of five
+                masks, the halves' by their weight.
 
         Raises:
             ValueError: nothing tells the class of a detection, or settings that make no sense.
@@ -98,6 +100,7 @@ class DetectorNetHeads(nn.Module):
         self.nms_thresh = nms_thresh
         self.max_detections = max_detections
         self.crops_at_once = crops_at_once
+        self.max_score = max_score
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec] | None = None) -> dict:
@@ -121,6 +124,7 @@ class DetectorNetHeads(nn.Module):
             "nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "crops_at_once": node.CROPS_AT_ONCE,
+            "max_score": 1 + 4 * node.HALVES_WEIGHT,
         }
 
     def forward(
@@ -186,8 +190,8 @@ class DetectorNetHeads(nn.Module):
     def _detect_image(self, images: ImageList, image: int, proposals: Instances) -> Instances:
         """Detections of one image: pruned, filtered by score and by duplicates of their class."""
         boxes = proposals.proposal_boxes.tensor
-        # S / 5: in [0, 1] for boxes that the masks speak for rather than against.
-        scores = (proposals.objectness_logits / _MAX_SCORE).clamp(0, 1)
+        # In [0, 1] for boxes that the masks speak for rather than against.
+        scores = (proposals.objectness_logits / self.max_score).clamp(0, 1)
         if not self.class_agnostic and not proposals.has("proposal_classes"):
             raise ValueError(
                 "DetectorNetHeads got proposals without classes: with "

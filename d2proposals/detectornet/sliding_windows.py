@@ -104,6 +104,8 @@ class SlidingWindows(ProposalGenerator):
     classify each window, a few at a time, and suppress duplicates.
     """
 
+    stays_in_python = "its windows are laid out in Python for each image's size."
+
     @configurable
     def __init__(self, *, grid: SlidingGrid):
         """

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
-from ..proposals.candidates import make_empty_proposals
+from ..proposals.candidates import make_empty_proposals, with_two_fields
 
 logger = logging.getLogger(__name__)
 
@@ -169,14 +169,5 @@ class _ProposesOnly:
             return make_empty_proposals(images.image_sizes, images.tensor.device), {}
         proposals, _ = type(generator).forward(generator, images, features, None)
         if in_training:
-            proposals = [_with_two_fields(proposals_i) for proposals_i in proposals]
+            proposals = [with_two_fields(proposals_i) for proposals_i in proposals]
         return proposals, {}
-
-
-def _with_two_fields(proposals: Instances) -> Instances:
-    """The same proposals without what R-CNN heads do not take in training."""
-    return Instances(
-        proposals.image_size,
-        proposal_boxes=proposals.proposal_boxes,
-        objectness_logits=proposals.objectness_logits,
-    )

@@ -79,3 +79,12 @@ def make_empty_proposals(
     """What a generator returns in training where nobody wants its proposals."""
     boxes = torch.zeros(0, 4, device=device)
     return [make_proposals(size, boxes, boxes[:, 0]) for size in image_sizes]
+
+
+def with_two_fields(proposals: Instances) -> Instances:
+    """The same proposals without what R-CNN heads do not take in training."""
+    return Instances(
+        proposals.image_size,
+        proposal_boxes=proposals.proposal_boxes,
+        objectness_logits=proposals.objectness_logits,
+    )

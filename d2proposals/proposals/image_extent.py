@@ -11,6 +11,8 @@ Shape shorthand in this module:
     Hi, Wi: height and width of a feature map, in cells
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -84,3 +86,40 @@ def resize_valid(
 
     weight = resize(valid)
     return resize(maps * valid) / weight.clamp(min=1e-6) * resized_valid
+
+
+def extend_edges(
+    maps: torch.Tensor, image_sizes: Sequence[tuple[int, int]], stride: int
+) -> torch.Tensor:
+    """Repeat the last row and column inside each image over its padding.
+
+    RoIAlign interpolates up to half a cell beyond an RoI. At the border of a map it repeats the
+    last cell, so an image has the same features alone and in a batch if its padding does that too.
+    Sizes may be tensors, where the caller is traced.
+
+    Args:
+        maps: (N, C, Hi, Wi).
+        image_sizes: (height, width) of the N images, pixels of the network input.
+        stride: pixels per cell.
+
+    Returns:
+        Tensor: (N, C, Hi, Wi).
+    """
+    size = maps.shape[-2:]
+    if not torch.jit.is_tracing() and all(
+        -(-side // stride) >= cells
+        for image_size in image_sizes
+        for side, cells in zip(image_size, size, strict=True)
+    ):
+        return maps
+    row, column = (torch.arange(cells, device=maps.device) for cells in size)
+    extended = []
+    for x, image_size in zip(maps, image_sizes, strict=True):
+        # Of the image's own cells.
+        last_row, last_column = (
+            torch.as_tensor(side, device=maps.device).sub(1).div(stride, rounding_mode="floor")
+            for side in image_size
+        )
+        x = x.index_select(1, torch.minimum(row, last_row))
+        extended.append(x.index_select(2, torch.minimum(column, last_column)))
+    return torch.stack(extended)

@@ -20,8 +20,10 @@ Shape shorthand in this module:
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.backbone.resnet import BottleneckBlock
@@ -33,11 +35,11 @@ from detectron2.modeling.roi_heads import (
     FastRCNNOutputLayers,
     StandardROIHeads,
 )
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from fvcore.nn import weight_init
 from torch import nn
 
-from ..proposals.image_extent import valid_cells
+from ..proposals.image_extent import extend_edges, valid_cells
 
 
 class EnlargingPooler(nn.Module):
@@ -219,20 +221,42 @@ class DoubleHeadROIHeads(StandardROIHeads):
         ret["box_predictor"] = DoubleHeadOutputLayers(cfg, ret["box_head"].output_shape)
         return ret
 
-    def _forward_box(
-        self, features: dict[str, torch.Tensor], proposals: list[Instances]
-    ) -> dict[str, torch.Tensor] | list[Instances]:
-        # The larger boxes reach beyond their image, where other images of the batch decide on what
-        # the maps have: nothing, here.
-        sizes = [item.image_size for item in proposals]
-        sizes = torch.tensor(sizes, device=features[self.box_in_features[0]].device).view(-1, 2)
-        ended = dict(features)
-        for name, level_pooler in zip(
-            self.box_in_features, self.box_pooler.pooler.level_poolers, strict=True
-        ):
-            x, stride = features[name], round(1 / level_pooler.spatial_scale)
-            ended[name] = x * valid_cells(sizes, x.shape[-2:], stride, x.dtype)
-        return super()._forward_box(ended, proposals)
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        """Arguments and result as in ``StandardROIHeads``."""
+        strides = [round(1 / x.spatial_scale) for x in self.box_pooler.pooler.level_poolers]
+        ended = {
+            name: end_at_images(features[name], images.image_sizes, stride)
+            for name, stride in zip(self.box_in_features, strides, strict=True)
+        }
+        return super().forward(images, {**features, **ended}, proposals, targets)
+
+
+def end_at_images(
+    maps: torch.Tensor, image_sizes: Sequence[tuple[int, int]], stride: int
+) -> torch.Tensor:
+    """End maps where their images end: the last row and column once more, then zeros.
+
+    The larger boxes reach beyond their image, where the other images of a batch decide on what maps
+    have. RoIAlign repeats the last cell of a map and has zeros behind it, so an image has these
+    features, alone and in a batch.
+
+    Args:
+        maps: (N, C, Hi, Wi).
+        image_sizes: (height, width) of the N images, pixels of the network input.
+        stride: pixels per cell.
+
+    Returns:
+        Tensor: (N, C, Hi + 2, Wi + 2).
+    """
+    maps = extend_edges(F.pad(maps, (0, 2, 0, 2)), image_sizes, stride)
+    sizes = torch.stack([torch.as_tensor(size, device=maps.device) for size in image_sizes])
+    return maps * valid_cells(sizes + stride, maps.shape[-2:], stride, maps.dtype)
 
 
 def _linear(inputs: int, outputs: int, std: float) -> nn.Linear:

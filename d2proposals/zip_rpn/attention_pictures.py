@@ -77,9 +77,8 @@ def attention_maps(model: nn.Module, image: torch.Tensor, level: int = 2) -> Att
     backbone, convolution = _check_model(model, level)
     image = (image.to(model.device) - model.pixel_mean) / model.pixel_std
     images = ImageList.from_tensors([image], backbone.size_divisibility)
-    features = backbone.bottom_up(images.tensor)
     image_sizes = torch.as_tensor([tuple(image.shape[-2:])], device=image.device)
-    maps = backbone.zoom_maps([features[name] for name in backbone.in_features], image_sizes)
+    maps = backbone.zoom_maps(backbone.zoom_out(images.tensor, image_sizes), image_sizes)
     stride = backbone.strides[level - 1]
     rows, columns = (-(-side // stride) for side in image.shape[-2:])
     means = [

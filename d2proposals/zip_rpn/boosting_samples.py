@@ -19,6 +19,8 @@ import torch
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils.events import EventStorage
 
+from ..proposals.candidates import with_two_fields
+from ..proposals.native_size import ImageSizes, given_sizes
 from .roi_heads import ZIPHeads
 
 
@@ -96,7 +98,9 @@ def _batch_samples(
     images = model.preprocess_image(batch)
     targets = [x["instances"].to(model.device) for x in batch]
     maps = model.backbone(images.tensor)
-    proposals, _ = model.proposal_generator(images, maps, None)
+    with given_sizes([ImageSizes.of_input(x) for x in batch]):
+        proposals, _ = model.proposal_generator(images, maps, None)
+    proposals = [with_two_fields(x) for x in proposals]
     with EventStorage():  # the heads log how many they sample
         proposals = heads.label_and_sample_proposals(proposals, targets)
     maps = heads.pooled_maps(maps, images.image_sizes)

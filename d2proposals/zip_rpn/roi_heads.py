@@ -24,6 +24,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import ImageList, Instances
 
 from ..proposals.candidates import select_input_shapes
+from ..proposals.image_extent import extend_edges
 from .boosting import BoostedTrees, load_boosted_trees
 from .follow_up import FollowUpBlocks, LevelPooler
 
@@ -158,42 +159,6 @@ class BoostedOutputLayers(FastRCNNOutputLayers):
         if self.training:
             return super().predict_probs(predictions, proposals)
         return list(predictions[0].split([len(p) for p in proposals]))
-
-
-def extend_edges(
-    maps: torch.Tensor, image_sizes: Sequence[tuple[int, int]], stride: int
-) -> torch.Tensor:
-    """Repeat the last row and column inside each image over its padding.
-
-    RoIAlign interpolates up to half a cell beyond an RoI. At the border of a map it repeats the
-    last cell, so an image has the same features alone and in a batch if its padding does that too.
-
-    Args:
-        maps: (N, C, Hi, Wi).
-        image_sizes: (height, width) of the N images, pixels of the network input.
-        stride: pixels per cell.
-
-    Returns:
-        Tensor: (N, C, Hi, Wi).
-    """
-    size = maps.shape[-2:]
-    if not torch.jit.is_tracing() and all(
-        -(-side // stride) >= cells
-        for image_size in image_sizes
-        for side, cells in zip(image_size, size, strict=True)
-    ):
-        return maps
-    row, column = (torch.arange(cells, device=maps.device) for cells in size)
-    extended = []
-    for x, image_size in zip(maps, image_sizes, strict=True):
-        # Of the image's own cells; sizes are tensors where the heads are traced.
-        last_row, last_column = (
-            torch.as_tensor(side, device=maps.device).sub(1).div(stride, rounding_mode="floor")
-            for side in image_size
-        )
-        x = x.index_select(1, torch.minimum(row, last_row))
-        extended.append(x.index_select(2, torch.minimum(column, last_column)))
-    return torch.stack(extended)
 
 
 def _load_fitting_trees(cfg: CfgNode, num_features: int) -> BoostedTrees:

@@ -165,9 +165,7 @@ class ZoomNetwork(Backbone):
             ``IMAGE_SIZES`` -> (N, 2) int64 (height, width) of the images in the batch.
         """
         image_sizes = recover_image_sizes(x)
-        is_told = getattr(self.bottom_up, "takes_image_sizes", False)
-        features = self.bottom_up(x, image_sizes) if is_told else self.bottom_up(x)
-        maps = self.zoom_maps([features[name] for name in self.in_features], image_sizes)
+        maps = self.zoom_maps(self.zoom_out(x, image_sizes), image_sizes)
         attended = maps["attended"]
         if self.projections:
             attended = [
@@ -179,6 +177,17 @@ class ZoomNetwork(Backbone):
         outputs = dict(zip(self._out_features, attended, strict=True))
         outputs[IMAGE_SIZES] = image_sizes
         return outputs
+
+    def zoom_out(self, x: torch.Tensor, image_sizes: torch.Tensor) -> list[torch.Tensor]:
+        """The maps of the bottom-up network that are zoomed, F1, F2, F3, each (N, Cm, Hm, Wm).
+
+        Args:
+            x: (N, 3, H, W) as in :meth:`forward`.
+            image_sizes: (N, 2) (height, width) in pixels of the network input.
+        """
+        is_told = getattr(self.bottom_up, "takes_image_sizes", False)
+        features = self.bottom_up(x, image_sizes) if is_told else self.bottom_up(x)
+        return [features[name] for name in self.in_features]
 
     def zoom_maps(
         self, zoom_out: Sequence[torch.Tensor], image_sizes: torch.Tensor

@@ -37,6 +37,10 @@ NETWORKS = {
         "faster_rcnn_zip.yaml",
         (*SMALL_FPN, "MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4", "p5"]),
     ),
+    "Double-Head R-CNN, SC-RPN": (
+        "shapes/double_head_rcnn_sc_rpn.yaml",
+        (*SMALL_FPN, "MODEL.ROI_BOX_HEAD.CONV_DIM", 32),
+    ),
     "ZIP's detector": ("shapes/zip_detector.yaml", SMALL_INCEPTION),
 }
 

@@ -56,6 +56,15 @@ def test_only_detections_that_the_classifier_agrees_with_are_kept():
     torch.testing.assert_close(found.scores, torch.tensor([0.9]))  # S / 5
 
 
+@pytest.mark.parametrize(("weight", "score"), [(2.0, 0.5), (0.0, 1.0)])
+def test_scores_are_shares_of_the_largest_there_is(weight, score):
+    """Of Eq. 3 with another weight of its halves."""
+    heads = build_heads("MODEL.DETECTORNET.CLASSIFIER.ENABLED", False,
+                        "MODEL.DETECTORNET.HALVES_WEIGHT", weight)  # fmt: skip
+    found = detect(heads, make_proposals(BOXES[:1], [4.5], [3]))
+    torch.testing.assert_close(found.scores, torch.tensor([score]))
+
+
 def test_without_classifier_all_classes_are_kept():
     heads = build_heads("MODEL.DETECTORNET.CLASSIFIER.ENABLED", False)
     found = detect(heads, make_proposals(BOXES, [4.5, 4.0, 3.0, 2.0], [3, 5, 3, 7]))
@@ -107,6 +116,7 @@ def test_the_loss_is_the_cross_entropy_of_the_crops():
 
 
 @pytest.mark.parametrize("thresholds", [(0.5,), (), (0.2, 0.4, 0.6), (0.6, 0.2), (-0.1, 0.6),
+                                        (0.0, 0.6),
                                         (0.2, 60.0), (float("nan"), 0.6)])  # fmt: skip
 def test_similarities_that_make_no_sense(thresholds):
     with pytest.raises(ValueError, match="MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS"):

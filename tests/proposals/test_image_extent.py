@@ -1,7 +1,12 @@
 import torch
 import torch.nn.functional as F
 
-from d2proposals.proposals.image_extent import recover_image_sizes, resize_valid, valid_cells
+from d2proposals.proposals.image_extent import (
+    extend_edges,
+    recover_image_sizes,
+    resize_valid,
+    valid_cells,
+)
 from tests.common import make_images
 
 
@@ -42,3 +47,15 @@ def test_resize_valid_shrinks_by_the_mean_of_the_cells_inside():
     result = resize_valid(maps, valid, torch.ones(1, 1, 2, 2))
     # Left cells: mean of 0, 1, 4, 5. Right cells: column 3 is padding, mean of 2 and 6.
     assert torch.allclose(result[0, 0], torch.tensor([[2.5, 4.0], [10.5, 12.0]]))
+
+
+def test_edges_are_repeated_over_the_padding():
+    maps = torch.arange(32.0).view(2, 1, 4, 4)
+    result = extend_edges(maps, [(17, 9), (32, 32)], 8)  # 3 rows, 2 columns; the whole map
+    assert result[0, 0].tolist() == [[0, 1, 1, 1], [4, 5, 5, 5], [8, 9, 9, 9], [8, 9, 9, 9]]
+    assert torch.equal(result[1], maps[1])
+    assert extend_edges(maps, [(25, 30), (32, 31)], 8) is maps
+    traced = torch.jit.trace(
+        lambda maps, size: extend_edges(maps, [size], 8), (maps[1:], torch.tensor([32, 32]))
+    )
+    assert torch.equal(traced(maps[:1], torch.tensor([17, 9])), result[:1])

@@ -6,7 +6,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
@@ -17,6 +17,7 @@ from d2proposals.sc_rpn.double_head import (
     EnlargingPooler,
     TwoExtentPooler,
     WideningBlock,
+    end_at_images,
 )
 from tests.common import leaf_keys, make_cfg, make_instances
 
@@ -146,22 +147,41 @@ def test_configuration_reaches_the_heads():
 
 
 def test_features_of_an_image_are_those_it_has_alone():
-    """What is beyond a smaller image in a batch is no part of its larger boxes."""
+    """What is beyond a smaller image in a batch is no part of its boxes, nor of the larger ones."""
     cfg = make_cfg("shapes/double_head_rcnn_sc_rpn.yaml", *TINY)
     torch.manual_seed(0)
     heads = build_model(cfg).roi_heads.eval()
     pooled = []
     heads.box_pooler.register_forward_hook(lambda module, inputs, output: pooled.append(output))
-    maps = {f"p{k}": torch.randn(1, 8, 128 >> k, 128 >> k) for k in (2, 3, 4, 5)}
-    proposals = make_instances((60, 80), [[50, 20, 80, 60]])
+    # At the border on the right, and in a corner.
+    proposals = make_instances((60, 80), [[50, 20, 80, 52], [64, 48, 80, 60]])
     proposals.proposal_boxes = proposals.gt_boxes
-    for padding in (0, 1e3):
-        for k in (2, 3, 4, 5):
-            rows, columns = -(-60 // 2**k), -(-80 // 2**k)
-            maps[f"p{k}"][..., rows:, :] = padding
-            maps[f"p{k}"][..., columns:] = padding
-        heads._forward_box(maps, [proposals])
+    cells = {f"p{k}": (-(-60 // 2**k), -(-80 // 2**k)) for k in (2, 3, 4, 5)}
+    alone = {name: torch.randn(1, 8, *size) for name, size in cells.items()}
+    batch = {}
+    for k in (2, 3, 4, 5):
+        batch[f"p{k}"] = torch.full((1, 8, 128 >> k, 128 >> k), 1e3)
+        rows, columns = cells[f"p{k}"]
+        batch[f"p{k}"][..., :rows, :columns] = alone[f"p{k}"]
+    for maps in (alone, batch):
+        heads(ImageList(torch.zeros(1, 3, 128, 128), [(60, 80)]), maps, [proposals])
     assert torch.equal(*pooled) and pooled[0].any()
+    # A box within its image has the features that any detector pools.
+    plain = heads.box_pooler.pooler([alone[f"p{k}"] for k in (2, 3, 4, 5)], [proposals.gt_boxes])
+    torch.testing.assert_close(pooled[0][:, :8], plain)
+
+
+def test_maps_end_with_their_last_cells_and_zeros():
+    maps = torch.arange(1.0, 17).view(1, 1, 4, 4)
+    ended = end_at_images(maps, [(9, 17)], 8)[0, 0]  # 2 rows, 3 columns
+    assert ended.tolist() == [
+        [1, 2, 3, 3, 0, 0],
+        [5, 6, 7, 7, 0, 0],
+        [5, 6, 7, 7, 0, 0],
+        [0] * 6,
+        [0] * 6,
+        [0] * 6,
+    ]
 
 
 def test_the_two_rows_of_table_ix_differ_in_the_generator():

@@ -35,6 +35,7 @@ def test_a_written_model_is_checked_on_images(tmp_path, capsys):
     [
         ("shapes/spop_rpn_only.yaml", "SPOP cannot be exported: its superpixels"),
         ("shapes/detectornet_rpn_only.yaml", "DetectorNet cannot be exported: its windows"),
+        ("shapes/detectornet_sliding_windows.yaml", "SlidingWindows cannot be exported: its"),
         ("shapes/deepmask_rpn_only.yaml", "DeepMask cannot be exported: the sizes"),
         ("shapes/fast_rcnn_precomputed.yaml", "'PrecomputedProposals' cannot be exported"),
         ("shapes/zip_single_stage.yaml", "RetinaNet cannot be exported"),

@@ -29,9 +29,19 @@ def make_image(size, seed=0):
     return torch.randint(1, 255, (3, *size), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize(("level", "stride"), [(1, 8), (2, 16)])
-def test_maps_are_those_the_model_uses(level, stride):
-    model = build()
+VGG = ("MODEL.VGG.WIDTH_FACTOR", 0.125, "MODEL.ZIP_DETECTOR.CHANNELS", 16)
+
+
+@pytest.mark.parametrize(
+    ("level", "stride", "config", "overrides"),
+    [
+        (1, 8, "shapes/zip_rpn_only.yaml", ()),
+        (2, 16, "shapes/zip_rpn_only.yaml", ()),
+        (1, 8, "zip_vgg16_detector.yaml", VGG),
+    ],
+)
+def test_maps_are_those_the_model_uses(level, stride, config, overrides):
+    model = build(*overrides, config=config)
     image = make_image((90, 130))
     maps = attention_maps(model, image, level)
     cells = (-(-90 // stride), -(-130 // stride))

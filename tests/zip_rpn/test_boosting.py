@@ -12,6 +12,7 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import nn
 
+from d2proposals.proposals.native_size import NativeSizes
 from d2proposals.zip_rpn.boosting import (
     BoostedTrees,
     check_savable,
@@ -351,6 +352,26 @@ def test_samples_are_the_rois_of_the_heads_with_their_labels():
         )
         expected = model.roi_heads.box_head.block_features(pooled)
     np.testing.assert_allclose(features[:12], expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_generators_that_propose_more_than_boxes():
+    """Detectron2's heads take no masks or classes of proposals with the ground truth."""
+    model = build_detector().eval()
+    generator, sizes = model.proposal_generator, []
+
+    def with_classes(images, features, gt_instances):
+        sizes.append(NativeSizes("MODEL.DEEPMASK")(images.image_sizes))
+        proposals, losses = generator(images, features, gt_instances)
+        for x in proposals:
+            x.proposal_classes = torch.zeros(len(x), dtype=torch.int64)
+        return proposals, losses
+
+    del model.proposal_generator
+    model.proposal_generator = with_classes
+    inputs = {**make_input(), "native_size": (200, 320)}
+    features, labels = collect_block_features(model, [[inputs]], rois_per_image=8, max_rois=8)
+    assert len(features) == len(labels) == 8
+    assert sizes == [[(200, 320)]]
 
 
 def test_no_images():

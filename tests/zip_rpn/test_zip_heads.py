@@ -12,7 +12,6 @@ from torchvision.ops import roi_align
 
 from d2proposals.zip_rpn import ZIPHeads
 from d2proposals.zip_rpn.follow_up import FollowUpBlocks, LevelPooler
-from d2proposals.zip_rpn.roi_heads import extend_edges
 from tests.common import make_cfg, make_images, make_instances, set_all
 
 LEVELS = {"zoom1": (8, 12), "zoom2": (16, 20), "zoom3": (32, 16)}  # name -> stride, channels
@@ -423,18 +422,6 @@ def test_an_image_has_the_same_detections_alone_and_in_a_padded_batch(size):
     assert len(only) > 0
     torch.testing.assert_close(first.pred_boxes.tensor, only.pred_boxes.tensor)
     torch.testing.assert_close(first.scores, only.scores)
-
-
-def test_edges_are_repeated_over_the_padding():
-    maps = torch.arange(32.0).view(2, 1, 4, 4)
-    result = extend_edges(maps, [(17, 9), (32, 32)], 8)  # 3 rows, 2 columns; the whole map
-    assert result[0, 0].tolist() == [[0, 1, 1, 1], [4, 5, 5, 5], [8, 9, 9, 9], [8, 9, 9, 9]]
-    assert torch.equal(result[1], maps[1])
-    assert extend_edges(maps, [(25, 30), (32, 31)], 8) is maps
-    traced = torch.jit.trace(
-        lambda maps, size: extend_edges(maps, [size], 8), (maps[1:], torch.tensor([32, 32]))
-    )
-    assert torch.equal(traced(maps[:1], torch.tensor([17, 9])), result[:1])
 
 
 def test_bfloat16_autocast():

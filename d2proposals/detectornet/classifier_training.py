@@ -44,7 +44,7 @@ class ClassifierTraining:
         thresholds = self.iou_thresholds
         if len(thresholds) != 2 or not 0 < thresholds[0] <= thresholds[1] <= 1:
             raise ValueError(
-                "MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS needs two numbers above 0 and up to 1, "
+                "MODEL.DETECTORNET.CLASSIFIER.IOU_THRESHOLDS needs two numbers above 0, up to 1, "
                 f"the negatives' first and not above the positives', got {tuple(thresholds)}."
             )
         if not 0 <= self.hard_fraction <= 1:

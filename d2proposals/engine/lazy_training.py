@@ -20,6 +20,7 @@ from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils import comm
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -55,7 +56,11 @@ def load_lazy_config(args: Namespace) -> DictConfig:
     for override in args.opts:
         _check_override(cfg, override)
     # Detectron2 adds what is not there, without the plus as well.
-    return LazyConfig.apply_overrides(cfg, [override.lstrip("+") for override in args.opts])
+    try:
+        return LazyConfig.apply_overrides(cfg, [override.lstrip("+") for override in args.opts])
+    except HydraException as error:
+        line = str(error).strip().splitlines()[0]
+        raise ValueError(f"Overrides KEY=VALUE of lazy configurations: {line}.") from error
 
 
 def _check_override(cfg: DictConfig, override: str) -> None:

@@ -451,9 +451,12 @@ def run_apart(part: str, report: Report, device: str) -> None:
         if status not in (0, 1):
             failure = f"the process ended with status {status}"
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
         failure = f"stopped after {PARTS[part]} s"
+    finally:
+        # Also when this process is interrupted.
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     if failure is not None:
         report.update(part, failures=[failure], seconds=time.perf_counter() - begun)
 

@@ -34,6 +34,7 @@ from d2proposals.engine import (
     prepare_launch,
     without_test_resize,
 )
+from d2proposals.engine.checked_datasets import checked_dataset
 from d2proposals.engine.model_command import command_config, model_parser
 from d2proposals.evaluation.export import ProposalExporter, proposal_network_of
 
@@ -79,7 +80,8 @@ def export(args: argparse.Namespace) -> None:
         check_datasets(names)
         paths = {name: str(Path(args.output) / f"{name}.pkl") for name in names}
         exporters = {
-            name: ProposalExporter(name, path, top=args.top) for name, path in paths.items()
+            name: ProposalExporter(checked_dataset(cfg, name, "TEST"), path, top=args.top)
+            for name, path in paths.items()
         }
         network = proposal_network_of(load_trained_model(cfg))
         if args.augment:

@@ -57,6 +57,8 @@ class Run:
         paper: figures of the paper by their measure's name.
         proposals_of: the run, of the same seed, whose network's proposals it trains and is measured
             on; None for none.
+        num_trained_overrides: how many of the overrides, from the first, its weights are trained
+            with; None for all.
     """
 
     table: str
@@ -69,6 +71,7 @@ class Run:
     base: str | None = None
     paper: dict[str, float] = field(default_factory=dict)
     proposals_of: Run | None = None
+    num_trained_overrides: int | None = None
 
     @property
     def name(self) -> str:
@@ -164,11 +167,11 @@ def _runs_of_row(
         rows: all rows of the table, by name.
     """
     name, overrides = row["name"], _overrides(row, path, f"row {row['name']}")
-    trained = row
+    trained, num_trained = row, None
     if "weights_of" in row:
         trained = rows[row["weights_of"]]
         of_trained = _overrides(trained, path, f"row {trained['name']}")
-        overrides = [*of_trained, *overrides]
+        overrides, num_trained = [*of_trained, *overrides], len(shared) + len(of_trained)
     proposing: dict[int, Run] = {}
     if "proposals_of" in trained:
         of_row = _runs_of_row(rows[trained["proposals_of"]], path, shared, rows)
@@ -195,6 +198,7 @@ def _runs_of_row(
             base=row["base"],
             paper=row.get("paper", {}),
             proposals_of=proposing.get(seed),
+            num_trained_overrides=num_trained,
         )
         for seed in seeds
     ]

@@ -34,8 +34,13 @@ from .trainer import Trainer
 _WARM_UP_IMAGES = 5
 # In a run's folder: the commit that its training began with.
 _COMMIT_FILE = "commit.txt"
-# Beside it: the configuration and overrides that its training began with.
+# Beside it: the values that its training began with.
 _SETTINGS_FILE = "settings.json"
+_OF_THE_MACHINE = (
+    "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "DATASETS.COCO_FILES", "MODEL.TORCHVISION.WEIGHTS",
+)  # fmt: skip
+# What keys of a training alone begin with.
+_OF_A_TRAINING = ("SOLVER.", "DATASETS.TRAIN", "DATASETS.CATEGORIES", "SEED")
 _MEMORY = re.compile(r"max_mem: (\d+)M")
 
 
@@ -172,22 +177,42 @@ def train(
     _run_logged(command, output / "train.txt", run.name)
 
 
-def _settings(run: Run, opts: Sequence[Any]) -> dict[str, Any]:
-    """What a run trains with, but for what belongs to the machine."""
-    return {
-        "config": run.config,
-        "overrides": [str(value) for value in run.overrides],
-        "opts": [str(value) for value in _of_the_experiment(opts)],
+def _settings(run: Run, opts: Sequence[Any]) -> dict[str, str]:
+    """What a run's weights are trained with: the configuration's values by key, and the name of the
+    run whose proposals they are trained on. Without what belongs to the machine or to the test."""
+    # Of a row with another one's weights, the other one's.
+    overrides = run.overrides[: run.num_trained_overrides]
+    cfg = _load_config(run, [str(x) for x in (*overrides, "SEED", run.seed, *opts)])
+    values = {
+        key: value
+        for key, value in _leaves(cfg)
+        if key not in (*_OF_THE_MACHINE, "OUTPUT_DIR")
+        and os.sep not in value
+        and not key.startswith("TEST.")
+        and "_TEST" not in key
+        and key != "DATASETS.TEST"
     }
+    return {**values, "proposals_of": run.proposals_of.name if run.proposals_of else ""}
 
 
-def _check_settings(run: Run, trained: Path, opts: Sequence[Any] | None = None) -> None:
+def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, str(value)
+
+
+def _check_settings(
+    run: Run, trained: Path, opts: Sequence[Any], is_measured: bool = False
+) -> None:
     """Check that a training is the one which a run of the table as it is now would have.
 
     Args:
         run: of a table.
         trained: folder of the training.
-        opts: the user's KEY VALUE overrides, where they must be the same, too.
+        opts: the user's KEY VALUE overrides.
+        is_measured: these are for the test; only keys of a training must be those of the training.
 
     Raises:
         ValueError: in one line, when it began with other settings.
@@ -196,24 +221,21 @@ def _check_settings(run: Run, trained: Path, opts: Sequence[Any] | None = None) 
     # Trainings of other commands have none.
     if not file.is_file():
         return
-    before, now = json.loads(file.read_text(encoding="utf-8")), _settings(run, opts or ())
-    if opts is None:
-        now["opts"] = before["opts"]
-    if run.weights_of:
-        # Its own overrides, in the test alone, come after those of the row that is trained.
-        now["overrides"] = now["overrides"][: len(before["overrides"])]
-    changed = [name for name in before if before[name] != now[name]]
+    before, now = json.loads(file.read_text(encoding="utf-8")), _settings(run, opts)
+    given = {str(key) for key in opts[::2]} if is_measured else set()
+    free = {key for key in given if not key.startswith(_OF_A_TRAINING)}
+    # Keys that a later version has or has no more say nothing.
+    changed = [
+        key for key in before if key not in free and before[key] != now.get(key, before[key])
+    ]
     if changed:
+        key = changed[0]
         raise ValueError(
-            f"{run.name}: {trained} has a training with other settings "
-            f"({', '.join(changed)}: {_in_words(before[changed[0]])}). Remove "
-            "it or take another --folder to train anew; --stage measure takes other overrides of "
-            "the test."
+            f"{run.name}: {trained} has a training with other settings: {key} is "
+            f"{before[key] or 'nothing'}, not {now[key] or 'nothing'}"
+            f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}. Remove it or take "
+            "another --folder to train anew; overrides for the test alone go with --stage measure."
         )
-
-
-def _in_words(value: str | list[str]) -> str:
-    return value if isinstance(value, str) else " ".join(value) or "none"
 
 
 def _run_logged(command: Sequence[str], log: Path, name: str) -> None:
@@ -255,7 +277,7 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
             "(--again where it has a result)."
         )
     if not untrained:
-        _check_settings(run, trained)
+        _check_settings(run, trained, opts, is_measured=True)
     overrides = run_overrides(run, folder, opts)
     overrides += proposal_overrides(run, folder, opts, parts=["TEST"])
     cfg = _load_config(run, overrides)
@@ -362,10 +384,8 @@ def write_result(table: str | os.PathLike, run: Run, result: dict[str, Any]) -> 
 
 def _of_the_experiment(opts: Sequence[Any]) -> list[Any]:
     """The user's overrides without what belongs to the machine: the device, workers and paths."""
-    machine = ("MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "DATASETS.COCO_FILES")
-    machine += ("MODEL.TORCHVISION.WEIGHTS",)
     pairs = zip(opts[::2], opts[1::2], strict=True)
-    kept = [pair for pair in pairs if pair[0] not in machine and os.sep not in str(pair[1])]
+    kept = [pair for pair in pairs if pair[0] not in _OF_THE_MACHINE and os.sep not in str(pair[1])]
     return [value for pair in kept for value in pair]
 
 

@@ -58,7 +58,7 @@ def load_lazy_config(args: Namespace) -> DictConfig:
     # Detectron2 adds what is not there, without the plus as well.
     try:
         return LazyConfig.apply_overrides(cfg, [override.lstrip("+") for override in args.opts])
-    except HydraException as error:
+    except (HydraException, KeyError, OmegaConfBaseException) as error:
         line = str(error).strip().splitlines()[0]
         raise ValueError(f"Overrides KEY=VALUE of lazy configurations: {line}.") from error
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import GeneralizedRCNN, ProposalNetwork
 from detectron2.structures import Instances
 from torch import nn
 
-from ..data.dataset_reading import read_dataset
 from ..files.precomputed_format import write_proposal_file
 from ..proposals.native_size_hosts import hand_over_native_sizes
 from ..proposals.ranking import strictly_decreasing
@@ -155,7 +155,7 @@ def _first_of_equals(boxes: np.ndarray) -> np.ndarray:
 
 
 def _read_image_ids(dataset_name: str) -> Sequence[int | str]:
-    records = read_dataset(dataset_name, needs_ids=False).records
+    records = DatasetCatalog.get(dataset_name)
     if any("image_id" not in record for record in records):
         raise ValueError(f"an image of the dataset {dataset_name!r} has no 'image_id'")
     image_ids = [record["image_id"] for record in records]

@@ -1,5 +1,7 @@
 """Tests of tables of experiments: their runs, the pages made of them and tools/run_table.py."""
 
+import dataclasses
+import functools
 import json
 import os
 import sys
@@ -65,7 +67,7 @@ def test_a_row_with_the_weights_of_another(tmp_path, monkeypatch):
     assert [run.base for run in runs] == [None, None, None, None, "less"]
     less = runs[1]
     # Its own overrides come last; the rest is the other row's, those of all rows once.
-    assert less.overrides == ("B", 3, "A", 1, "A", 2)
+    assert less.overrides == ("B", 3, "A", 1, "A", 2) and less.num_trained_overrides == 4
     assert (less.config, less.weights_of, less.trained_name) == (CONFIG, "full", "full-2")
     assert trained_folder(less, "out") == trained_folder(runs[3], "out") == Path("out/t/full-2")
     # It has a folder of its own, but no training.
@@ -372,33 +374,52 @@ def test_a_training_goes_on_and_a_failure_has_its_line(tmp_path, monkeypatch):
     assert len(commands) == 3
 
 
-def test_a_training_with_other_settings_is_no_row_s(tmp_path, commands):
+def test_a_training_with_other_settings_is_no_row_s(tmp_path, commands, monkeypatch):
     """Whose table was edited since: its figures would stand beside iterations it never had."""
-    test_alone = {"name": "few", "label": "F", "weights_of": "rpn", "overrides": ["B", 2]}
-    before = [row(overrides=["SOLVER.MAX_ITER", 9]), test_alone]
-    run, few = read_table(write_table(tmp_path / "t.yaml", before))
-    opts = ["SOLVER.BASE_LR", 0.1, "MODEL.DEVICE", "cpu"]
+    few = {"name": "few", "label": "F", "weights_of": "rpn"}
+    few["overrides"] = ["MODEL.RPN.NMS_THRESH", 0.5]
+
+    def read(*overrides):
+        rows = [row(overrides=["SOLVER.MAX_ITER", 9, *overrides]), few]
+        return read_table(write_table(tmp_path / "t.yaml", rows))
+
+    run, test_alone = read()
+    opts = ["SOLVER.BASE_LR", 0.5, "MODEL.DEVICE", "cpu"]
     experiments.train(run, tmp_path, opts)
     folder = trained_folder(run, tmp_path)
+    # The machine's own may differ, and what is of the test.
+    same = [*opts[:2], "MODEL.RPN.POST_NMS_TOPK_TEST", 7, "TEST.PROPOSALS.LIMITS", "(1,)"]
     for file in ("last_checkpoint", "model_final.pth"):
         (folder / file).touch()
-        # The machine's own may differ.
-        experiments.train(run, tmp_path, opts[:2])
-        with pytest.raises(ValueError, match=r"rpn-1: .*rpn-1 has .* \(opts: SOLVER.BASE_LR 0.1"):
+        experiments.train(run, tmp_path, same)
+        with pytest.raises(ValueError, match=r"rpn-1: .*rpn-1 has .*: SOLVER.BASE_LR is 0.5, not"):
             experiments.train(run, tmp_path)
     assert len(commands) == 2
-    experiments._check_settings(few, folder)
-    edited, few = read_table(
-        write_table(tmp_path / "t.yaml", [row(overrides=["SOLVER.MAX_ITER", 6]), test_alone])
-    )
-    message = r"has a training with other settings \(overrides: SOLVER.MAX_ITER 9\). Remove"
-    for call in (
-        lambda: experiments.train(edited, tmp_path, opts),
-        lambda: experiments.measure(edited, tmp_path),
-        lambda: experiments.measure(few, tmp_path),
+    measure = functools.partial(experiments._check_settings, trained=folder, is_measured=True)
+    measure(test_alone, opts=opts)
+    measure(run, opts=[*opts, "MODEL.RPN.NMS_THRESH", 0.9])
+    edited, few_edited = read("MODEL.RPN.IOU_THRESHOLDS", [0.2, 0.8])
+    key = "MODEL.RPN.IOU_THRESHOLDS is .0.3, 0.7., not .0.2, 0.8.. Remove"
+    for call, message in (
+        (lambda: experiments.measure(test_alone, tmp_path), "SOLVER.BASE_LR is 0.5"),
+        (lambda: experiments.train(edited, tmp_path, opts), key),
+        (lambda: experiments.measure(edited, tmp_path, opts), key),
+        (lambda: experiments.measure(few_edited, tmp_path, opts), key),
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    # Of another row's proposals, of an edited configuration, and of a version without a key.
+    other = dataclasses.replace(run, proposals_of=edited)
+    with pytest.raises(ValueError, match="proposals_of is nothing, not rpn-1"):
+        experiments.train(other, tmp_path, opts)
+    settings = json.loads((folder / "settings.json").read_text())
+    for changed in ({"SOLVER.GAMMA": "0.7"}, {"SOLVER.GONE": "1"}):
+        (folder / "settings.json").write_text(json.dumps({**settings, **changed}))
+        if "SOLVER.GAMMA" in changed:
+            with pytest.raises(ValueError, match="SOLVER.GAMMA is 0.7, not 0.1"):
+                experiments.train(run, tmp_path, opts)
+        else:
+            experiments.train(run, tmp_path, opts)
     # Of other commands, which write no settings.
     (folder / "settings.json").unlink()
     experiments.train(edited, tmp_path)

@@ -88,6 +88,7 @@ def test_a_lazy_configuration_trains_resumes_and_is_evaluated_by_recall(
         (("--config-file", CONFIGS / "sc_rpn_only.yaml"), "no lazy configuration"),
         (("--config-file", CONFIGS / "lazy/common/hosts.py"), "has no model, dataloader"),
         ((*RPN, "train.device", "cpu"), "KEY=VALUE"),
+        ((*RPN, "+train.seed.value=1"), "KEY=VALUE of lazy configurations: "),
         ((*RPN, "train.output_dir=[1,"), "KEY=VALUE of lazy configurations: no viable"),
         ((*RPN, "train.max_iters=100"), "no train.max_iters. Did you mean train.max_iter"),
         ((*RPN, "model.proposal_generator.nms_tresh=1"), "generator.nms_thresh"),

@@ -7,7 +7,6 @@ import os
 import runpy
 import shlex
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -351,7 +350,6 @@ def test_bad_arguments(weights, tmp_path, capsys):
 )
 def test_datasets_whose_images_cannot_be_told_apart(tiny_coco, monkeypatch, ids, message):
     records = [{"image_id": x} if x else {} for x in ids]
-    reading = SimpleNamespace(records=records)
-    monkeypatch.setattr(export, "read_dataset", lambda name, needs_ids: reading)
+    monkeypatch.setattr(export.DatasetCatalog, "get", lambda name: records)
     with pytest.raises(ValueError, match=message):
         ProposalExporter("tiny_val", Path("x.pkl"))

@@ -94,16 +94,19 @@ def test_what_a_stopped_part_has_started_stops_too(script, tmp_path, monkeypatch
     )
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
     popen = subprocess.Popen
-    monkeypatch.setattr(
-        subprocess,
-        "Popen",
-        lambda command, **settings: popen([sys.executable, "-c", child], **settings),
-    )
-    monkeypatch.setitem(functions["PARTS"], "parity", 5)
+
+    def start(command, **settings):
+        process = popen([sys.executable, "-c", child], **settings)
+        while not pids.is_file() or not pids.read_text():
+            time.sleep(0.05)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setitem(functions["PARTS"], "parity", 0.5)
     report = script["Report"](tmp_path / "checks.json")
     script["run_apart"]("parity", report, "cpu")
     content = json.loads((tmp_path / "checks.json").read_text())
-    assert content["parity"]["failures"] == ["stopped after 5 s"]
+    assert content["parity"]["failures"] == ["stopped after 0.5 s"]
     # What is dead stays a zombie until the system clears it away.
     state = Path("/proc", pids.read_text(), "stat")
     for _ in range(100):

@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from d2proposals.engine.experiment_tables import Run, read_table, result_file
 from d2proposals.engine.experiments import measure, train, write_result
 from d2proposals.engine.model_command import running_command
-from d2proposals.engine.result_pages import write_page
+from d2proposals.engine.result_pages import write_pages
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -98,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser()
     with running_command(parser, arguments) as args:
         if args.pages:
-            for page in args.pages:
-                print(f"{page}: {write_page(page, '.')} tables")
+            for page, number in write_pages(args.pages, ".").items():
+                print(f"{page}: {number} tables")
             return
         runs = chosen_runs(args, parser)
         is_done = {run.name: result_file(args.table, run).is_file() for run in runs}

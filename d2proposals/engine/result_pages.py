@@ -22,7 +22,7 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -204,20 +204,31 @@ def fill_page(text: str, root: str | os.PathLike) -> str:
     return _MARK.sub(fill, text)
 
 
-def write_page(path: str | os.PathLike, root: str | os.PathLike) -> int:
-    """Write the tables of a page anew; returns how many it has.
+def write_pages(paths: Sequence[str | os.PathLike], root: str | os.PathLike) -> dict[str, int]:
+    """Write the tables of pages anew.
 
     Args:
-        path: of the Markdown file.
+        paths: of Markdown files. Those without a place for a table stay as they are.
         root: folder that the paths of tables start from.
 
+    Returns:
+        how many tables each page has that has some, by its path.
+
     Raises:
-        ValueError: the page has no place for a table.
+        ValueError: no page has a place for a table.
     """
+    numbers = {str(path): _write_page(path, root) for path in paths}
+    if not any(numbers.values()):
+        raise ValueError(
+            f"{', '.join(numbers)} has no line '<!-- results of TABLE: COLUMN ... -->'."
+        )
+    return {path: number for path, number in numbers.items() if number}
+
+
+def _write_page(path: str | os.PathLike, root: str | os.PathLike) -> int:
     text = Path(path).read_text(encoding="utf-8")
     number = len(_MARK.findall(text))
-    if not number:
-        raise ValueError(f"{path} has no line '<!-- results of TABLE: COLUMN ... -->'.")
-    with atomic_write(path) as file:
-        file.write(fill_page(text, root))
+    if number:
+        with atomic_write(path) as file:
+            file.write(fill_page(text, root))
     return number

@@ -23,7 +23,7 @@ from d2proposals.engine.result_pages import (
     format_rows,
     mean_and_spread,
     read_rows,
-    write_page,
+    write_pages,
 )
 from tests.common import ROOT, forgotten_datasets, run_tool
 from tests.engine.tiny_coco import write_tiny_coco
@@ -537,13 +537,15 @@ def test_a_page_s_tables_are_written_anew(tmp_path):
     page = tmp_path / "page.md"
     mark = "<!-- results of t.yaml: AR@100 -->\n"
     page.write_text(f"before\n{mark}old\nolder\n<!-- end of results -->\nafter {mark}")
-    assert write_page(page, tmp_path) == 1
+    other = tmp_path / "other.md"
+    other.write_text("nothing")
+    assert write_pages([page, other], tmp_path) == {str(page): 1}
+    assert other.read_text() == "nothing"
     expected = "|  | AR@100 |\n| --- | ---: |\n| RPN | 20.0 |\n"
     assert page.read_text() == f"before\n{mark}{expected}<!-- end of results -->\nafter {mark}"
     assert fill_page(page.read_text(), tmp_path) == page.read_text()
-    page.write_text("nothing")
-    with pytest.raises(ValueError, match="has no line"):
-        write_page(page, tmp_path)
+    with pytest.raises(ValueError, match="other.md has no line"):
+        write_pages([other], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -187,9 +187,15 @@ def zoom_weights(args: argparse.Namespace, public: dict[str, torch.Tensor]) -> d
     state = network.state_dict()
     if args.architecture == "vgg16":
         return convert_vgg16_zoom(
-            public, network.bottom_up, state, pixels=args.pixels, pixel_std=args.pixel_std
+            public,
+            network.bottom_up,
+            state,
+            pixels=args.pixels,
+            pixel_std=args.pixel_std or PIXEL_STD,
         )
-    weights = convert_bn_inception(public, fold_bias=args.trainable_norm, pixel_std=args.pixel_std)
+    weights = convert_bn_inception(
+        public, fold_bias=args.trainable_norm, pixel_std=args.pixel_std or PIXEL_STD
+    )
     return zoom_network_weights(weights, state)
 
 
@@ -218,7 +224,7 @@ def convert(args: argparse.Namespace) -> tuple[dict, bool]:
         return zoom_weights(args, public), True
     options = {}
     if args.architecture == "bn_inception":
-        options = {"fold_bias": args.trainable_norm, "pixel_std": args.pixel_std}
+        options = {"fold_bias": args.trainable_norm, "pixel_std": args.pixel_std or PIXEL_STD}
     converters = CONVERTERS | LARGEFOV_CONVERTERS | {"alexnet": convert_alexnet}
     weights = converters[args.architecture](public, **options)
     if args.architecture in LARGEFOV_CONVERTERS:
@@ -260,7 +266,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):
         if is_given and not has_effect:
             parser.error(f"{flag} goes with {where} only")
-    args.pixel_std = args.pixel_std or PIXEL_STD
     is_alexnet = args.architecture == "alexnet"
     if is_alexnet != (args.config_file is not None):
         parser.error("--config-file goes with --architecture alexnet, which needs it")

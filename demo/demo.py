@@ -112,9 +112,8 @@ def output_paths(inputs: Sequence[Path], folder: Path) -> list[Path]:
     for path in inputs:
         suffix = ".mp4" if is_video(path) else ".png"
         numbered = (f"{path.stem}_{number}{suffix}" for number in count(2))
-        names[next(name for name in chain([path.stem + suffix], numbered) if name not in names)] = (
-            None
-        )
+        name = next(name for name in chain([path.stem + suffix], numbered) if name not in names)
+        names[name] = None
     return [folder / name for name in names]
 
 

@@ -243,8 +243,9 @@ def end_at_images(
     """End maps where their images end: the last row and column once more, then zeros.
 
     The larger boxes reach beyond their image, where the other images of a batch decide on what maps
-    have. So an image has the same features alone and in a batch: those of RoIAlign, which repeats
-    the last cell of a map and has zeros behind it, but for a slope of one cell between the two.
+    have. Unlike the paper, whose code base pools there, an image has the same features alone and in
+    a batch: those of RoIAlign, which repeats the last cell of a map and has zeros behind it, but
+    for a slope of one cell between the two.
 
     Args:
         maps: (N, C, Hi, Wi).

@@ -286,6 +286,11 @@ def add_sc_rpn_config(cfg: CN) -> None:
     cfg.MODEL.SCRPN.ANCHOR_SIDE = 8.0
     # Height / width of the anchors of each location; points have none but the square.
     cfg.MODEL.SCRPN.ANCHOR_ASPECT_RATIOS = (1.0,)
+    # Probability of an object that an untrained classification gives each location. The paper says
+    # nothing: .5, as its code base. Where few samples are positive, the first steps lower all
+    # weights of the classification until it can only tell what is no object (docs/claims.md); their
+    # share, such as .04, spares them that.
+    cfg.MODEL.SCRPN.PRIOR_PROB = 0.5
     # Where the second stage looks. "point": at the initial points. "box": evenly over the initial
     # box. "none": at the neighbouring cells.
     cfg.MODEL.SCRPN.ALIGNMENT = "point"

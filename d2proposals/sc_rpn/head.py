@@ -19,6 +19,8 @@ Shape shorthand in this module:
     P: number of locations at which the second stage is computed
 """
 
+import math
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
@@ -58,6 +60,7 @@ class SCRPNHead(nn.Module):
         alignment_gradient: float,
         iou_mask_feature: str | None,
         sampler: str = "auto",
+        prior_prob: float = 0.5,
     ):
         """
         Args:
@@ -72,6 +75,7 @@ class SCRPNHead(nn.Module):
             iou_mask_feature: map that predicts the IoU mask: "reg", "cls" or "fused" (their sum);
                 None for no IoU mask.
             sampler: of the deformable convolution, see :class:`AlignedConv`.
+            prior_prob: in (0, 1), probability of an object that the classification begins with.
 
         Raises:
             ValueError: unknown names, or settings that exclude each other.
@@ -83,6 +87,8 @@ class SCRPNHead(nn.Module):
         self.alignment_gradient = alignment_gradient
         self.iou_mask_feature = iou_mask_feature
         self._check_settings()
+        if not 0 < prior_prob < 1:
+            raise ValueError(f"MODEL.SCRPN.PRIOR_PROB must be between 0 and 1, got {prior_prob}")
 
         num_anchors = representation.num_anchors
         shape_channels = num_anchors * representation.shape_dim
@@ -106,6 +112,7 @@ class SCRPNHead(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.constant_(layer.bias, 0)
+        nn.init.constant_(self.classification.bias, math.log(prior_prob / (1 - prior_prob)))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
@@ -128,6 +135,7 @@ class SCRPNHead(nn.Module):
             "alignment_gradient": node.ALIGNMENT_GRADIENT,
             "iou_mask_feature": node.IOU_MASK.FEATURE if node.IOU_MASK.ENABLED else None,
             "sampler": node.DEFORM_SAMPLER,
+            "prior_prob": node.PRIOR_PROB,
         }
 
     def forward(

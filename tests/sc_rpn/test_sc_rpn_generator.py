@@ -51,6 +51,7 @@ def test_defaults():
         "IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
         "HEAD_CHANNELS": 256,
         "NUM_CONVS": 0,
+        "PRIOR_PROB": 0.5,
         "NUM_STAGES": 2,
         "REPRESENTATION": "points",
         "ANCHOR_SIDE": 8.0,

@@ -64,3 +64,22 @@ def test_padding_of_a_batch_does_not_reach_the_images(overrides):
         if value is not None:
             in_batch = getattr(found, name).unflatten(1, (len(is_inside), -1))[:, is_inside]
             torch.testing.assert_close(in_batch.flatten(1, 2), value, msg=name)
+
+
+@pytest.mark.parametrize("row", ["III one anchor", "III IoU mask"])
+@pytest.mark.parametrize("prior_prob", [0.5, 0.04])
+def test_the_classification_begins_with_its_prior_probability(row, prior_prob):
+    head = build_generator(rows.node(f"{rows.ROWS[row]}; PRIOR_PROB {prior_prob}")).head
+    x = torch.zeros(1, CHANNELS, 2, 3)
+    predictions = head([x], [None])
+    torch.testing.assert_close(
+        predictions.class_logits.sigmoid(), torch.full((1, 6), float(prior_prob))
+    )
+    if predictions.iou_mask is not None:
+        assert not predictions.iou_mask.any()
+
+
+@pytest.mark.parametrize("prior_prob", [0.0, 1.0])
+def test_a_prior_probability_is_between_none_and_certainty(prior_prob):
+    with pytest.raises(ValueError, match=r"MODEL\.SCRPN\.PRIOR_PROB must be between 0 and 1"):
+        build_generator(rows.node(f"PRIOR_PROB {prior_prob}"))

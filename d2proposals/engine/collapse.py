@@ -16,6 +16,8 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
+# Where more than this part of the positions has no live unit, a head is on its way to a collapse.
+_MANY_DEAD = 0.5
 # Outputs whose channels range over less than this part of their magnitude are constant: rounding.
 _ROUNDING = 1e-6
 
@@ -28,6 +30,10 @@ class CollapseWarner(HookBase):
     images, levels and positions has a dead input (no unit of it is alive, as behind a ReLU that is
     zero everywhere) or weights that have lost all but the bias: what reads it cannot learn. Each
     such layer is one warning; "collapse/constant_layers" counts them in the metrics.
+
+    So is a layer that looks at single positions and gives its bias at more than half of them: no
+    unit of its input is alive there, and all scores of such a level are equal while others go on
+    learning. "collapse/dead_positions" is the largest such share of a layer.
     """
 
     def __init__(self, period: int = 100) -> None:
@@ -39,6 +45,8 @@ class CollapseWarner(HookBase):
         self._handles: list[Any] = []
         # Layer name -> lowest and highest value of each channel in this step, (2, channels).
         self._ranges: dict[str, torch.Tensor] = {}
+        # Layer name -> number of positions with the bias alone and of all positions, (2,).
+        self._dead: dict[str, torch.Tensor] = {}
         self._warned: set[str] = set()
 
     def before_step(self) -> None:
@@ -61,6 +69,18 @@ class CollapseWarner(HookBase):
                 lowest, highest = torch.stack([known, extremes], dim=1)
                 extremes = torch.stack([lowest.amin(dim=0), highest.amax(dim=0)])
             self._ranges[name] = extremes
+            # Of a larger kernel, or behind a norm or activation, dead positions look otherwise.
+            is_pointwise = isinstance(module, nn.Linear) or max(module.kernel_size) == 1
+            if not is_pointwise or any(
+                getattr(module, name, None) is not None for name in ("norm", "activation")
+            ):
+                return
+            bias = values.new_zeros(()) if module.bias is None else module.bias.detach()[:, None]
+            is_dead = (values == bias.to(values.dtype)).all(dim=0)
+            counts = torch.stack(
+                [is_dead.sum(), is_dead.new_tensor(len(is_dead), dtype=torch.long)]
+            )
+            self._dead[name] = self._dead.get(name, 0) + counts
 
         return record
 
@@ -71,28 +91,52 @@ class CollapseWarner(HookBase):
             handle.remove()
         self._handles = []
         ranges, self._ranges = self._ranges, {}
+        dead, self._dead = self._dead, {}
         if not ranges:
             return
-        # One transfer for all layers.
-        is_constant = torch.stack([_is_constant(extremes) for extremes in ranges.values()]).tolist()
         modules = dict(self.trainer.model.named_modules())
+        # One transfer for all layers.
+        is_constant = [_is_constant(extremes).double() for extremes in ranges.values()]
+        dead_share = [counts[0].double() / counts[1] for counts in dead.values()]
+        values = torch.stack([*is_constant, *dead_share]).tolist()
+        # Weights that start from zero have yet to learn anything.
+        learning = {name for name in ranges if modules[name].weight.any()}
         constant = [
             name
-            for name, is_one in zip(ranges, is_constant, strict=True)
-            # Weights that start from zero have yet to learn anything.
-            if is_one and modules[name].weight.any()
+            for name, is_one in zip(ranges, values, strict=False)
+            if is_one and name in learning
         ]
+        shares = {
+            name: share
+            for name, share in zip(dead, values[len(ranges) :], strict=True)
+            if name in learning
+        }
         self.trainer.storage.put_scalar("collapse/constant_layers", len(constant))
-        new = sorted(set(constant) - self._warned)
-        if new and comm.is_main_process():
-            self._warned.update(new)
-            names = ", ".join(new[:3]) + (f" and {len(new) - 3} others" if len(new) > 3 else "")
-            logger.warning(
-                f"Iteration {self.trainer.iter + 1}: the output of {names} is the same at every "
-                "position of every image: what it reads is dead, and all scores or boxes that come "
-                "from it are equal. Go back to an earlier checkpoint, with a lower "
-                "SOLVER.BASE_LR, a longer warm-up or a tighter SOLVER.CLIP_GRADIENTS.CLIP_VALUE."
-            )
+        self.trainer.storage.put_scalar("collapse/dead_positions", max(shares.values(), default=0))
+        many_dead = [name for name, share in shares.items() if share > _MANY_DEAD]
+        self._warn(
+            constant,
+            "the output of {} is the same at every position of every image: what it reads is dead, "
+            "and all scores or boxes that come from it are equal.",
+        )
+        self._warn(
+            many_dead,
+            "the output of {} is its bias at more than half of the positions: no unit of what it "
+            "reads is alive there, and all scores or boxes of these are equal.",
+        )
+
+    def _warn(self, names: list[str], what: str) -> None:
+        """Log what layers show, once for each layer."""
+        new = sorted(set(names) - self._warned)
+        if not new or not comm.is_main_process():
+            return
+        self._warned.update(new)
+        listed = ", ".join(new[:3]) + (f" and {len(new) - 3} others" if len(new) > 3 else "")
+        logger.warning(
+            f"Iteration {self.trainer.iter + 1}: {what.format(listed)} Go back to an earlier "
+            "checkpoint, with a lower SOLVER.BASE_LR, a longer warm-up or a tighter "
+            "SOLVER.CLIP_GRADIENTS.CLIP_VALUE."
+        )
 
 
 def _is_constant(extremes: torch.Tensor) -> torch.Tensor:

@@ -62,7 +62,33 @@ def test_one_live_unit_at_one_level_is_enough(head, caplog):
     nn.init.constant_(head.map.bias, -100.0)
     levels = images(8, 4)
     levels[1][1, 0, 2, 2] = 1e6
-    assert look(head, levels)["collapse/constant_layers"] == 0
+    stored = look(head, levels)
+    assert stored["collapse/constant_layers"] == 0
+    # Of 2 * (64 + 16) positions, those within reach of the unit.
+    assert stored["collapse/dead_positions"] >= 1 - 9 / 160
+    (warning,) = warnings_of(caplog)
+    assert "the same at every position" not in warning
+
+
+def test_a_level_without_live_units_is_named_while_another_lives(head, caplog):
+    # The first level, 64 of 80 positions of each image: no unit of the map is alive.
+    nn.init.ones_(head.map.weight)
+    levels = [torch.full_like(images(8)[0], -100.0), torch.rand(2, 1, 4, 4) + 1]
+    hook = CollapseWarner(period=1)
+    stored = look(head, levels, hook)
+    assert stored["collapse/constant_layers"] == 0
+    assert stored["collapse/dead_positions"] == pytest.approx(64 / 80)
+    (warning,) = warnings_of(caplog)
+    assert "the output of scores is its bias at more than half of the positions" in warning
+    look(head, levels, hook)
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_half_of_the_positions_may_be_dead(head, caplog):
+    nn.init.ones_(head.map.weight)
+    level = images(4)[0]
+    stored = look(head, [torch.full_like(level, -100.0), torch.full_like(level, 1.0)])
+    assert stored["collapse/dead_positions"] == pytest.approx(0.5)
     assert not warnings_of(caplog)
 
 
@@ -92,6 +118,7 @@ def test_what_tells_nothing_is_no_collapse(case, caplog):
         inputs = inputs[: case == "one position"]
     stored = look(layer, inputs)
     assert stored.get("collapse/constant_layers", 0) == 0
+    assert stored.get("collapse/dead_positions", 0) == 0
     assert not warnings_of(caplog)
     if case == "zero weights":
         nn.init.ones_(layer.weight)

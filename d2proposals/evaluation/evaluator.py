@@ -6,7 +6,8 @@ Shape shorthand: R proposals of an image.
 import itertools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
@@ -138,12 +139,8 @@ class ProposalEvaluator(ProposalCollector):
         ordered = in_dataset_order(proposals, ground_truth.image_ids, self._dataset_name)
         usable = find_usable(ordered, ground_truth)
         if self._output_dir:
-            try:
+            with _without_losing_numbers("proposals"):
                 self._write_proposals(ordered, usable)
-            # The numbers, which come after hours of inference, are worth more than the file, which
-            # cannot be written on a full disk or, of masks, with an infinite logit.
-            except (OSError, ValueError) as error:
-                logger.error(f"The proposals are not kept: {error}")
         if not ground_truth.is_annotated:
             logger.info(f"{self._dataset_name} has no annotations; proposals are not evaluated")
             return {}
@@ -255,10 +252,28 @@ class ProposalEvaluator(ProposalCollector):
                 "curves_in_percent": measurement.curves,
                 "diagnostics": measurement.diagnostics,
             }
-            write_json(os.path.join(self._output_dir, f"{prefix}proposal_results.json"), content)
+            path = os.path.join(self._output_dir, f"{prefix}proposal_results.json")
+            with _without_losing_numbers("results"):
+                write_json(path, content)
             path = os.path.join(self._output_dir, f"{prefix}proposal_curves.png")
             with beside_numbers(path):
                 plot_curves(path, measurement.curves, f"{kind} on {self._dataset_name}")
+
+
+@contextmanager
+def _without_losing_numbers(what: str) -> Iterator[None]:
+    """Write a file; where that fails, an error says so, and the evaluation goes on.
+
+    The numbers, which come after hours of inference, are worth more than the file, which cannot be
+    written on a full disk or, of masks, with an infinite logit.
+
+    Args:
+        what: is in the file, named in the error.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        logger.error(f"The {what} are not kept: {error}")
 
 
 def _by_task(measurement: Measurement, task: str) -> dict[str, dict[str, float]]:

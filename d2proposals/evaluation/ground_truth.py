@@ -19,7 +19,7 @@ from detectron2.utils.logger import log_first_n
 from ..data.dataset_reading import DatasetReading, read_dataset
 from ..files.annotation_cleaning import area_of
 from ..files.annotation_values import is_finite, read_flag, read_number
-from ..files.proposal_set import DatasetImages, Fault
+from ..files.proposal_set import DatasetImages, Fault, plain_value
 from ..files.segmentations import encode_segmentation
 from .ground_truth_checks import find_ground_truth_faults
 
@@ -164,7 +164,9 @@ def ground_truth_of(
     ]
     has_mask = np.array([item is not None for items in segmentations for item in items], bool)
     ground_truth = GroundTruth(
-        image_ids=[record.get("image_id", index) for index, record in enumerate(records)],
+        image_ids=[
+            plain_value(record.get("image_id", index)) for index, record in enumerate(records)
+        ],
         image_sizes=[
             (record["height"], record["width"]) if {"height", "width"} <= record.keys() else None
             for record in records

@@ -154,18 +154,21 @@ class _Subsets:
         }
         self._next = 0
         self._block: list[tuple[np.ndarray, np.ndarray]] = []
-        self._largest = 0
+        self._largest = (0, 0)
 
     def add(self, overlaps_i: np.ndarray) -> None:
         is_seen_i = self._is_seen[self._next]
         self._next += 1
         self._matchers["seen"].add(overlaps_i[is_seen_i])
         self._matchers["unseen"].add(overlaps_i[~is_seen_i])
-        self._block.append((overlaps_i, is_seen_i))
-        self._largest = max(self._largest, overlaps_i.size)
-        full = len(self._block) * self._largest >= _UNSEEN_OVERLAPS
-        if full or len(self._block) >= _UNSEEN_IMAGES:
+        # Each image of a block becomes as large as the most objects and the most proposals in it.
+        num_gt, num_ranks = map(max, self._largest, overlaps_i.shape)
+        size = (len(self._block) + 1) * num_gt * num_ranks
+        if size > _UNSEEN_OVERLAPS or len(self._block) >= _UNSEEN_IMAGES:
             self._match_block()
+            num_gt, num_ranks = overlaps_i.shape
+        self._block.append((overlaps_i, is_seen_i))
+        self._largest = (num_gt, num_ranks)
 
     def metrics(self, limits: Sequence[int]) -> dict[str, dict[str, float]]:
         self._match_block()
@@ -180,4 +183,4 @@ class _Subsets:
         on_seen = find_on_seen(*zip(*self._block, strict=True))
         for (overlaps_i, is_seen_i), on_seen_i in zip(self._block, on_seen, strict=True):
             self._matchers["unseen_budget"].add(overlaps_i[~is_seen_i][:, ~on_seen_i])
-        self._block, self._largest = [], 0
+        self._block, self._largest = [], (0, 0)

@@ -85,7 +85,7 @@ def find_on_seen(overlaps: Sequence[np.ndarray], is_seen: Sequence[np.ndarray]) 
         seen[index, : len(is_seen_i)] = is_seen_i
     reaches = iou >= _MIN_IOU
     # Unseen objects come first whatever their IoU, which is at most 1.
-    preference = np.where(reaches, iou + 2 * ~seen, 0)
+    preference = np.where(reaches, iou + np.float32(2) * ~seen, 0)
     is_free = np.ones((num_images, num_gt), bool)
     on_seen = np.zeros((num_ranks, num_images), bool)
     image = np.arange(num_images)

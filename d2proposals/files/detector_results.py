@@ -24,7 +24,7 @@ from pycocotools import mask as mask_util
 
 from .automatic_masks import read_automatic_masks
 from .coco_results import ResultEntries
-from .proposal_set import DatasetImages, Fault, ProposalSet, missing_scores
+from .proposal_set import DatasetImages, Fault, ProposalSet, missing_scores, plain_value
 from .run_length_encodings import check_size, make_encodings
 from .safe_pickle import taken, to_plain
 
@@ -69,9 +69,7 @@ def _read_mmdet3_results(items: list[dict], images: DatasetImages | None) -> Pro
     labels: set[int] = set()
     for number, item in enumerate(taken(items)):
         found = to_plain(item["pred_instances"])
-        path, image_id = item.get("img_path"), item.get("img_id")
-        if isinstance(image_id, np.generic):
-            image_id = image_id.item()
+        path, image_id = item.get("img_path"), plain_value(item.get("img_id"))
         # Some of mmdetection's datasets count their images; the file's name is more telling.
         by_name = images.find(path) if images and isinstance(path, str) else None
         image_id = by_name if by_name is not None else path if image_id is None else image_id

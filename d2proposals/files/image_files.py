@@ -15,11 +15,20 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import detection_utils
-from PIL import Image, ImageOps
+from PIL import Image
 
 logger = logging.getLogger(__name__)
 
 _EXIF_ORIENTATION = 0x0112
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Of these orientations width and height change places.
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
 _RANGES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))
@@ -72,7 +81,7 @@ def as_annotated(image: Image.Image, path: str, size: tuple[int, int] | None) ->
             "pixels as they are stored, so it is not turned; nor are others like it.",
         )
     else:
-        image = ImageOps.exif_transpose(image)
+        image = _upright(image)
     if not is_deep(image):
         return image
     _warn_once(
@@ -156,6 +165,15 @@ def to_input_format(image: np.ndarray, input_format: str) -> np.ndarray:
     """
     # PIL's picture of the array is what that reader's conversion takes.
     return detection_utils.convert_PIL_to_numpy(Image.fromarray(image), input_format)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF orientation says.
+
+    PIL's own function writes the whole EXIF anew besides, and raises on odd values of other tags.
+    """
+    method = _TRANSPOSITIONS.get(image.getexif().get(_EXIF_ORIENTATION))
+    return image if method is None else image.transpose(method)
 
 
 def _to_eight_bits(pixels: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ def read_json(path: str | os.PathLike) -> Any:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing.")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 

@@ -24,6 +24,7 @@ import torch
 from detectron2.structures import BoxMode
 
 from .atomic_files import atomic_write
+from .proposal_set import plain_value
 from .safe_pickle import load_pickle, one_line, taken, to_plain
 from .strict_order import lower_equal_scores
 
@@ -237,8 +238,7 @@ def _items(value: Any) -> list:
 
 def _plain_id(value: Any) -> int | str:
     """An image id as Python's own int or str."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = plain_value(value)
     if not isinstance(value, (int, str)):
         raise TypeError(f"an image id is an integer or text, not {type(value).__name__}")
     if isinstance(value, int) and abs(value) >= 2**63:

@@ -180,10 +180,14 @@ def logits_of(probabilities: np.ndarray) -> np.ndarray:
     return np.log(clipped / (1 - clipped))
 
 
+def plain_value(value: Any) -> Any:
+    """A scalar of NumPy as Python's own, which JSON can say; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def whole_number(value: Any) -> Any:
     """The integer that a number or a text of digits stands for; anything else as it is."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = plain_value(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
     # More digits than an id of 64 bits has are a text.

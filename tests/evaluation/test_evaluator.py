@@ -379,3 +379,14 @@ def test_neither_a_picture_nor_a_full_disk_loses_the_numbers(
     assert [path.name for path in tmp_path.iterdir()] == ["proposal_results.json"]
     assert "proposals are not kept: box_proposals.pkl cannot be written" in caplog.text
     assert "proposal_curves.png is not drawn (no font anywhere)" in caplog.text
+
+
+def test_an_unwritable_folder_does_not_lose_the_numbers(register_dataset, tmp_path, caplog):
+    (tmp_path / "file").write_text("here")
+    records = make_records(1)
+    name = register_dataset(records)
+    folder = str(tmp_path / "file" / "inference")
+    results = evaluate(name, records, [make_output([GT_BOX])], output_dir=folder)
+    assert results["box_proposals"]["AR@100"] == 100
+    for what in ("proposals", "results"):
+        assert f"The {what} are not kept: {folder}" in caplog.text

@@ -206,6 +206,16 @@ def test_an_infinite_logit_of_a_mask_loses_no_numbers(register_dataset, tmp_path
     assert "mask_proposal_results.json" in written and "mask_proposals.json" not in written
 
 
+def test_image_ids_of_numpy_are_written(register_dataset, tmp_path):
+    records = make_records(segmentation=[SQUARE])
+    for record in records:
+        record["image_id"] = np.int64(record["image_id"])
+    outputs = [make_output(1)] * 2
+    results = evaluate(register_dataset(records), records, outputs, output_dir=str(tmp_path))
+    assert results["mask_proposals"]["AR@10"] == 100
+    assert read_proposals(tmp_path / "mask_proposals.json").image_ids == [0, 1]
+
+
 def test_image_without_proposals_counts(register_dataset):
     records = make_records(segmentation=[SQUARE])
     empty = {"proposals": make_output(1)["proposals"][:0]}

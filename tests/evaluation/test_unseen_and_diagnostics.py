@@ -1,6 +1,7 @@
 """Tests of recall of unseen categories, and of the diagnostics."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -155,6 +156,34 @@ def test_blocks_of_images_change_nothing(monkeypatch):
     for size in (1, 7):
         monkeypatch.setattr("d2proposals.evaluation.measurement._UNSEEN_IMAGES", size)
         assert measure(overlaps, ground_truth, (1, 10), unseen={0, 2}).by_categories == expected
+
+
+def test_a_block_of_images_keeps_within_its_number_of_ious(monkeypatch):
+    """Also where one image has many objects and another one many proposals; in 13 bytes for each:
+    the IoU, whether it reaches, and the preference with what it is made of."""
+    shapes = []
+
+    def find(overlaps, is_seen):
+        shapes.append(np.array([len(overlaps), *np.max([x.shape for x in overlaps], axis=0)]))
+        return find_on_seen(overlaps, is_seen)
+
+    monkeypatch.setattr("d2proposals.evaluation.measurement.find_on_seen", find)
+    monkeypatch.setattr("d2proposals.evaluation.measurement._UNSEEN_OVERLAPS", 4000)
+    numbers = np.array([5] * 6 + [160] + [5] * 6)
+    boxes = np.tile([0, 0, 10, 10], (int(numbers.sum()), 1))
+    categories = np.arange(len(boxes)) % 2
+    ranks = [100, 10, 10, 100, 10, 10, 10, 10, 100, 10, 10, 400, 10]
+    overlaps = [np.zeros(shape, np.float32) for shape in zip(numbers, ranks, strict=True)]
+    measure(overlaps, make_ground_truth(boxes, categories, numbers), (1,), unseen={1})
+    assert sum(shape[0] for shape in shapes) == 13 > len(shapes)
+    assert max(shape.prod() for shape in shapes) <= 4000
+
+    overlaps = [np.full((100, 1000), 0.6, np.float32)] * 2
+    tracemalloc.start()
+    find_on_seen(overlaps, [np.ones(100, bool)] * 2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * 100_000 * 14
 
 
 def test_histogram_hand_worked():

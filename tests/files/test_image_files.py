@@ -2,11 +2,12 @@
 
 import json
 import logging
+import struct
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
-from PIL import Image
+from PIL import Image, ImageOps
 
 from d2proposals.evaluation.ground_truth import load_ground_truth
 from d2proposals.files import image_files
@@ -168,3 +169,25 @@ def test_records_of_own_functions_have_the_sizes_of_their_images(tmp_path):
         assert load_ground_truth("sizes_of_images").image_sizes == [(6, 4), None]
     finally:
         DatasetCatalog.remove("sizes_of_images")
+
+
+def test_odd_values_beside_the_orientation_are_not_read(tmp_path):
+    """A width of -5, as a signed long, which PIL would not write anew."""
+    entries = struct.pack("<HHLl", 0x0100, 9, 1, -5) + struct.pack("<HHLHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<LH", 8, 2) + entries + bytes(4)
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:8, :8] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
+    image = read_rgb_image(tmp_path / "a.jpg")
+    assert image.shape == (24, 16, 3) and image[0, -1, 0] > 200 and image[0, 0, 0] < 50
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_orientation_is_turned_as_pil_turns_it(tmp_path, orientation):
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(read_rgb_image(tmp_path / "a.png"), expected)

@@ -32,7 +32,8 @@ def test_images_of_a_list_and_their_objects_stay(files, capsys):
     assert [item["id"] for item in chosen["annotations"]] == [0, 1, 3]
     assert chosen["categories"] == [{"id": 1, "name": "cat"}]
     assert capsys.readouterr().out.endswith("some.json: 2 images, 3 annotations\n")
-    (files / "ids.json").write_text("[5]")
+    # As some editors write it, with a mark of its bytes' order in front.
+    (files / "ids.json").write_text("[5]", encoding="utf-8-sig")
     assert [item["id"] for item in run(files)["annotations"]] == [2]
 
 

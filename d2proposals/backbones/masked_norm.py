@@ -40,19 +40,19 @@ class MaskedGroupNorm(nn.GroupNorm):
         if valid is None:
             return super().forward(x)
         # In single precision under autocast, as PyTorch's own group normalisation. Few passes over
-        # the map, which is what the time goes into: two sums, and one multiplication and addition.
-        x_float = x.float()
+        # the map, which is what the time goes into.
+        x_float, valid = x.float(), valid.float()
         num_images, channels = x.shape[:2]
-        inside = x_float * valid.float()
-        count = valid.float().sum(dim=(1, 2, 3))[:, None] * (channels // self.num_groups)
+        count = valid.sum(dim=(1, 2, 3))[:, None] * (channels // self.num_groups)
         count = count.clamp(min=1)
-        mean = self._sums(inside) / count  # (N, groups)
-        variance = self._sums(inside.square()) / count - mean.square()
-        # Rounding may take the difference of two nearly equal numbers below zero.
-        inverse_std = torch.rsqrt(variance.clamp(min=0) + self.eps)
+        mean = self._sums(x_float * valid) / count  # (N, groups)
         per_group = (num_images, self.num_groups, channels // self.num_groups)
+        mean = mean[..., None].expand(per_group).reshape(num_images, -1)  # (N, C)
+        # In a second pass: the difference of two sums would lose digits where means are large.
+        centred = (x_float - mean[..., None, None]) * valid
+        inverse_std = torch.rsqrt(self._sums(centred.square()) / count + self.eps)
         scale = (inverse_std[..., None] * self.weight.view(per_group[1:])).view(num_images, -1)
-        shift = self.bias - mean[..., None].expand(per_group).reshape(num_images, -1) * scale
+        shift = self.bias - mean * scale
         return torch.addcmul(shift[..., None, None], x_float, scale[..., None, None]).to(x.dtype)
 
     def _sums(self, x: Tensor) -> Tensor:

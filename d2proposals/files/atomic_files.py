@@ -18,27 +18,35 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
 
     The content goes to a temporary file in the same folder, because a file can be renamed in one
     step only within a file system. If the block raises, the temporary file is removed and a file
-    that already had the name is left as it was. Missing folders are made.
+    that already had the name is left as it was. Missing folders are made. Of a link it is the
+    target that is written. What is no file, such as a pipe or /dev/null, is not replaced: the
+    content goes into it at once.
 
     Args:
         path: a path on a local file system.
         mode: "w" for text in UTF-8 or "wb" for bytes.
 
     Yields:
-        The open temporary file.
+        The open temporary file; what ``path`` names itself if that is no file.
 
     Raises:
-        OSError: in one line, if the file cannot be made, or the disk is full.
+        OSError: in one line, if the file cannot be made, as under an empty path or a folder's, or
+            the disk is full.
     """
     if mode not in ("w", "wb"):
         raise ValueError(f'atomic_write has the modes "w" and "wb", not {mode!r}')
-    path = Path(path)
+    target = Path(os.path.realpath(path))
+    if os.path.isdir(target):
+        raise OSError(not_written(path, IsADirectoryError("it is a folder")))
+    is_replaced = os.path.isfile(target) or not os.path.exists(path)
     # Opened as any other file, so that the permissions are those of the user's umask, which
     # tempfile would narrow to the owner.
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(temporary, mode, encoding=None if "b" in mode else "utf-8")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = open(
+            temporary if is_replaced else path, mode, encoding=None if "b" in mode else "utf-8"
+        )
     except OSError as error:
         raise OSError(not_written(path, error)) from error
     is_in_block = True
@@ -47,8 +55,10 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
             yield file
             is_in_block = False
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if is_replaced:
+                os.fsync(file.fileno())
+        if is_replaced:
+            os.replace(temporary, target)
     except OSError as error:
         # Others are of other files, which the block may read.
         if not is_in_block or error.errno in _NO_ROOM:
@@ -61,7 +71,8 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
 def not_written(path: str | os.PathLike, error: OSError) -> str:
     """The line about a file or folder that cannot be written."""
     reason = error.strerror or str(error)
-    return f"{os.fspath(path)} cannot be written ({reason}); name another one, or make room"
+    name = os.fspath(path) or "An empty path"
+    return f"{name} cannot be written ({reason}); name another one, or make room"
 
 
 def check_output_folder(path: str | os.PathLike) -> None:

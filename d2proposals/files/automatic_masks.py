@@ -45,6 +45,17 @@ def find_automatic_masks(content: Any, path: str) -> list[tuple[str, list]]:
 def read_automatic_masks(
     per_image: list[tuple[str, list]], images: DatasetImages | None
 ) -> ProposalSet:
+    """The proposals of Segment-Anything's files; their boxes are those of the masks.
+
+    Args:
+        per_image: (name of the image, its entries), as of ``find_automatic_masks``.
+        images: tell the ids of names; an image that they do not know, or any without them, has its
+            name for an id.
+
+    Raises:
+        ValueError: an entry has no run-length encoding or one that does not fill its image, or a
+            score that is no number.
+    """
     ids, boxes, scores, masks, unnamed = [], [], [], [], 0
     for name, entries in per_image:
         if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
@@ -73,6 +84,17 @@ def read_automatic_masks(
 
 
 def write_sam(path: Path, proposals: ProposalSet, images: DatasetImages | None) -> None:
+    """Write a folder with a file of Segment-Anything for each image, all of them or none.
+
+    Args:
+        path: of the folder, new or empty.
+        proposals: with masks.
+        images: tell the images' names, which become those of the files; the id of an image without.
+
+    Raises:
+        ValueError: there are no masks, a box or a score is not finite, two images have the same
+            name, or something is at ``path``.
+    """
     if proposals.masks is None:
         raise ValueError("the format sam holds masks, and these proposals have boxes only")
     check_finite(proposals)

@@ -138,6 +138,16 @@ class ResultEntries:
 
 
 def write_coco(path: Path, proposals: ProposalSet, images: DatasetImages | None) -> None:
+    """Write COCO's results, each proposal of category 1, with probabilities for scores.
+
+    Args:
+        path: of the file.
+        proposals: with or without masks.
+        images: not needed.
+
+    Raises:
+        ValueError: a box or a score is not finite.
+    """
     check_finite(proposals)
     with atomic_write(path) as file:
         separator = "["

@@ -47,6 +47,7 @@ def boxes_of_masks(masks: list[dict[str, Any]]) -> np.ndarray:
 
 
 def plain_mask(mask: dict[str, Any]) -> dict[str, Any]:
+    """A run-length encoding of pycocotools as JSON has it: its counts are text, not bytes."""
     return {"size": list(mask["size"]), "counts": mask["counts"].decode("ascii")}
 
 

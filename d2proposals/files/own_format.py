@@ -26,6 +26,15 @@ _BEHIND = re.compile(r"\}\s*")
 
 
 def read_own(content: dict[str, Any]) -> ProposalSet:
+    """The proposals of this project's own file.
+
+    Args:
+        content: of the file.
+
+    Raises:
+        ValueError: it is of another version, or an image lacks what it must have: an id, boxes, as
+            many logits, and masks of one size, as many too, or none in any image.
+    """
     if content.get("version") != 1:
         raise ContentError(f"it is of version {content.get('version')!r}, not 1")
     entries = content.get("proposals")
@@ -80,6 +89,16 @@ def _read_entries(entries: Iterable[dict[str, Any]], has_masks: bool) -> Proposa
 
 
 def write_own(path: Path, proposals: ProposalSet, images: DatasetImages | None) -> None:
+    """Write this project's own file.
+
+    Args:
+        path: of the file.
+        proposals: with or without masks.
+        images: not needed.
+
+    Raises:
+        ValueError: a box or a score is not finite.
+    """
     check_finite(proposals)
     with atomic_write(path) as file:
         json.dump(own_content(proposals), file, allow_nan=False)

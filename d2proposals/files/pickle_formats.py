@@ -89,10 +89,30 @@ def _read_mmdet3(content: dict[Any, Any], images: DatasetImages | None) -> Propo
 
 
 def write_detectron2(path: Path, proposals: ProposalSet, images: DatasetImages | None) -> None:
+    """Write Detectron2's precomputed proposals, with logits for scores and without masks.
+
+    Args:
+        path: of the file.
+        proposals: by descending score.
+        images: not needed.
+
+    Raises:
+        ValueError: an image has not as many scores as boxes, or an id occurs more than once.
+    """
     write_proposal_file(path, proposals.image_ids, proposals.boxes, proposals.logits())
 
 
 def write_mmdet3(path: Path, proposals: ProposalSet, images: DatasetImages | None) -> None:
+    """Write mmdetection 3's proposals by file name, with probabilities and without masks.
+
+    Args:
+        path: of the file.
+        proposals: of the dataset's images.
+        images: tell their file names; an image without one has its id for a name.
+
+    Raises:
+        ValueError: several images have the same folder and name.
+    """
     # The folder and the name, by which mmdetection finds an image's proposals.
     names = [
         "/".join(name.replace("\\", "/").split("/")[-2:]) for name in file_names(proposals, images)
@@ -114,6 +134,17 @@ def write_mmdet3(path: Path, proposals: ProposalSet, images: DatasetImages | Non
 
 
 def write_mmdet2(path: Path, proposals: ProposalSet, images: DatasetImages | None) -> None:
+    """Write mmdetection 2's proposals, an array for each image in the order of the dataset's file,
+    with probabilities and without masks; an image without proposals has an empty one.
+
+    Args:
+        path: of the file.
+        proposals: of the dataset's images, or some of them.
+        images: all of the dataset.
+
+    Raises:
+        ValueError: there is no dataset, an image is not in it, or the order of its file is unknown.
+    """
     if images is None:
         raise ValueError("the format mmdet2 is in the dataset's order; name it (--dataset or --gt)")
     ids = images.ids_in_order_of_file()

@@ -246,6 +246,10 @@ def test_masked_group_norm_without_padding_is_group_norm():
     twin = F.group_norm(x, 4, norm.weight, norm.bias, norm.eps)
     torch.testing.assert_close(norm(x, torch.ones(2, 1, 5, 7)), twin, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(norm(x), twin)
+    # Means a thousand times the deviations.
+    x = x * 0.1 + 100
+    twin = F.group_norm(x.double(), 4, norm.weight.double(), norm.bias.double(), norm.eps).float()
+    torch.testing.assert_close(norm(x, torch.ones(2, 1, 5, 7)), twin, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,30 @@ def test_what_cannot_be_written_is_one_line(tmp_path, path):
     assert not list(tmp_path.glob("**/*.tmp"))
 
 
+def test_an_empty_path_is_one_line():
+    with pytest.raises(OSError, match="^An empty path cannot be written") as error:
+        write_json("", {})
+    assert explain_bad_input(error.value) == str(error.value)
+
+
+def test_links_and_pipes_stay_what_they_are(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("old", "new"):
+        (tmp_path / name).symlink_to(f"there/{name}.json")
+    (tmp_path / "there" / "old.json").write_text("before")
+    for name in ("old", "new"):
+        write_json(tmp_path / name, 1)
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / "there" / f"{name}.json").read_text() == "1\n"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_json(pipe, 2)
+    assert pipe.is_fifo() and os.read(reader, 9) == b"2\n"
+    os.close(reader)
+    assert len(os.listdir(tmp_path)) == 4 and len(os.listdir(tmp_path / "there")) == 2
+
+
 def test_a_full_disk_is_named_with_the_file_and_others_errors_stay(tmp_path):
     for number, expected in [
         (errno.ENOSPC, "a.txt cannot be written (No space"),

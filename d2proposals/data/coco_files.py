@@ -30,7 +30,12 @@ def register_coco_files(entries: Sequence[Any]) -> None:
         )
     for name, json_file, image_root, *year in entries:
         metadata = {"year": year[0]} if year else {}
-        _register(name, os.path.abspath(json_file), os.path.abspath(image_root), metadata)
+        _register(name, _full_path(json_file), _full_path(image_root), metadata)
+
+
+def _full_path(path: str) -> str:
+    """From the working folder; "~" is the home, as Detectron2 has it in DETECTRON2_DATASETS."""
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _is_entry(entry: Any) -> bool:

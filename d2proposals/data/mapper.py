@@ -255,7 +255,14 @@ class ProposalDatasetMapper(DatasetMapper):
         for number, x in enumerate(objects):
             x["category_id"] = number
         dataset_dict["annotations"] = objects
-        super()._transform_annotations(dataset_dict, transforms, image_shape)
+        mapper = self
+        if not objects and self.recompute_boxes:
+            # Detectron2 would recompute them from masks that an image without objects has not.
+            mapper = copy.copy(self)
+            mapper.recompute_boxes = False
+        super(ProposalDatasetMapper, mapper)._transform_annotations(
+            dataset_dict, transforms, image_shape
+        )
         dataset_dict["native_size"] = _native_size(transforms, image_shape)
         instances = dataset_dict["instances"]
         kept = instances.gt_classes

@@ -23,6 +23,7 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from ..files.atomic_files import write_json
+from ..files.training_log import read_training_log
 from .experiment_tables import Run, is_untrained, result_file
 from .forward_hooks import around_forward
 from .job import check_config, check_datasets, fit_to_device, load_config
@@ -183,9 +184,14 @@ def _settings(run: Run, opts: Sequence[Any]) -> dict[str, str]:
     # Of a row with another one's weights, the other one's.
     overrides = run.overrides[: run.num_trained_overrides]
     cfg = _load_config(run, [str(x) for x in (*overrides, "SEED", run.seed, *opts)])
+    # Of weights that it starts from their name counts, wherever the machine has them.
+    leaves = (
+        (key, os.path.basename(value) if key.endswith(".WEIGHTS") else value)
+        for key, value in _leaves(cfg)
+    )
     values = {
         key: value
-        for key, value in _leaves(cfg)
+        for key, value in leaves
         if key not in (*_OF_THE_MACHINE, "OUTPUT_DIR")
         and os.sep not in value
         and not key.startswith("TEST.")
@@ -346,13 +352,13 @@ def training_facts(cfg: CfgNode, output: Path) -> dict[str, Any]:
         iterations, images per batch, training images seen, median seconds of an iteration, hours
         of all of them, device, and its peak memory in MB (None on the CPU).
     """
-    records = []
-    if (output / "metrics.json").is_file():
-        lines = (output / "metrics.json").read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines if line.strip()]
+    metrics = output / "metrics.json"
+    records = read_training_log(metrics) if metrics.is_file() else []
     step = _median([record["time"] for record in records if "time" in record])
     log = output / "log.txt"
-    memory = _MEMORY.findall(log.read_text(encoding="utf-8")) if log.is_file() else []
+    memory = (
+        _MEMORY.findall(log.read_text(encoding="utf-8", errors="replace")) if log.is_file() else []
+    )
     iterations, batch = cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH
     return {
         "datasets": list(cfg.DATASETS.TRAIN),

@@ -12,9 +12,12 @@ Shape shorthand in this module:
     R: number of boxes of one image, at one scale or over all of them
 """
 
+import copy
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
@@ -25,7 +28,39 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import nms
 
+from ..data.nonempty_resize import NonEmptyResize
 from ..proposals.native_size import ImageSizes, given_sizes
+
+
+class NonEmptyDatasetMapperTTA(DatasetMapperTTA):
+    """Detectron2's augmentations of an image, of which no side becomes less than a pixel."""
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
+        """Augment an image.
+
+        Args:
+            dataset_dict: with "image" and, of the original, "height" and "width".
+
+        Returns:
+            a copy for each size and, with flips, one more for each: "image" augmented, and
+            "transforms" from the original image to it.
+        """
+        pixels = dataset_dict["image"].permute(1, 2, 0).numpy()  # (C, H, W) -> (H, W, C)
+        original = (dataset_dict["height"], dataset_dict["width"])
+        # What the loader has done already.
+        before = T.ResizeTransform(*original, *pixels.shape[:2])
+        before = T.NoOpTransform() if pixels.shape[:2] == original else before
+        flips = [[], [T.RandomFlip(prob=1.0)]] if self.flip else [[]]
+        augmented = []
+        for size, flip in itertools.product(self.min_sizes, flips):
+            steps = T.AugmentationList([NonEmptyResize(size, self.max_size), *flip])
+            seen = T.AugInput(pixels.copy())
+            transforms = steps(seen)
+            image = torch.from_numpy(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
+            augmented.append(
+                {**copy.deepcopy(dataset_dict), "transforms": before + transforms, "image": image}
+            )
+        return augmented
 
 
 class ProposalNetworkWithTTA(nn.Module):
@@ -89,7 +124,7 @@ class ProposalNetworkWithTTA(nn.Module):
         threshold = getattr(generator, "nms_thresh", 1.0)
         return {
             "model": model,
-            "tta_mapper": DatasetMapperTTA(cfg),
+            "tta_mapper": NonEmptyDatasetMapperTTA(cfg),
             # Without suppression an object would have a proposal of each scale.
             "nms_thresh": threshold if threshold < 1 else cfg.MODEL.RPN.NMS_THRESH,
             "post_nms_topk": numbers.get(False, cfg.MODEL.RPN.POST_NMS_TOPK_TEST),
@@ -162,6 +197,14 @@ class DetectorWithTTA(GeneralizedRCNNWithTTA):
     It runs ``model.inference``, past the hooks of the model.
     """
 
+    def __init__(self, cfg: CfgNode, model: nn.Module):
+        """
+        Args:
+            cfg: of the job.
+            model: a ``GeneralizedRCNN``, possibly in ``DistributedDataParallel``.
+        """
+        super().__init__(cfg, model, NonEmptyDatasetMapperTTA(cfg))
+
     def _batch_inference(
         self, batched_inputs: list[dict[str, Any]], detected_instances: list | None = None
     ) -> list[Instances]:
@@ -198,7 +241,8 @@ def _augmented_sizes(augmented: dict[str, Any], test_size: Sequence[int]) -> Ima
     short_edge, long_edge = test_size
     usual = native
     if short_edge > 0:
-        usual = T.ResizeShortestEdge.get_output_shape(*native, short_edge, long_edge)
+        height, width = T.ResizeShortestEdge.get_output_shape(*native, short_edge, long_edge)
+        usual = (max(height, 1), max(width, 1))  # as NonEmptyResize has it
     return ImageSizes.of_input(augmented, usual)
 
 

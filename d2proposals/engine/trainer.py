@@ -245,10 +245,10 @@ class Trainer(DefaultTrainer):
         if evaluator_type == "pascal_voc" or (evaluator_type == "coco" and metadata.get("year")):
             return DatasetEvaluators([VOCEvaluator(dataset_name)])
         if evaluator_type == "coco":
-            # A mended copy has no file: the evaluator writes one, anew in each run.
             name = checked_dataset(cfg, dataset_name, "TEST")
-            anew = {"allow_cached_coco": False} if name != dataset_name else {}
-            evaluator = SubsetCOCOEvaluator(name, output_dir=folder, **anew)
+            # Where a mended copy or a dataset of an own function has no file, the evaluator writes
+            # one: anew in each run, for there may be one in the folder of what the dataset was.
+            evaluator = SubsetCOCOEvaluator(name, output_dir=folder, allow_cached_coco=False)
             return DatasetEvaluators([evaluator])
         if evaluator_type == "lvis":
             return DatasetEvaluators([LVISEvaluator(dataset_name, output_dir=folder)])

@@ -58,10 +58,12 @@ def training_records(cfg: CfgNode) -> Any:
         what a dataset's function returns.
 
     Raises:
-        ValueError: in one line, when nothing is left, when objects have classes that the heads
-            lack, or when masks are asked for that are not there.
+        ValueError: in one line, when nothing is left, when the datasets of a model that tells
+            classes apart have different ones, when objects have classes that the heads lack, or
+            when masks are asked for that are not there.
     """
     names = ", ".join(cfg.DATASETS.TRAIN)
+    key, number = _classes_of(cfg)
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: name a dataset to train on.")
     try:
@@ -72,7 +74,16 @@ def training_records(cfg: CfgNode) -> Any:
                 cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
             ),
             proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+            # What tells no classes apart may train on datasets that have different ones.
+            check_consistency=number is not None or len(set(cfg.DATASETS.TRAIN)) == 1,
         )
+    except ValueError as error:
+        if "different metadata 'thing_classes'" not in str(error):
+            raise
+        raise ValueError(
+            f"DATASETS.TRAIN ({names}) have different classes, which {key} would take for the "
+            "same ones: train on datasets that list the same categories in the same order."
+        ) from error
     except AssertionError as error:
         if "No valid data found" not in str(error) and "is empty!" not in str(error):
             raise

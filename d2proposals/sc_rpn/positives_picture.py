@@ -5,13 +5,13 @@ it grows with the proposals' quality. Both are in the training log, see
 :func:`~d2proposals.sc_rpn.stage_sampling.sample_statistics`.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from ..files.figure_file import write_figure
+from ..files.training_log import read_training_log
 
 COUNT, IOU = "scrpn/num_pos_refined_per_object", "scrpn/init_iou_of_pos"
 # Colour-blind-safe (Okabe and Ito).
@@ -30,19 +30,16 @@ def read_positives(folder: str) -> np.ndarray:
 
     Raises:
         FileNotFoundError: the folder has no log.
-        ValueError: the log has a line that is no JSON, or no entry of SCRPN.
+        ValueError: the log has no entry of SCRPN.
     """
     path = Path(folder) / "metrics.json"
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}: name the OUTPUT_DIR of a training.")
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
-        if COUNT in entry and IOU in entry:
-            rows.append((entry["iteration"], entry[COUNT], entry[IOU]))
+    rows = [
+        (entry["iteration"], entry[COUNT], entry[IOU])
+        for entry in read_training_log(path)
+        if COUNT in entry and IOU in entry
+    ]
     if not rows:
         raise ValueError(f"{path} has no entry {COUNT}: is it of a training of SCRPN?")
     return np.array(rows)

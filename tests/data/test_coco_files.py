@@ -40,8 +40,9 @@ class Arguments:
 
 def test_a_configuration_registers_its_files_any_number_of_times(entry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    relative = [entry[0], "train.json", "."]
-    for files in ([entry], [relative], [tuple(entry)]):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    relative, of_home = [entry[0], "train.json", "."], [entry[0], "~/train.json", "~"]
+    for files in ([entry], [relative], [tuple(entry)], [of_home]):
         args = Arguments()
         args.config_file = str(CONFIGS / "shapes/rpn_only.yaml")
         args.opts = ["DATASETS.COCO_FILES", str(files), "DATASETS.TRAIN", f"('{entry[0]}',)"]

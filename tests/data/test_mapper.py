@@ -165,11 +165,13 @@ def test_crowd_regions_know_their_class(dataset_dict):
 
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
 @pytest.mark.parametrize("with_crowd", [False, True])
-def test_image_without_objects(dataset_dict, mask_format, with_crowd):
+@pytest.mark.parametrize("crop", [False, True])
+def test_image_without_objects(dataset_dict, mask_format, with_crowd, crop):
     crowd = dataset_dict["annotations"][1]
     dataset_dict["annotations"] = [crowd] if with_crowd else []
-    mapper = make_mapper("INPUT.USE_INSTANCE_MASK", True, "INPUT.MASK_FORMAT", mask_format)
-    instances = mapper(dataset_dict)["instances"]
+    masks = ("INPUT.USE_INSTANCE_MASK", True, "INPUT.MASK_FORMAT", mask_format)
+    cropped = ("INPUT.CROP.ENABLED", crop, "INPUT.CROP.SIZE", (1.0, 1.0))
+    instances = make_mapper(*masks, *cropped)(dataset_dict)["instances"]
     assert len(instances) == len(instances.gt_areas) == len(instances.gt_masks) == 0
     assert len(instances.crowd_regions) == 0
     assert instances.crowd_regions.boxes.tensor.shape == (int(with_crowd), 4)

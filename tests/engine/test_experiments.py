@@ -408,6 +408,11 @@ def test_a_training_with_other_settings_is_no_row_s(tmp_path, commands, monkeypa
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    # Of another start, wherever that is, though not of the machine's own weights.
+    start = functools.partial(experiments.train, run, tmp_path)
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is nothing, not b.pth"):
+        start([*opts, "MODEL.WEIGHTS", "a/b.pth"])
+    start([*opts, "MODEL.TORCHVISION.WEIGHTS", "a/b.pth"])
     # Of another row's proposals, of an edited configuration, and of a version without a key.
     other = dataclasses.replace(run, proposals_of=edited)
     with pytest.raises(ValueError, match="proposals_of is nothing, not rpn-1"):

@@ -7,6 +7,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from d2proposals.engine import ProposalNetworkWithTTA
+from d2proposals.engine.test_time_augmentation import _augmented_sizes
 from tests.common import make_cfg
 from tests.engine.tiny_coco import SMALL
 
@@ -79,6 +80,19 @@ def test_one_scale_without_flip_equals_the_plain_network(model):
         torch.testing.assert_close(
             got.proposal_boxes.tensor, expected.proposal_boxes.tensor, atol=1e-3, rtol=1e-5
         )
+
+
+@torch.no_grad()
+def test_an_image_of_one_row_of_pixels(model):
+    overrides = ("TEST.AUG.FLIP", True, "TEST.AUG.MAX_SIZE", 100, "INPUT.MAX_SIZE_TEST", 100)
+    x = make_input(1, 4000, (1, 4000))
+    generator = Whereabouts(with_candidates=True)
+    wrap(model, generator, *overrides)([x])
+    # Each size as it is and flipped, and no side less than a pixel.
+    assert [tuple(image.shape) for image in generator.seen] == [(3, 1, 100)] * 4
+    torch.testing.assert_close(generator.seen[1], generator.seen[0].flip(2))
+    augmented = {"image": torch.zeros(3, 1, 100), "height": 1, "width": 4000}
+    assert _augmented_sizes(augmented, (64, 100)).usual_input == (1, 100)
 
 
 @torch.no_grad()

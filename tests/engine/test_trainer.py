@@ -4,15 +4,16 @@ import json
 
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
 
 from d2proposals.data.size_grouping import SizeGroupedBatches
 from d2proposals.engine import ProposalCheckpointer, Trainer
 from d2proposals.evaluation import ProposalEvaluator
-from tests.common import make_cfg
+from tests.common import forgotten_datasets, make_cfg
 from tests.engine.tiny_coco import SMALL
 
 DATASETS = ("DATASETS.TRAIN", ("tiny_train",), "DATASETS.TEST", ("tiny_val",))
@@ -157,7 +158,7 @@ def test_evaluators(tiny_coco, tmp_path, monkeypatch):
     MetadataCatalog.remove("voc_as_coco")
     folder = {"output_dir": str(tmp_path / "out" / "inference")}
     assert made == [
-        ("SubsetCOCOEvaluator", ("some_coco",), folder),
+        ("SubsetCOCOEvaluator", ("some_coco",), {**folder, "allow_cached_coco": False}),
         ("LVISEvaluator", ("some_lvis",), folder),
         ("VOCEvaluator", ("some_pascal_voc",), {}),
         ("VOCEvaluator", ("voc_as_coco",), {}),
@@ -165,6 +166,22 @@ def test_evaluators(tiny_coco, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="'odd' has evaluator_type 'None'"):
         Trainer.build_evaluator(cfg, "odd")
     MetadataCatalog.remove("odd")
+
+
+def test_a_dataset_that_changed_is_measured_as_it_is_now(tmp_path):
+    """In the same folder, where an evaluator has left the file that it made of the dataset."""
+    cfg = tiny_cfg(tmp_path, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN")
+    for x in (1, 30):
+        item = {"bbox": [x, 2, 9, 8], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+        record = {"file_name": "a.png", "image_id": 1, "height": 40, "width": 60}
+        with forgotten_datasets() as names:
+            names.append("of_a_function")
+            DatasetCatalog.register(names[0], lambda r={**record, "annotations": [item]}: [r])
+            metadata = {"thing_classes": ["cat"], "evaluator_type": "coco"}
+            MetadataCatalog.get(names[0]).set(**metadata)
+            (evaluator,) = Trainer.build_evaluator(cfg, names[0])._evaluators
+        ((_, annotation),) = evaluator._coco_api.anns.items()
+        assert annotation["bbox"] == [x, 2, 9, 8]
 
 
 def test_proposals_of_every_kind_of_two_stage_detector_are_evaluated(tmp_path, monkeypatch):

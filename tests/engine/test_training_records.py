@@ -55,6 +55,14 @@ def test_more_classes_than_the_heads_have(register):
         training_records(cfg)
 
 
+def test_datasets_of_different_classes_need_a_model_that_tells_none_apart(register):
+    names = tuple(register(f"records_of_{word}", [item()], [word]) for word in ("cat", "dog"))
+    train = ("DATASETS.TRAIN", names)
+    assert len(training_records(make_cfg("shapes/rpn_only.yaml", *train))) == 2
+    with pytest.raises(ValueError, match="records_of_dog.* different classes, which MODEL.ROI_HE"):
+        training_records(make_cfg("shapes/faster_rcnn_rpn.yaml", *train))
+
+
 @pytest.mark.parametrize("annotations", [[], [item(iscrowd=1)]])
 def test_nothing_to_train_on(register, annotations):
     name = register("records_nothing", annotations)

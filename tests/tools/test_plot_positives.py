@@ -20,7 +20,8 @@ def entry(iteration: int, count: float, iou: float) -> str:
 
 def test_entries_by_hand(tmp_path):
     other = json.dumps({"iteration": 59, "box_proposals/AR@100": 1.0})
-    log = [entry(19, 6.5, 0.25), other, entry(79, 7.0, 0.5)]
+    # Also of a training that was killed while it wrote.
+    log = [entry(19, 6.5, 0.25), other, '{"iteration": 6', entry(79, 7.0, 0.5), "3"]
     values = read_positives(write_log(tmp_path / "run", log))
     assert values.tolist() == [[19, 6.5, 0.25], [79, 7.0, 0.5]]
 
@@ -33,13 +34,10 @@ def test_a_picture_is_written(tmp_path, capsys):
     assert "SADS, without" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "lines, message",
-    [(["{"], "line 1: not JSON"), (['{"iteration": 3}'], "no entry scrpn/num_pos")],
-)
-def test_logs_that_do_not_help_are_named(tmp_path, lines, message):
-    with pytest.raises(ValueError, match=message):
-        read_positives(write_log(tmp_path / "run", lines))
+@pytest.mark.parametrize("line", ["{", '{"iteration": 3}'])
+def test_logs_that_do_not_help_are_named(tmp_path, line):
+    with pytest.raises(ValueError, match="no entry scrpn/num_pos"):
+        read_positives(write_log(tmp_path / "run", [line]))
 
 
 def test_a_missing_log_and_equal_labels_are_named(tmp_path, capsys):

@@ -25,11 +25,13 @@ from ..files.annotation_file import (
     read_annotation_file,
     registered_annotation_file,
 )
-from ..files.annotation_values import read_side, read_whole
+from ..files.annotation_values import is_finite, read_number, read_side, read_whole
 from ..files.image_files import image_size
 
 # Whose errors are about a file that they read.
 _READERS = (coco.__file__, lvis.__file__)
+# Boxes are the same up to this, in pixels: functions round, and store as float32.
+_SAME_BOX_PIXELS = 0.01
 # What `AnnotationCleaner` reads: left out where it leaves it out.
 _CLEANED = {
     "bbox", "bbox_mode", "iscrowd", "difficult", "ignore", "category_id", "area", "segmentation",
@@ -167,17 +169,34 @@ def _is_reading_of(records: list[dict[str, Any]], file: AnnotationFile) -> bool:
         if known is None or ("annotations" in known) != ("annotations" in record):
             return False
         annotations = record.get("annotations", [])
-        categories = file.categories_read_by_detectron2.get(str(record["image_id"]), [])
-        if len(annotations) != len(categories):
+        read = file.read_by_detectron2.get(str(record["image_id"]), [])
+        if len(annotations) != len(read) or not _has_size_of(record, known):
             return False
-        if any(
-            read_whole(item.get("category_id")) not in (category, index_of.get(category))
-            for item, category in zip(annotations, categories, strict=True)
-        ):
-            return False
-        if any(item.get("bbox_mode") != BoxMode.XYWH_ABS for item in annotations):
-            return False
+        for item, (category, box) in zip(annotations, read, strict=True):
+            if read_whole(item.get("category_id")) not in (category, index_of.get(category)):
+                return False
+            if item.get("bbox_mode") != BoxMode.XYWH_ABS or not _has_box(item.get("bbox"), box):
+                return False
     return True
+
+
+def _has_size_of(record: dict[str, Any], known: dict[str, Any]) -> bool:
+    """Whether an image's size is that of its file; what is no size says nothing."""
+    sides = {key: read_side(record.get(key)) for key in ("height", "width")}
+    return all(side in (None, known.get(key, side)) for key, side in sides.items())
+
+
+def _has_box(given: Any, box: list[float] | None) -> bool:
+    """Whether a record's box is the file's, None for one that is left out as it means nothing."""
+    if given is None or (isinstance(given, list) and given == box):
+        return True
+    given = given.tolist() if hasattr(given, "tolist") else given
+    values = list(map(read_number, given)) if isinstance(given, (list, tuple)) else [None]
+    if len(values) != 4 or None in values:
+        return True  # nothing that could be another box
+    if box is None:
+        return not (all(map(is_finite, values)) and min(values[2:]) > 0)
+    return all(abs(x - y) <= _SAME_BOX_PIXELS for x, y in zip(values, box, strict=True))
 
 
 def _clean_records(records: list[dict[str, Any]], name: str) -> DatasetReading:

@@ -10,6 +10,7 @@ the dataset itself.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
@@ -142,14 +143,33 @@ def _check(name: str, part: str) -> _Checked:
         is_unlisted[:] = True
     num_unlisted = int(is_unlisted.sum())
     function = DatasetCatalog[name]
-    if reading.is_readable and not reading.faults.need_mending:
+    if _lacks_categories(reading):
+        logger.warning(
+            f"{name}: no annotation has a 'category_id'; all are read as objects of one category"
+        )
+    elif reading.is_readable and not reading.faults.need_mending:
         return _Checked(function, name, ground_truth.faults, num_unlisted)
     return _Checked(function, _register_mended(reading, part), ground_truth.faults, num_unlisted)
 
 
+def _lacks_categories(reading: DatasetReading) -> bool:
+    """Whether there are annotations and none has a category, not even one that is not listed."""
+    annotations = (item for record in reading.records for item in record.get("annotations", ()))
+    first = next(annotations, None)
+    return (
+        first is not None
+        and not reading.faults.count("gt-category")
+        and first["category_id"] == NO_CATEGORY
+        and all(item["category_id"] == NO_CATEGORY for item in annotations)
+    )
+
+
 def _register_mended(reading: DatasetReading, part: str) -> str:
     name = reading.name + _SUFFIXES[part]
-    names = reading.category_names or ["object"]
+    lacks_categories = _lacks_categories(reading)
+    names = ["object"] if lacks_categories else reading.category_names or ["object"]
+    if lacks_categories:
+        reading = replace(reading, category_names=[])
     records = [_mended(record, part, reading) for record in reading.records]
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
@@ -157,7 +177,10 @@ def _register_mended(reading: DatasetReading, part: str) -> str:
     DatasetCatalog.register(name, lambda: records)
     # Without the file, which evaluators would read instead.
     metadata = MetadataCatalog.get(reading.name).as_dict()
-    metadata = {key: metadata[key] for key in metadata.keys() - {"json_file", "name"}}
+    of_file = {"json_file", "name"}
+    if lacks_categories:
+        of_file |= {"thing_classes", "thing_dataset_id_to_contiguous_id"}
+    metadata = {key: metadata[key] for key in metadata.keys() - of_file}
     MetadataCatalog.get(name).set(**{"thing_classes": names, **metadata})
     logger.info(f"{reading.name} is read as {name}: with its annotations mended")
     return name
@@ -174,7 +197,8 @@ def _mended(record: dict[str, Any], part: str, reading: DatasetReading) -> dict[
         if is_bad and part == "TRAIN":
             continue
         item = {key: item[key] for key in item.keys() - {BAD_MASK}}
-        if reading.is_of_file and not has_categories:
+        # A function's own numbers stay, where it gives any.
+        if not has_categories and (reading.is_of_file or item["category_id"] == NO_CATEGORY):
             item["category_id"] = 0
         if item.pop("ignore", 0) and part == "TRAIN":
             item["iscrowd"] = 1

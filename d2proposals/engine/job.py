@@ -23,6 +23,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from ..config import add_d2proposals_config
 from ..data.coco_files import register_coco_files
+from .config_file import fault_of_form
 from .execution import check_execution
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ def load_config(args: Namespace) -> CfgNode:
 
     Raises:
         FileNotFoundError: when there is no such configuration file.
-        ValueError: when the file or an override has an unknown key or a value of another type.
+        ValueError: when the file is not of the form of a configuration, or the file or an override
+            has an unknown key or a value of another type.
     """
     cfg = get_cfg()
     add_d2proposals_config(cfg)
@@ -53,6 +55,11 @@ def load_config(args: Namespace) -> CfgNode:
             )
         try:
             cfg.merge_from_file(args.config_file)
+        except (TypeError, AttributeError, RecursionError) as error:
+            fault = fault_of_form(args.config_file, cfg)
+            if fault is None:
+                raise
+            raise ValueError(f"Configuration file {args.config_file}: {fault}") from error
         except (AssertionError, KeyError, ValueError, OSError, yaml.YAMLError) as error:
             raise ValueError(
                 f"Configuration file {args.config_file}: {_first_line(error)}{_hint(cfg, error)}"

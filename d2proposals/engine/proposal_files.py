@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..data.dataset_reading import read_dataset
 from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.proposal_alignment import align_to_dataset
-from ..evaluation.proposal_checks import ImageProposals, find_faults
+from ..evaluation.proposal_checks import find_faults
 from ..files.precomputed_format import ProposalFile, parse_proposals
 from ..files.proposal_set import Fault, ProposalSet, name_some
 from ..files.safe_pickle import load_pickle, to_plain
@@ -57,7 +58,7 @@ def check_proposal_files(cfg: CfgNode, *, train: bool = True) -> None:
     """Check the keys and files of precomputed proposals, before a job depends on them.
 
     What looks wrong but does no harm is a warning. Without ``MODEL.LOAD_PROPOSALS`` nothing is
-    read.
+    read. Of several processes the first one reads, and the others wait for what it finds.
 
     Args:
         cfg: a configuration, its datasets checked
@@ -73,8 +74,24 @@ def check_proposal_files(cfg: CfgNode, *, train: bool = True) -> None:
     _check_keys(cfg)
     if not cfg.MODEL.LOAD_PROPOSALS:
         return
+    all_listed = list(_listed_files(cfg, ("TRAIN", "TEST") if train else ("TEST",)))
+    found: Exception | None = None
+    if comm.is_main_process():
+        try:
+            _check_files(all_listed)
+        except Exception as error:
+            # Raised below, once no process waits any more.
+            found = error
+    is_wrong = any(comm.all_gather(found is not None))
+    if found is not None:
+        raise found
+    if is_wrong:
+        raise ValueError("a file of proposals cannot be used; the first process says why")
+
+
+def _check_files(all_listed: list[_Listed]) -> None:
     files: dict[str, ProposalFile] = {}
-    for listed in _listed_files(cfg, ("TRAIN", "TEST") if train else ("TEST",)):
+    for listed in all_listed:
         # One file may serve several datasets.
         if listed.path not in files:
             files[listed.path] = _read(listed)
@@ -221,7 +238,7 @@ def _check_file(file: ProposalFile, listed: _Listed) -> None:
     aligned, faults = align_to_dataset(proposals, images)
     usable, more_faults = find_faults(aligned, images)
     faults += more_faults
-    shares = _shares(aligned, usable, images)
+    shares = _shares(file, usable, images)
     fatal = [x for x in faults if shares.get(x.name, x.name in _FATAL) > _TOLERATED_SHARE]
     if fatal:
         worst = min(fatal, key=lambda fault: _FATAL.index(fault.name))
@@ -231,21 +248,25 @@ def _check_file(file: ProposalFile, listed: _Listed) -> None:
     logger.info(f"{listed.path}: {number} proposals for {listed.dataset_name}")
 
 
-def _shares(
-    aligned: list[ImageProposals], usable: list[np.ndarray], images: GroundTruth
-) -> dict[str, float]:
+def _shares(file: ProposalFile, usable: list[np.ndarray], images: GroundTruth) -> dict[str, float]:
     """The shares of boxes that have the faults which matter only if many boxes have them."""
-    boxes = np.concatenate([proposals_i.boxes for proposals_i in aligned])  # (S, 4)
-    if not len(boxes):
+    boxes_of = dict(zip(map(str, file.image_ids), file.boxes, strict=True))
+    number, counts = 0, np.zeros(3, np.int64)
+    # An image at a time: the boxes of all may be most of the memory.
+    for image_id, size, usable_i in zip(images.image_ids, images.image_sizes, usable, strict=True):
+        boxes = boxes_of[str(image_id)]  # (R, 4)
+        ends = np.array(size or (np.inf, np.inf), np.float32)[::-1] + _OUTSIDE_PIXELS  # x and y
+        number += len(boxes)
+        counts += [
+            len(boxes) - np.count_nonzero(usable_i),
+            np.count_nonzero((boxes <= _LARGEST_RELATIVE).all(axis=1)),
+            np.count_nonzero(
+                ((boxes[:, 2:] > ends) | (boxes[:, :2] < -_OUTSIDE_PIXELS)).any(axis=1)
+            ),
+        ]
+    if not number:
         return {}
-    lengths = [len(proposals_i.boxes) for proposals_i in aligned]
-    sizes = np.array([size or (np.inf, np.inf) for size in images.image_sizes], np.float32)
-    ends = np.repeat(sizes[:, ::-1] + _OUTSIDE_PIXELS, lengths, axis=0)  # (S, 2), x and y
-    return {
-        "negative-side": 1 - np.concatenate(usable).mean(),
-        "relative": (boxes <= _LARGEST_RELATIVE).all(axis=1).mean(),
-        "outside": ((boxes[:, 2:] > ends) | (boxes[:, :2] < -_OUTSIDE_PIXELS)).any(axis=1).mean(),
-    }
+    return dict(zip(("negative-side", "relative", "outside"), counts / number, strict=True))
 
 
 def _warn(faults: list[Fault], where: str) -> None:

@@ -13,7 +13,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -35,6 +35,18 @@ class NoAnnotationFileError(ValueError):
     """A file is not a COCO-style file of annotations."""
 
 
+class AnnotationOfFile(NamedTuple):
+    """An annotation as the file has it.
+
+    Attributes:
+        category_id: None for none.
+        box: XYWH in pixels; None for an annotation that is left out.
+    """
+
+    category_id: int | None
+    box: list[float] | None
+
+
 @dataclass(frozen=True)
 class AnnotationFile:
     """What a COCO-style file says.
@@ -46,9 +58,8 @@ class AnnotationFile:
         category_names: by category, in the order of the ids; empty if the file lists none.
         category_ids: those ids.
         faults: what was wrong with the annotations.
-        categories_read_by_detectron2: ids, None for none, of the annotations of each image, by its
-            id as text, that Detectron2's reader keeps: it drops those with polygons none of which
-            is valid.
+        read_by_detectron2: the annotations of each image, by its id as text, that Detectron2's
+            reader keeps: it drops those with polygons none of which is valid.
     """
 
     path: str
@@ -56,7 +67,7 @@ class AnnotationFile:
     category_names: list[str]
     category_ids: list[int]
     faults: AnnotationFaults
-    categories_read_by_detectron2: dict[str, list[int | None]]
+    read_by_detectron2: dict[str, list[AnnotationOfFile]]
 
     @property
     def image_ids(self) -> list[int | str]:
@@ -269,9 +280,8 @@ def _read_annotations(
     records: list[dict[str, Any]],
     cleaner: AnnotationCleaner,
     faults: AnnotationFaults,
-) -> dict[str, list[int | None]]:
-    """Put the annotations into their records; the categories of those that Detectron2 keeps, by
-    image."""
+) -> dict[str, list[AnnotationOfFile]]:
+    """Put the annotations into their records; return those that Detectron2 keeps, by image."""
     by_id = {str(record["image_id"]): record for record in records}
     read = defaultdict(list)
     ids: set = set()
@@ -289,10 +299,12 @@ def _read_annotations(
             if annotation_id in ids:
                 faults.add("gt-same-id", where)
             ids.add(annotation_id)
-        if not is_dropped_by_detectron2(annotation.get("segmentation")):
-            read[str(record["image_id"])].append(read_whole(annotation.get("category_id")))
         size = (record["height"], record["width"]) if "height" in record else None
         item = cleaner.clean(annotation, where, size)
+        if not is_dropped_by_detectron2(annotation.get("segmentation")):
+            category = read_whole(annotation.get("category_id"))
+            kept = AnnotationOfFile(category, None if item is None else item["bbox"])
+            read[str(record["image_id"])].append(kept)
         if item is not None:
             if _is_list_of_numbers(annotation.get("keypoints")):
                 item["keypoints"] = annotation["keypoints"]

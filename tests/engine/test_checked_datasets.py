@@ -206,6 +206,26 @@ def test_a_file_without_categories_trains_proposals(registered):
     assert MetadataCatalog.get(name).thing_classes == ["object"]
 
 
+@pytest.mark.parametrize("has_function", [False, True])
+def test_annotations_without_any_category_are_of_one(registered, caplog, has_function):
+    """Of a file that lists categories, and of a function."""
+    bare = [{k: v for k, v in annotation(n).items() if k != "category_id"} for n in (1, 2)]
+    dataset = registered(bare)
+    if has_function:
+        dataset = "without categories"
+        items = [{"bbox": BOX, "bbox_mode": BoxMode.XYWH_ABS} for _ in range(2)]
+        record = {"file_name": "1.png", "height": HEIGHT, "width": WIDTH, "annotations": items}
+        DatasetCatalog.register(dataset, lambda: [record])
+    with caplog.at_level(logging.WARNING):
+        name = checked_dataset(config(dataset), dataset, "TRAIN")
+    assert [x["category_id"] for x in DatasetCatalog.get(name)[0]["annotations"]] == [0, 0]
+    assert MetadataCatalog.get(name).thing_classes == ["object"]
+    assert f"{dataset}: no annotation has a 'category_id'" in caplog.text
+    detector = config(dataset, (), "MODEL.META_ARCHITECTURE", "GeneralizedRCNN")
+    with pytest.raises(ValueError, match="2 objects of .* have no category"):
+        checked_dataset(detector, dataset, "TRAIN")
+
+
 def test_test_sets_are_checked_before_training(registered):
     train = registered([annotation(1)], "train of a job")
     test = registered([annotation(1), annotation(1, image_id=2)], "test of a job")

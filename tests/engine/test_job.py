@@ -48,9 +48,17 @@ def test_bad_override(opts, message):
         ("VERSION: 2\nSOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER"),
         ("VERSION: 2\nSOLVER: [", "while parsing"),
         ("_BASE_: gone.yaml", "gone.yaml"),
+        ("", "it needs KEY: value lines, and is empty"),
+        ("[1, 2]", "it needs KEY: value lines, and has a list"),
+        ("_BASE_: empty.yaml", r"its _BASE_ .*empty\.yaml needs KEY: value lines, and is empty"),
+        ("MODEL: 3", r"in .*bad\.yaml MODEL is no value but a node"),
+        ("MODEL:\n#  DEVICE: cpu", "MODEL is no value but a node"),
+        ("_BASE_: 3", "_BASE_ of .*bad.yaml is the path .* not 3"),
+        ("_BASE_: bad.yaml", "_BASE_ leads back to .*bad.yaml"),
     ],
 )
 def test_bad_file(tmp_path, content, message):
+    (tmp_path / "empty.yaml").touch()
     file = tmp_path / "bad.yaml"
     file.write_text(content)
     with pytest.raises(ValueError, match=rf"^Configuration file .*bad\.yaml: .*{message}"):

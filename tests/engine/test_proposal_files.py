@@ -121,6 +121,17 @@ def test_right_files_are_read_once_each(files, monkeypatch, caplog):
     assert warnings_in(caplog) == []
 
 
+def test_one_of_several_processes_reads(files, monkeypatch):
+    monkeypatch.setattr(PathManager, "get_local_path", None)
+    monkeypatch.setattr(proposal_files.comm, "is_main_process", lambda: False)
+    for found in (False, True):
+        monkeypatch.setattr(proposal_files.comm, "all_gather", lambda own, x=found: [x, own])
+        if not found:
+            check_proposal_files(configuration(files))
+        else:
+            assert "the first process says why" in error_of(configuration(files))
+
+
 def test_without_precomputed_proposals_nothing_is_read(files, monkeypatch):
     monkeypatch.setattr(PathManager, "get_local_path", None)
     monkeypatch.setattr(DatasetCatalog, "get", None)

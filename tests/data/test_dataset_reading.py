@@ -1,0 +1,61 @@
+"""Tests of whether a dataset's function gives what its COCO-style file says."""
+
+import copy
+import json
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from d2proposals.data.dataset_reading import read_dataset
+from tests.common import forgotten_datasets
+
+
+def shift(record):
+    record["annotations"][0]["bbox"][0] += 1
+
+
+def mend(record):
+    record["annotations"][1]["bbox"] = (1, 1, 5, 5)
+
+
+def resize(record):
+    record["width"] = 30
+
+
+def to_tuples(record):
+    for item in record["annotations"]:
+        item["bbox"] = tuple(item["bbox"])
+
+
+@pytest.mark.parametrize(
+    ("change", "is_of_file"),
+    [(None, True), (to_tuples, True), (shift, False), (mend, False), (resize, False)],
+)
+def test_a_function_that_changes_boxes_or_sizes_counts_as_it_is(tmp_path, change, is_of_file):
+    boxes = [[5, 6, 7.5, 8], [1, 1, 5, -5], ["9", 9, 9, 9]]
+    annotations = [
+        {"id": k, "image_id": 1, "category_id": 3, "iscrowd": 0, "bbox": box}
+        for k, box in enumerate(boxes)
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}],
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content))
+    (record,) = load_coco_json(str(file), str(tmp_path), "changed_by_a_function")
+    if change is not None:
+        change(record)
+    expected = copy.deepcopy(record)
+    with forgotten_datasets() as names:
+        names.append("changed_by_a_function")
+        DatasetCatalog.register(names[0], lambda: [record])
+        MetadataCatalog.get(names[0]).set(json_file=str(file), image_root=str(tmp_path))
+        reading = read_dataset(names[0])
+    assert reading.is_of_file == is_of_file
+    (read,) = reading.records
+    assert read["annotations"][0]["bbox"] == list(expected["annotations"][0]["bbox"])
+    assert len(read["annotations"]) == (3 if change is mend else 2)
+    assert read["width"] == expected["width"]

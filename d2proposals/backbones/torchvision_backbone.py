@@ -45,6 +45,7 @@ from .torchvision_weights import load_torchvision_weights, warn_of_other_pixels
 
 _NORMS = ("FrozenBN", "BN", "SyncBN", "GN")
 _PADDINGS = ("zeros", "symmetric")
+_SIGHT = ("reach", "context", "receptive_field")
 
 
 class TorchvisionBackbone(Backbone):
@@ -186,6 +187,11 @@ class TorchvisionBackbone(Backbone):
     def receptive_field(self) -> int:
         """Side of the square of pixels that a cell of the last map sees."""
         return self.reach.receptive_field
+
+    def __dir__(self) -> list[str]:
+        """All attributes but those of a cell's sight: TorchScript's trace reads whatever stands
+        here, and these are slow to measure, and raise where a cell sees the whole image."""
+        return [name for name in super().__dir__() if name not in _SIGHT]
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """

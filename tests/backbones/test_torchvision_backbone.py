@@ -255,6 +255,15 @@ def test_networks_that_see_the_whole_image_have_no_context(name, norm):
         _ = build(name, (8, 16), norm=norm).context
 
 
+@pytest.mark.parametrize(("name", "norm"), [("mobilenet_v3_small", "FrozenBN"), (SMALL, "GN")])
+def test_networks_that_see_the_whole_image_can_be_traced(name, norm):
+    backbone = build(name, (8,), norm=norm).eval()
+    image = torch.randn(1, 3, 32, 64)
+    with torch.no_grad():
+        traced = torch.jit.trace(backbone, image, strict=False)
+        torch.testing.assert_close(traced(image)["stride8"], backbone(image)["stride8"])
+
+
 @pytest.mark.parametrize("freeze_at", [2, 3, 5])
 def test_frozen_blocks_go_image_by_image_and_give_the_same_maps(freeze_at):
     backbone = build("mobilenet_v2", (4, 8, 16, 32), freeze_at=freeze_at)

@@ -2,6 +2,9 @@
 
 Detectron2's evaluator measures on all images of the dataset's file. A dataset may have some of
 them, such as the first 5,000 of val2014: the others' objects would count as missed.
+
+pycocotools reads the file itself and stops at an annotation without ``iscrowd`` or ``area``, which
+Detectron2's reader does not need.
 """
 
 from itertools import chain
@@ -9,10 +12,24 @@ from typing import Any
 
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
+from pycocotools.coco import COCO
+
+from ..files.annotation_cleaning import area_of
+from ..files.annotation_values import read_number
+from ..files.segmentations import usable_segmentation
 
 
 class SubsetCOCOEvaluator(COCOEvaluator):
-    """Detectron2's evaluator; images that it was shown nothing of have no part in the figures."""
+    """Detectron2's evaluator; images that it was shown nothing of have no part in the figures.
+
+    An annotation without ``iscrowd`` is an object; without ``area`` it has that of its mask, else
+    of its box.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        """Take the arguments of Detectron2's."""
+        super().__init__(*args, **kwargs)
+        _fill_in(self._coco_api)
 
     def reset(self) -> None:
         super().reset()
@@ -36,3 +53,17 @@ class SubsetCOCOEvaluator(COCOEvaluator):
             tested = comm.gather(self._tested) if self._distributed else [self._tested]
             img_ids = list(chain(*tested))
         return super().evaluate(img_ids)
+
+
+def _fill_in(coco: COCO) -> None:
+    """Give the annotations of a file the ``iscrowd`` and ``area`` that they lack."""
+    for item in coco.dataset.get("annotations", ()):
+        if item.get("iscrowd") is None:
+            item["iscrowd"] = 0
+        if read_number(item.get("area")) is not None:
+            continue
+        image = coco.imgs.get(item["image_id"], {})
+        size = (image["height"], image["width"]) if {"height", "width"} <= image.keys() else None
+        mask = usable_segmentation(item.get("segmentation"), size)
+        _, _, width, height = item["bbox"]
+        item["area"] = area_of({"segmentation": mask}) or width * height

@@ -1,5 +1,8 @@
 """Tests of COCO's average precision on a dataset with some images of its file."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -40,3 +43,31 @@ def test_images_that_were_not_tested_do_not_count(tmp_path, evaluator, ids, expe
             evaluator.process([record], [found(record)])
         # Two of four images.
         assert evaluator.evaluate(ids)["bbox"]["AP"] == pytest.approx(expected, abs=2)
+
+
+def test_area_and_iscrowd_may_be_missing(tmp_path):
+    """What can be told without them is measured as with them."""
+    coco = write_tiny_coco(tmp_path) / "coco"
+    file = coco / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    with registered(coco):
+        records = DatasetCatalog.get("tiny_val")
+
+        def measured():
+            evaluator = SubsetCOCOEvaluator("tiny_val", tasks=("bbox",), distributed=False)
+            evaluator.reset()
+            for record in records:
+                evaluator.process([record], [found(record)])
+            areas = [item["area"] for item in evaluator._coco_api.dataset["annotations"]]
+            return areas, evaluator.evaluate()["bbox"]
+
+        areas, expected = measured()
+        for item in content["annotations"]:
+            del item["area"]
+            if not item["iscrowd"]:
+                del item["iscrowd"]
+                # Half of the squares are boxes alone.
+                item["segmentation"] = item["segmentation"] if item["id"] % 2 else []
+        file.write_text(json.dumps(content))
+        assert areas == [item["bbox"][2] * item["bbox"][3] for item in content["annotations"]]
+        np.testing.assert_equal(measured(), (areas, expected))

@@ -136,6 +136,8 @@ def checked_dataset(cfg: CfgNode, name: str, part: str) -> str:
 def _check(name: str, part: str) -> _Checked:
     """Read a dataset, name its faults, and register its mended copy where that is needed."""
     reading = read_dataset(name, needs_ids=False)
+    if part == "TEST" and not reading.records:
+        raise ValueError(f"the dataset {name!r} has no images to test on: its list is empty")
     ground_truth = ground_truth_of(reading)
     warn_of_faults(ground_truth, name)
     is_unlisted = ground_truth.categories == NO_CATEGORY
@@ -170,24 +172,31 @@ def _register_mended(reading: DatasetReading, part: str) -> str:
     names = ["object"] if lacks_categories else reading.category_names or ["object"]
     if lacks_categories:
         reading = replace(reading, category_names=[])
-    records = [_mended(record, part, reading) for record in reading.records]
+    # Without the file, which evaluators would read instead.
+    metadata = MetadataCatalog.get(reading.name).as_dict()
+    left_out = {"json_file", "name"}
+    if lacks_categories:
+        left_out |= {"thing_classes", "thing_dataset_id_to_contiguous_id"}
+    metadata = {"thing_classes": names} | {key: metadata[key] for key in metadata.keys() - left_out}
+    unlisted = len(metadata["thing_classes"])
+    records = [_mended(record, part, reading, unlisted) for record in reading.records]
+    if part == "TEST" and reading.category_names and reading.faults.count("gt-category"):
+        metadata["thing_classes"] = [*metadata["thing_classes"], "unlisted"]
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, lambda: records)
-    # Without the file, which evaluators would read instead.
-    metadata = MetadataCatalog.get(reading.name).as_dict()
-    of_file = {"json_file", "name"}
-    if lacks_categories:
-        of_file |= {"thing_classes", "thing_dataset_id_to_contiguous_id"}
-    metadata = {key: metadata[key] for key in metadata.keys() - of_file}
-    MetadataCatalog.get(name).set(**{"thing_classes": names, **metadata})
+    MetadataCatalog.get(name).set(**metadata)
     logger.info(f"{reading.name} is read as {name}: with its annotations mended")
     return name
 
 
-def _mended(record: dict[str, Any], part: str, reading: DatasetReading) -> dict[str, Any]:
-    """A record as Detectron2's reader would have it."""
+def _mended(
+    record: dict[str, Any], part: str, reading: DatasetReading, unlisted: int
+) -> dict[str, Any]:
+    """A record as Detectron2's reader would have it; ``unlisted`` is the category of objects that
+    have none of the dataset's, whose loader of tests takes no negative one.
+    """
     has_categories = bool(reading.category_names)
     if "annotations" not in record:
         return record
@@ -200,6 +209,8 @@ def _mended(record: dict[str, Any], part: str, reading: DatasetReading) -> dict[
         # A function's own numbers stay, where it gives any.
         if not has_categories and (reading.is_of_file or item["category_id"] == NO_CATEGORY):
             item["category_id"] = 0
+        elif item["category_id"] == NO_CATEGORY:
+            item["category_id"] = unlisted
         if item.pop("ignore", 0) and part == "TRAIN":
             item["iscrowd"] = 1
         if reading.is_of_file and "keypoints" in item:

@@ -298,3 +298,19 @@ def test_sampling_weights_follow_the_copies(registered):
     assert checked.TRAIN_REPEAT_FACTOR == [(checked.TRAIN[0], 2.0)] and cfg.DATASETS.TRAIN == (
         dataset,
     )
+
+
+def test_a_dataset_without_images_is_one_line(registered):
+    DatasetCatalog.register("without images", list)
+    with pytest.raises(ValueError, match="'without images' has no images to test on"):
+        Trainer.build_test_loader(config(None, ("without images",)), "without images")
+
+
+def test_unlisted_categories_are_tested_as_one_more(registered):
+    dataset = registered([annotation(1), annotation(2, category_id=9), annotation(3, image_id=2)])
+    cfg = config(None, (dataset,))
+    assert len(Trainer.build_test_loader(cfg, dataset)) == 2
+    items = records_to_test(cfg, dataset)[0]["annotations"]
+    assert [item["category_id"] for item in items] == [0, 2]
+    classes = MetadataCatalog.get(checked_dataset(cfg, dataset, "TEST")).thing_classes
+    assert classes == ["cat", "dog", "unlisted"]

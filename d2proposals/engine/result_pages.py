@@ -97,10 +97,7 @@ def format_rows(rows: dict[str, Row], columns: Iterable[str]) -> str:
         rows: of :func:`read_rows`.
         columns: see the head of this module.
     """
-    columns = list(columns)
-    words = [word for word in columns if word == "missing" or word.startswith(_CHOICES)]
-    titled = (column.rpartition("=") for column in columns if column not in words)
-    shown = [(title or column, column) for title, _, column in titled]
+    words, shown = _words_and_shown(columns)
     chosen = [row for name, row in rows.items() if _is_chosen(name, words)]
     header = ["", *(title for title, _ in shown)]
     lines = [header, ["---", *("---:" for _ in shown)]]
@@ -114,6 +111,14 @@ def format_rows(rows: dict[str, Row], columns: Iterable[str]) -> str:
     if "missing" in words and missing:
         text += ("\n" if text else "") + f"Not trained yet: {'; '.join(missing)}.\n"
     return text
+
+
+def _words_and_shown(columns: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The words that say which rows there are, and the title and name of each other column."""
+    columns = list(columns)
+    words = [word for word in columns if word == "missing" or word.startswith(_CHOICES)]
+    titled = (column.rpartition("=") for column in columns if column not in words)
+    return words, [(title or column, column) for title, _, column in titled]
 
 
 def _label_of_missing(row: Row) -> str:
@@ -164,12 +169,36 @@ def _figures(row: Row, column: str) -> dict[int, float]:
     if column.startswith("paper/"):
         measure = column.removeprefix("paper/")
         return {0: row.paper[measure]} if measure in row.paper else {}
-    task, _, measure = column.rpartition("/")
-    known = {
-        seed: result["metrics"].get(task or "box_proposals", {}).get(measure)
-        for seed, result in row.results.items()
-    }
-    return {seed: value for seed, value in known.items() if value is not None}
+    known = {seed: _measures(result, column) for seed, result in row.results.items()}
+    measure = column.rpartition("/")[2]
+    figures = {seed: measures.get(measure) for seed, measures in known.items()}
+    return {seed: value for seed, value in figures.items() if value is not None}
+
+
+def _measures(result: dict[str, Any], column: str) -> dict[str, float | None]:
+    """Those of the column's task."""
+    return result["metrics"].get(column.rpartition("/")[0] or "box_proposals", {})
+
+
+def _check_columns(rows: dict[str, Row], columns: Iterable[str], page: str, table: str) -> None:
+    """Refuse a column that would stay empty whatever its rows were: most likely it is misspelt."""
+    results = [result for row in rows.values() for result in row.results.values()]
+    if not results:
+        return
+    for _, column in _words_and_shown(columns)[1]:
+        if column in FACTS or column in ("seeds", "base"):
+            continue
+        name = column.removeprefix("Δ")
+        of_paper = name.removeprefix("paper/")
+        if of_paper != name:
+            is_known = any(of_paper in row.paper for row in rows.values())
+        else:
+            is_known = any(name.rpartition("/")[2] in _measures(item, name) for item in results)
+        if not is_known:
+            raise ValueError(
+                f"{page}: no result of {table} has the column {column!r}, and it is none of "
+                f"{', '.join(['seeds', 'base', *FACTS])}"
+            )
 
 
 def mean_and_spread(values: Iterable[float], sign: Literal["", "+"] = "") -> str:
@@ -186,20 +215,24 @@ def mean_and_spread(values: Iterable[float], sign: Literal["", "+"] = "") -> str
     return f"{mean} ± {statistics.stdev(known):.1f}" if len(known) > 1 else mean
 
 
-def fill_page(text: str, root: str | os.PathLike) -> str:
+def fill_page(text: str, root: str | os.PathLike, name: str = "the page") -> str:
     """A page's text with its tables written anew.
 
     Args:
         text: of the page.
         root: folder that the paths of tables start from.
+        name: of the page, for errors.
 
     Raises:
-        FileNotFoundError, ValueError: a table is missing or is none.
+        FileNotFoundError, ValueError: in one line, when a table is missing or is none, or has
+            results, none of which knows a column.
     """
 
     def fill(match: re.Match[str]) -> str:
         rows = read_rows(Path(root) / match["table"])
-        return match["begin"] + format_rows(rows, match["columns"].split()) + match["end"]
+        columns = match["columns"].split()
+        _check_columns(rows, columns, name, match["table"])
+        return match["begin"] + format_rows(rows, columns) + match["end"]
 
     return _MARK.sub(fill, text)
 
@@ -215,20 +248,26 @@ def write_pages(paths: Sequence[str | os.PathLike], root: str | os.PathLike) -> 
         how many tables each page has that has some, by its path.
 
     Raises:
-        ValueError: no page has a place for a table.
+        FileNotFoundError, ValueError: in one line, as :func:`fill_page`; also when a page is
+            missing or is no text, and when no page has a place for a table. No page is written
+            then.
     """
-    numbers = {str(path): _write_page(path, root) for path in paths}
+    texts = {str(path): _read_page(path) for path in paths}
+    numbers = {path: len(_MARK.findall(text)) for path, text in texts.items()}
     if not any(numbers.values()):
         raise ValueError(
             f"{', '.join(numbers)} has no line '<!-- results of TABLE: COLUMN ... -->'."
         )
-    return {path: number for path, number in numbers.items() if number}
-
-
-def _write_page(path: str | os.PathLike, root: str | os.PathLike) -> int:
-    text = Path(path).read_text(encoding="utf-8")
-    number = len(_MARK.findall(text))
-    if number:
+    numbers = {path: number for path, number in numbers.items() if number}
+    filled = {path: fill_page(texts[path], root, path) for path in numbers}
+    for path, text in filled.items():
         with atomic_write(path) as file:
-            file.write(fill_page(text, root))
-    return number
+            file.write(text)
+    return numbers
+
+
+def _read_page(path: str | os.PathLike) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the page {path} cannot be read: {error}") from error

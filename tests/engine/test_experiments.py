@@ -27,6 +27,7 @@ from d2proposals.engine.result_pages import (
 )
 from tests.common import ROOT, forgotten_datasets, run_tool
 from tests.engine.tiny_coco import write_tiny_coco
+from tools import run_table
 
 CONFIG = "configs/shapes/rpn_only.yaml"
 PRECOMPUTED = "configs/shapes/fast_rcnn_precomputed.yaml"
@@ -551,6 +552,27 @@ def test_a_page_s_tables_are_written_anew(tmp_path):
     assert fill_page(page.read_text(), tmp_path) == page.read_text()
     with pytest.raises(ValueError, match="other.md has no line"):
         write_pages([other], tmp_path)
+
+
+def test_a_page_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=r"Error: the page .*nope\.md cannot be read: .*No such"):
+        run_table.main(["--pages", str(tmp_path / "nope.md")])
+
+
+@pytest.mark.parametrize("column", ["hourz", "AR@1OO", "ΔARR@100", "bbx/AP", "paper/AP"])
+def test_a_misspelt_column_is_an_error(tmp_path, column):
+    table = write_table(tmp_path / "t.yaml", [row(paper={"AR@100": 50}), row("zip")])
+    known = "AR@100 X=paper/AR@100 Δ=ΔAR@100 hours base seeds bbox/AP missing"
+    text = f"<!-- results of t.yaml: {known} {column} -->\n<!-- end of results -->"
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    # Without results nothing is known of their columns.
+    assert write_pages([page], tmp_path) == {str(page): 1}
+    experiments.write_result(table, read_table(table)[0], result(bbox={"AP": None}))
+    page.write_text(text)
+    with pytest.raises(ValueError, match=rf"page\.md: no result of t\.yaml has .*'{column}'"):
+        write_pages([page], tmp_path)
+    assert page.read_text() == text
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser()
     with running_command(parser, arguments) as args:
         cfg = command_config(args, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "")
+        generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+        if generator != "ZIP":
+            parser.error(f"the anchors are ZIP's, the configuration has {generator}")
         name = dataset_of(args, cfg, parser)
         with torch.device("meta"):  # its maps' shapes are all that is needed
             shapes = build_backbone(cfg).output_shape()

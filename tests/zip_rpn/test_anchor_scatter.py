@@ -64,3 +64,9 @@ def test_command(tmp_path, capsys):
         DatasetCatalog.remove("drawn_sizes")
     with pytest.raises(SystemExit):
         main(["--config-file", "configs/zip_rpn_only.yaml", "--dataset", "nowhere"])
+
+
+def test_a_configuration_of_another_method_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        main(["--config-file", "configs/rpn_only.yaml"])
+    assert "the anchors are ZIP's, the configuration has RPN" in capsys.readouterr().err

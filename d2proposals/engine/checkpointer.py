@@ -98,7 +98,7 @@ class ProposalCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: when there is no such file, or it cannot be downloaded.
-            ValueError: when the file is cut off, or holds more than a checkpoint's data.
+            ValueError: when the file is cut off, or holds more than a checkpoint's data, or none.
         """
         if path:
             self._check_exists(path)
@@ -150,8 +150,7 @@ class ProposalCheckpointer(DetectionCheckpointer):
             raise ValueError(self._why_not_read(filename, error)) from error
 
     def _why_not_read(self, filename: str, error: Exception) -> str:
-        resumed = f" or, for --resume, in {self._tag_file}" if self.save_dir else ""
-        mend = f"name a whole one in {self.weights_key}{resumed}."
+        mend = self._mend
         # torch's words for it, and those of the unpickler below.
         refused = re.search(r"(?:GLOBAL|[Uu]nsupported class|asks for) ([\w.]+\w)", str(error))
         if refused:
@@ -167,7 +166,20 @@ class ProposalCheckpointer(DetectionCheckpointer):
             f"it, and {mend}"
         )
 
+    @property
+    def _mend(self) -> str:
+        """What to do about a file that cannot be used."""
+        resumed = f" or, for --resume, in {self._tag_file}" if self.save_dir else ""
+        return f"name a whole one in {self.weights_key}{resumed}."
+
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        wrong = _what_is_no_weight(checkpoint["model"])
+        if wrong is not None:
+            file = self._parsed_url_during_load._replace(query="").geturl()
+            raise ValueError(
+                f"{file} is no checkpoint: {wrong} where tensors or "
+                f"arrays by their names belong; {self._mend}"
+            )
         incompatible = super()._load_model(checkpoint)
         self.other_shapes = {
             name: (tuple(of_file), tuple(of_model))
@@ -179,6 +191,18 @@ class ProposalCheckpointer(DetectionCheckpointer):
     def _torch_load(self, f: str) -> dict[str, Any]:
         with _numpy_allowed():
             return torch.load(f, map_location=torch.device("cpu"), weights_only=True)
+
+
+def _what_is_no_weight(state: Any) -> str | None:
+    """What a model's weights in a file have that is none; None where all are weights."""
+    if not isinstance(state, dict):
+        return f"it holds a {type(state).__name__}"
+    for name, value in state.items():
+        if not isinstance(name, str):
+            return f"it holds a name {name!r}"
+        if not isinstance(value, torch.Tensor | np.ndarray):
+            return f"its {name!r} is of type {type(value).__name__}"
+    return None
 
 
 def _why_not_written(error: BaseException) -> str | None:

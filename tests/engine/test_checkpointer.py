@@ -168,6 +168,27 @@ def test_model_zoo_pickle_loads(model, tmp_path, protocol, numpy_1):
     assert model.bias.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("suffix", "content", "line"),
+    [
+        ("pth", [torch.zeros(2)], "it holds a list"),
+        ("pth", {"model": {"weight": [1.0]}}, "its 'weight' is of type list"),
+        ("pth", {0: torch.zeros(2)}, "it holds a name 0"),
+        ("pkl", {"a": 1}, "its 'a' is of type int"),
+    ],
+)
+def test_what_holds_no_weights_is_one_line(model, tmp_path, suffix, content, line):
+    file = tmp_path / f"other.{suffix}"
+    if suffix == "pkl":
+        file.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, file)
+    with pytest.raises(ValueError) as error:
+        ProposalCheckpointer(model, str(tmp_path)).load(str(file))
+    told = explain_bad_input(error.value)
+    assert told.startswith(f"{file} is no checkpoint: {line} ") and "MODEL.WEIGHTS" in told
+
+
 def test_missing_file_is_named(model, tmp_path):
     checkpointer = ProposalCheckpointer(model, str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"gone\.pth is missing\. Set MODEL\.WEIGHTS"):

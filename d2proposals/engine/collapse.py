@@ -95,24 +95,19 @@ class CollapseWarner(HookBase):
         if not ranges:
             return
         modules = dict(self.trainer.model.named_modules())
+        figures = []
+        for name, extremes in ranges.items():
+            counts = dead.get(name, extremes.new_zeros(2))
+            # Weights that start from zero have yet to learn anything.
+            is_learning = modules[name].weight.any()
+            share = is_learning * counts[0] / counts[1].clamp(min=1)
+            figures.append(torch.stack([is_learning * _is_constant(extremes), share]))
         # One transfer for all layers.
-        is_constant = [_is_constant(extremes).double() for extremes in ranges.values()]
-        dead_share = [counts[0].double() / counts[1] for counts in dead.values()]
-        values = torch.stack([*is_constant, *dead_share]).tolist()
-        # Weights that start from zero have yet to learn anything.
-        learning = {name for name in ranges if modules[name].weight.any()}
-        constant = [
-            name
-            for name, is_one in zip(ranges, values, strict=False)
-            if is_one and name in learning
-        ]
-        shares = {
-            name: share
-            for name, share in zip(dead, values[len(ranges) :], strict=True)
-            if name in learning
-        }
+        figures = dict(zip(ranges, torch.stack(figures).tolist(), strict=True))
+        constant = [name for name, (is_constant, _) in figures.items() if is_constant]
+        shares = {name: share for name, (_, share) in figures.items()}
         self.trainer.storage.put_scalar("collapse/constant_layers", len(constant))
-        self.trainer.storage.put_scalar("collapse/dead_positions", max(shares.values(), default=0))
+        self.trainer.storage.put_scalar("collapse/dead_positions", max(shares.values()))
         many_dead = [name for name, share in shares.items() if share > _MANY_DEAD]
         self._warn(
             constant,

@@ -19,7 +19,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     The content goes to a temporary file in the same folder, because a file can be renamed in one
     step only within a file system. If the block raises, the temporary file is removed and a file
     that already had the name is left as it was. Missing folders are made. Of a link it is the
-    target that is written. What is no file, such as a pipe or /dev/null, is not replaced: the
+    target that is written. What is no file, such as a pipe or a device, is not replaced: the
     content goes into it at once.
 
     Args:

@@ -46,7 +46,7 @@ from d2proposals.engine import (
     prepare_launch,
     run_processes,
     warn_of_frozen_random_norm,
-    warn_of_random_weights,
+    check_weights_are_whole,
 )
 from d2proposals.files.atomic_files import check_output_folder
 
@@ -109,7 +109,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     checkpointer = ProposalCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     load_part_weights(cfg, checkpointer, only_missing=True)
-    warn_of_random_weights(cfg, checkpointer)
+    check_weights_are_whole(cfg, checkpointer)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))

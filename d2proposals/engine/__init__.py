@@ -15,7 +15,7 @@ from .job import (
     run_processes,
     warn_of_frozen_random_norm,
 )
-from .part_weights import load_part_weights, warn_of_random_weights
+from .part_weights import load_part_weights, check_weights_are_whole
 from .proposal_files import check_proposal_files
 from .test_time_augmentation import DetectorWithTTA, ProposalNetworkWithTTA, without_test_resize
 from .trained_model import load_trained_model, network_input_of
@@ -47,6 +47,6 @@ __all__ = [
     "prepare_launch",
     "run_processes",
     "warn_of_frozen_random_norm",
-    "warn_of_random_weights",
+    "check_weights_are_whole",
     "without_test_resize",
 ]

@@ -99,19 +99,41 @@ def load_part_weights(
         logger.info(f"The {name} has the weights of {path} ({key}).")
 
 
-def warn_of_random_weights(cfg: CfgNode, checkpointer: ProposalCheckpointer) -> None:
-    """Warn before an evaluation of parts with random weights, where no checkpoint is named.
+def check_weights_are_whole(cfg: CfgNode, checkpointer: ProposalCheckpointer) -> None:
+    """Warn before an evaluation of random weights, and refuse those of another network.
 
     Args:
         cfg: a configuration.
         checkpointer: of the model, which has loaded all that the configuration names.
+
+    Raises:
+        ValueError: a checkpoint is named, and lacks weights of the backbone or of the proposal
+            generator, or has them in another shape.
     """
     missing = _learnt(checkpointer.missing_keys)
-    if missing and not cfg.MODEL.WEIGHTS:
+    if not missing:
+        return
+    path = checkpointer.loaded_path
+    if not path:
         parts = sorted({key.split(".")[0] for key in missing})
         logger.warning(
             f"These are results of random weights ({', '.join(parts)}): name a checkpoint in "
             "MODEL.WEIGHTS."
+        )
+        return
+    for name in FREEZABLE.values():
+        own = [key for key, _ in checkpointer.model.named_parameters() if key.startswith(f"{name}.")]
+        lacking = [key for key in own if key in missing]
+        if not lacking:
+            continue
+        what = f"has no {lacking[0]}"
+        if lacking[0] in checkpointer.other_shapes:
+            of_file, of_model = checkpointer.other_shapes[lacking[0]]
+            what = f"has {lacking[0]} as {of_file}, which is {of_model} in the model"
+        raise ValueError(
+            f"{path} {what}: {len(lacking)} of the {len(own)} weights of the {name} would be "
+            f"random. Name a checkpoint of this network in {checkpointer.weights_key}, or its "
+            f"configuration. {_advice(cfg, name, getattr(checkpointer.model, name))}."
         )
 
 
@@ -261,12 +283,7 @@ def _check_fits(
     Raises:
         ValueError: when they are not.
     """
-    node = cfg.MODEL.PROPOSAL_GENERATOR if name == "proposal_generator" else cfg.MODEL.BACKBONE
-    kind = f"{key.rsplit('.', 1)[0]}.NAME ({node.NAME})"
-    shaping = f", {_SHAPING_KEYS[node.NAME]}" if node.NAME in _SHAPING_KEYS else ""
-    advice = f"The checkpoint's configuration probably differs in {kind}{shaping}"
-    if name == "proposal_generator" and hasattr(part, "in_features"):
-        advice += ", or in the channels of its backbone"
+    advice = _advice(cfg, name, part)
     own = part.state_dict()
     missing = [entry for entry in own if entry not in state and not _is_optional(entry)]
     extra = [entry for entry in state if entry not in own and not _is_optional(entry)]
@@ -289,3 +306,14 @@ def _check_fits(
             f"entries). {advice}."
         )
     return {f"{name}.{entry}" for entry in missing}
+
+
+def _advice(cfg: CfgNode, name: str, part: nn.Module) -> str:
+    """What the configuration of a checkpoint that does not fit a part probably differs in."""
+    key = next(key for key, value in FREEZABLE.items() if value == name)
+    kind = cfg.MODEL[key].NAME
+    shaping = f", {_SHAPING_KEYS[kind]}" if kind in _SHAPING_KEYS else ""
+    advice = f"The checkpoint's configuration probably differs in MODEL.{key}.NAME ({kind}){shaping}"
+    if name == "proposal_generator" and hasattr(part, "in_features"):
+        advice += ", or in the channels of its backbone"
+    return advice

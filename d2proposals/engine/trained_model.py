@@ -17,7 +17,7 @@ from ..files.image_files import to_input_format
 from ..proposals.native_size_hosts import hand_over_native_sizes
 from .checkpointer import ProposalCheckpointer
 from .execution import prepare_execution
-from .part_weights import load_part_weights, warn_of_random_weights
+from .part_weights import load_part_weights, check_weights_are_whole
 
 
 def load_trained_model(cfg: CfgNode) -> nn.Module:
@@ -35,7 +35,7 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
     checkpointer = ProposalCheckpointer(model)
     checkpointer.load(cfg.MODEL.WEIGHTS)
     load_part_weights(cfg, checkpointer, only_missing=True)
-    warn_of_random_weights(cfg, checkpointer)
+    check_weights_are_whole(cfg, checkpointer)
     return model
 
 

@@ -11,7 +11,7 @@ from d2proposals.engine import (
     Trainer,
     load_part_weights,
     load_trained_model,
-    warn_of_random_weights,
+    check_weights_are_whole,
 )
 from d2proposals.engine.part_weights import warn_of_random_generator
 from tests.common import make_cfg
@@ -221,16 +221,38 @@ def test_random_weights_of_a_proposal_network_are_named(kinds, tmp_path, caplog)
     assert all(part in message for part, message in zip(expected, messages, strict=True))
 
 
-def test_weights_by_name_are_not_called_random(caplog):
-    # Detectron2 says what such a checkpoint lacks.
-    cfg = host_cfg("SCRPN", "FasterRCNN", "MODEL.WEIGHTS", "some.pth")
+def test_what_is_not_learnt_is_not_called_random(caplog):
+    cfg = host_cfg("SCRPN", "FasterRCNN", "MODEL.WEIGHTS", "")
+    checkpointer = ProposalCheckpointer(build_model(cfg))
+    checkpointer.missing_keys = {"backbone.stem.norm.num_batches_tracked"}
     with caplog.at_level(logging.WARNING, logger="d2proposals"):
-        checkpointer = ProposalCheckpointer(build_model(cfg))
-        warn_of_random_weights(cfg, checkpointer)
-        # Nor is what is not learnt.
-        cfg.MODEL.WEIGHTS = ""
-        checkpointer.missing_keys = {"backbone.stem.norm.num_batches_tracked"}
-        warn_of_random_weights(cfg, checkpointer)
+        check_weights_are_whole(cfg, checkpointer)
+    assert messages_of(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "overrides", "fault"),
+    [
+        ("RPN", (), "has no proposal_generator.head."),
+        ("SCRPN", ("MODEL.SCRPN.HEAD_CHANNELS", 24), "as (24, "),
+    ],
+)
+def test_weights_of_another_network_are_refused(source, overrides, fault, tmp_path):
+    other = seeded_model(host_cfg(source, "ProposalNetwork", *overrides), 1)
+    path = write(tmp_path / "other.pth", state_of(other))
+    cfg = host_cfg("SCRPN", "ProposalNetwork", "MODEL.WEIGHTS", path)
+    with pytest.raises(ValueError, match="would be random") as caught:
+        load_trained_model(cfg)
+    message = str(caught.value)
+    assert message.startswith(f"{path} has ") and fault in message
+    assert "MODEL.WEIGHTS" in message and "MODEL.PROPOSAL_GENERATOR.NAME (SCRPN)" in message
+
+
+def test_a_detector_without_its_heads_is_left_to_detectron2(tmp_path, caplog):
+    # Whoever asks for its proposals needs no more.
+    path = write(tmp_path / "network.pth", state_of(seeded_model(host_cfg("SCRPN"), 1)))
+    with caplog.at_level(logging.WARNING, logger="d2proposals"):
+        load_trained_model(host_cfg("SCRPN", "FasterRCNN", "MODEL.WEIGHTS", path))
     assert messages_of(caplog) == []
 
 

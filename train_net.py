@@ -40,13 +40,13 @@ from d2proposals.engine import (
     check_datasets,
     check_evaluations,
     check_proposal_files,
+    check_weights_are_whole,
     fit_to_device,
     load_config,
     load_part_weights,
     prepare_launch,
     run_processes,
     warn_of_frozen_random_norm,
-    check_weights_are_whole,
 )
 from d2proposals.files.atomic_files import check_output_folder
 
@@ -101,7 +101,12 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     Args:
         cfg: a configuration; ``MODEL.WEIGHTS`` names the checkpoint.
         resume: take the last checkpoint in ``OUTPUT_DIR`` instead.
+
+    Raises:
+        SystemExit: no dataset is named.
     """
+    if not cfg.DATASETS.TEST:
+        raise SystemExit("Error: DATASETS.TEST is empty: name what --eval-only evaluates on.")
     check_datasets(cfg.DATASETS.TEST)
     check_evaluations(cfg)
     check_proposal_files(cfg, train=False)

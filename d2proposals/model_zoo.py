@@ -110,8 +110,13 @@ def get(
             names.
 
     Raises:
-        ValueError: as :func:`get_config`.
+        ValueError: as :func:`get_config`; the configuration is a lazy one.
     """
+    if config_path.endswith(".py"):
+        raise ValueError(
+            f"'{config_path}' is a lazy configuration: build its model with "
+            "detectron2.config.instantiate(get_config(...).model), or take one in YAML."
+        )
     cfg = get_config(config_path, trained)
     if weights is not None:
         cfg.MODEL.WEIGHTS = weights

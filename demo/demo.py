@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         nargs="+",
         metavar="PATH",
-        help="images, folders of images, videos; before overrides stands another option",
+        help="images, folders of images, videos",
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--output", default="demo_output", help="folder (default: demo_output)")

@@ -22,6 +22,11 @@ from tests.common import CONFIGS, ROOT, make_cfg
 SHAPES = "shapes/rpn_only.yaml"
 
 
+def test_a_lazy_configuration_is_no_model_by_name():
+    with pytest.raises(ValueError, match="is a lazy configuration: build its model with"):
+        model_zoo.get("lazy/sc_rpn_only.py")
+
+
 def test_a_configuration_by_name():
     assert model_zoo.get_config_file(SHAPES) == str(CONFIGS / SHAPES)
     cfg = model_zoo.get_config(SHAPES)

@@ -69,11 +69,21 @@ def test_train_then_evaluate(tiny_coco, tmp_path):
         (("MODEL.PROPOSAL_GENERATOR.NAME", "ZAP"), "Unknown MODEL.PROPOSAL_GENERATOR.NAME 'ZAP'"),
         (("SOLVER.MAX_ITERS", "3"), "Did you mean SOLVER.MAX_ITER"),
         (("MODEL.WEIGHTS", "gone.pth"), "Checkpoint gone.pth is missing"),
+        (("--eval-only", "DATASETS.TEST", "()"), "DATASETS.TEST is empty: name what --eval-only"),
         (("SOLVER.BASE_LR", "1e30", "SOLVER.MAX_ITER", "5"), "Lower SOLVER.BASE_LR"),
     ],
 )
 def test_bad_option(tiny_coco, tmp_path, capsys, opts, message):
-    assert message in stop_line(capsys, make_args(*TINY, "OUTPUT_DIR", tmp_path / "out", *opts))
+    settings = {"eval_only": opts[0] == "--eval-only"}
+    opts = opts[settings["eval_only"] :]
+    args = make_args(*TINY, "OUTPUT_DIR", tmp_path / "out", *opts, **settings)
+    assert message in stop_line(capsys, args)
+
+
+def test_a_lazy_configuration_has_a_command_of_its_own(capsys):
+    args = make_args()
+    args.config_file = "configs/lazy/sc_rpn_only.py"
+    assert "is a lazy configuration, which tools/train_lazy.py" in stop_line(capsys, args)
 
 
 @pytest.mark.parametrize("eval_only", [False, True])

@@ -54,8 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="image files on which the written network is compared with the model; between them "
-        "and overrides stands another option",
+        help="image files on which the written network is compared with the model",
     )
     return parser
 

@@ -35,7 +35,7 @@ from d2proposals.engine import (
     without_test_resize,
 )
 from d2proposals.engine.checked_datasets import checked_dataset
-from d2proposals.engine.model_command import command_config, model_parser
+from d2proposals.engine.model_command import command_config, model_parser, return_overrides
 from d2proposals.evaluation.export import ProposalExporter, proposal_network_of
 
 
@@ -47,8 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--datasets",
         nargs="+",
         metavar="NAME",
-        help="registered datasets; between them and overrides stands another option (default: "
-        "those of DATASETS.TRAIN and DATASETS.TEST)",
+        help="registered datasets (default: those of DATASETS.TRAIN and DATASETS.TEST)",
     )
     parser.add_argument(
         "--top", type=int, metavar="K",
@@ -122,7 +121,7 @@ def _override(part: str, names: list[str], paths: dict[str, str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
     parser = build_parser()
-    args = parser.parse_args(arguments)
+    args = return_overrides(parser.parse_args(arguments))
     if args.top is not None and args.top < 1:
         parser.error(f"--top must be at least 1, not {args.top}")
     if os.path.exists(args.output) and not os.path.isdir(args.output):

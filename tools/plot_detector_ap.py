@@ -112,12 +112,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"a run beside this one is called '{name}', too: give another --name")
         # Only detections are of interest; several numbers would write into the same files.
         cfg = command_config(args, "TEST.PROPOSALS.OF_DETECTORS", False)
-        if len(cfg.DATASETS.TEST) != 1 or not is_two_stage(cfg):
+        if not is_two_stage(cfg):
             parser.error(
-                "takes a two-stage detector (MODEL.META_ARCHITECTURE 'GeneralizedRCNN' or one of "
-                f"its kind, not '{cfg.MODEL.META_ARCHITECTURE}') and one dataset in DATASETS.TEST, "
-                f"not {len(cfg.DATASETS.TEST)}"
+                "takes a two-stage detector: MODEL.META_ARCHITECTURE 'GeneralizedRCNN' or one of "
+                f"its kind, not '{cfg.MODEL.META_ARCHITECTURE}' (a generator alone has no AP)"
             )
+        if len(cfg.DATASETS.TEST) != 1:
+            parser.error(f"takes one dataset in DATASETS.TEST, not {len(cfg.DATASETS.TEST)}")
         check_datasets(cfg.DATASETS.TEST)
         check_proposal_files(cfg, train=False)
         setup_logger(name="detectron2")

@@ -9,9 +9,10 @@
 
 Rows that have a result are skipped and trainings that broke off go on, so the same command finishes
 what was stopped. --again takes rows that have a result, too: measures them, and trains those whose
-training is not in --folder. A run trains in a folder below --folder; its result is a JSON file
-beside the table. Overrides at the end hold for all runs. --pages writes the tables of pages from
-the results (engine/result_pages.py).
+training is not in --folder. Where a row takes weights or proposals of another one, that is trained
+first. A run trains in a folder below --folder; its result is a JSON file beside the table.
+Overrides at the end hold for all runs. --pages writes the tables of pages from the results
+(engine/result_pages.py).
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from d2proposals.engine.experiment_tables import Run, read_table, result_file
-from d2proposals.engine.experiments import measure, train, write_result
+from d2proposals.engine.experiments import lacking_trainings, measure, train, write_result
 from d2proposals.engine.model_command import running_command
 from d2proposals.engine.result_pages import write_pages
 
@@ -46,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--rows",
         nargs="+",
         metavar="ROW",
-        help="rows, or runs ROW-SEED (default: all); another option goes before overrides",
+        help="rows, or runs ROW-SEED (default: all)",
     )
     parser.add_argument("--folder", default="output/tables", help="where runs train")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
@@ -62,9 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen_runs(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Run]:
-    """The runs that ``--rows`` names."""
-    runs = read_table(args.table)
+def chosen_runs(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, runs: list[Run]
+) -> list[Run]:
+    """Those of a table's runs that ``--rows`` names."""
     if not args.rows:
         return runs
     known = {run.row for run in runs} | {run.name for run in runs}
@@ -85,11 +87,11 @@ def finish(args: argparse.Namespace, run: Run) -> None:
         print(f"{run.name}: {path}", flush=True)
 
 
-def in_own_process(args: argparse.Namespace, run: Run) -> int:
-    """Finish one run in a process of its own; its exit status."""
+def in_own_process(args: argparse.Namespace, run: Run, stage: str) -> int:
+    """Finish one run in a process of its own, as far as ``--stage`` says; its exit status."""
     command = [sys.executable, __file__, "--table", args.table, "--rows", run.name]
     # The run was chosen already, whether it has a result or not.
-    command += ["--again", "--folder", args.folder, "--stage", args.stage, *args.opts]
+    command += ["--again", "--folder", args.folder, "--stage", stage, *args.opts]
     return subprocess.run(command).returncode
 
 
@@ -101,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for page, number in write_pages(args.pages, ".").items():
                 print(f"{page}: {number} tables")
             return
-        runs = chosen_runs(args, parser)
+        all_runs = read_table(args.table)
+        runs = chosen_runs(args, parser, all_runs)
         is_done = {run.name: result_file(args.table, run).is_file() for run in runs}
         if args.list:
             for run in runs:
@@ -110,23 +113,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # To measure is to measure again.
         if args.stage != "measure" and not args.again:
             runs = [run for run in runs if not is_done[run.name]]
+        # What others are measured with, and has a result of its own already or is none of --rows.
+        lacking = lacking_trainings(runs, all_runs, args.folder) if args.stage != "measure" else []
         if len(runs) == 1:
+            for run in lacking:
+                print(f"{run.name}: training, which {runs[0].name} needs", flush=True)
+                train(run, args.folder, args.opts)
             finish(args, runs[0])
             return
         # Those that train by themselves first, then those on their proposals: others have the
         # weights of either.
+        trained_only = {run.name for run in lacking}
+        runs = [*lacking, *runs]
         rounds = (
             [run for run in runs if not run.weights_of and not run.proposals_of],
             [run for run in runs if not run.weights_of and run.proposals_of],
             [run for run in runs if run.weights_of],
         )
+
+        def finished(run: Run) -> int:
+            return in_own_process(args, run, "train" if run.name in trained_only else args.stage)
+
         # Each in a process of its own: what one leaves behind, or its end, is not another's.
         with ThreadPoolExecutor(max(args.jobs, 1)) as pool:
-            failed = sum(
-                status != 0
-                for these in rounds
-                for status in pool.map(lambda run: in_own_process(args, run), these)
-            )
+            failed = sum(status != 0 for these in rounds for status in pool.map(finished, these))
         print(f"{Path(args.table).name}: {len(runs) - failed} runs finished, {failed} failed")
         if failed:
             raise SystemExit(1)

@@ -24,8 +24,9 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from d2proposals.engine import ProposalCheckpointer, bad_input_in_one_line, run_processes
+from d2proposals.engine import bad_input_in_one_line, run_processes
 from d2proposals.engine.lazy_training import (
+    LazyCheckpointer,
     build_lazy_model,
     evaluate_lazy,
     fit_lazy_config_to_device,
@@ -48,7 +49,7 @@ def main(args: Namespace) -> dict[str, Any]:
         if not args.eval_only:
             return train_lazy(cfg, resume=args.resume)
         model = build_lazy_model(cfg)
-        ProposalCheckpointer(model).load(cfg.train.init_checkpoint)
+        LazyCheckpointer(model).load(cfg.train.init_checkpoint)
         return evaluate_lazy(cfg, model)
 
 

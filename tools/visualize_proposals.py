@@ -163,7 +163,12 @@ def picture_of(image: GalleryImage) -> ProposalPicture:
 def _read_image(record: dict, size: tuple[int, int] | None) -> np.ndarray:
     """The image of a dataset dictionary, in the frame of its boxes."""
     if "file_name" not in record:
-        raise ValueError(f"image {record['image_id']} has no 'file_name', which a picture needs")
+        raise SystemExit(f"Error: image {record['image_id']} has no 'file_name' to be drawn on.")
+    if not os.path.isfile(record["file_name"]):
+        raise SystemExit(
+            f"Error: There is no image file {record['file_name']}: name the folder of the images "
+            "with --image-root, or mend the dataset's."
+        )
     return read_rgb_image(record["file_name"], size)
 
 

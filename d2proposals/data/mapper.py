@@ -314,7 +314,7 @@ class ProposalDatasetMapper(DatasetMapper):
                 raise ValueError(
                     f"An annotation of image {file_name} has no mask ('segmentation'), which "
                     "INPUT.USE_INSTANCE_MASK (or MODEL.MASK_ON) asks for. Take a dataset with "
-                    "masks, or set the key to False."
+                    "masks, or, where nothing learns from them, set the key to False."
                 )
             is_polygon = isinstance(x["segmentation"], list)
             if self.instance_mask_format == "polygon" and not is_polygon and not x.get("iscrowd"):

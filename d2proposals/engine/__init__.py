@@ -15,7 +15,7 @@ from .job import (
     run_processes,
     warn_of_frozen_random_norm,
 )
-from .part_weights import load_part_weights, check_weights_are_whole
+from .part_weights import check_weights_are_whole, load_part_weights
 from .proposal_files import check_proposal_files
 from .test_time_augmentation import DetectorWithTTA, ProposalNetworkWithTTA, without_test_resize
 from .trained_model import load_trained_model, network_input_of

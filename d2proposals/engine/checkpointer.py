@@ -160,10 +160,12 @@ class ProposalCheckpointer(DetectionCheckpointer):
                 f"torch.save of its 'model'), or {mend}"
             )
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # An unpickler's bare key says nothing, and torch's advice not to be safe is not ours.
+        says_nothing = " " not in first_line or "weights_only" in first_line
         return (
-            f"Checkpoint {filename} ({os.path.getsize(filename)} bytes) cannot be read: "
-            f"{first_line} It is cut off, or not a checkpoint of plain tensors or arrays. Remove "
-            f"it, and {mend}"
+            f"Checkpoint {filename} ({os.path.getsize(filename)} bytes) cannot be read"
+            f"{'' if says_nothing else f' ({first_line})'}: it is cut off, or not a checkpoint of "
+            f"plain tensors or arrays. Remove it, and {mend}"
         )
 
     @property

@@ -95,8 +95,8 @@ def proposal_overrides(
     """
     if not run.proposals_of:
         return []
-    trained = trained_folder(run.proposals_of, folder)
-    proposals, weights = trained / "proposals", trained / "model_final.pth"
+    proposals = _proposal_folder(run, folder)
+    weights = trained_folder(run.proposals_of, folder) / "model_final.pth"
     cfg = _load_config(run, run_overrides(run, folder, opts))
     names = {part: list(cfg.DATASETS[part]) for part in parts}
     files = {name: proposals / f"{name}.pkl" for name in chain(*names.values())}
@@ -113,6 +113,11 @@ def proposal_overrides(
         paths = tuple(str(files[name]) for name in names[part])
         overrides += [f"DATASETS.PROPOSAL_FILES_{part}", str(paths)]
     return overrides
+
+
+def _proposal_folder(run: Run, folder: str | os.PathLike) -> Path:
+    """Where the proposals are or will be that a run is trained and measured on."""
+    return trained_folder(run.proposals_of, folder) / "proposals"
 
 
 def _export_proposals(
@@ -176,6 +181,35 @@ def train(
     # Measured afterwards, once.
     command += ["DATASETS.TEST", "()", "DATASETS.PROPOSAL_FILES_TEST", "()"]
     _run_logged(command, output / "train.txt", run.name)
+
+
+def lacking_trainings(
+    runs: Sequence[Run], all_runs: Sequence[Run], folder: str | os.PathLike
+) -> list[Run]:
+    """The runs that others need trained, and that are neither trained nor among them.
+
+    Args:
+        runs: to be finished.
+        all_runs: of their table.
+        folder: below which runs train.
+
+    Returns:
+        those whose weights others are measured with, or whose proposals they are trained on, each
+        once, those on proposals of others last. Proposals that are there need no training.
+    """
+    chosen = {run.name for run in runs}
+    needed = {run.trained_name for run in runs}
+    for run in runs:
+        if run.proposals_of and not _proposal_folder(run, folder).is_dir():
+            needed.add(run.proposals_of.name)
+    lacking = [
+        run
+        for run in all_runs
+        if run.name in needed - chosen
+        and not is_untrained(run)
+        and not (trained_folder(run, folder) / "model_final.pth").is_file()
+    ]
+    return sorted(lacking, key=lambda run: run.proposals_of is not None)
 
 
 def _settings(run: Run, opts: Sequence[Any]) -> dict[str, str]:

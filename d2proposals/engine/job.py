@@ -53,6 +53,11 @@ def load_config(args: Namespace) -> CfgNode:
                 f"Configuration file {args.config_file} is missing (--config-file); the ones of "
                 "this project are in configs/."
             )
+        if args.config_file.endswith(".py"):
+            raise ValueError(
+                f"{args.config_file} is a lazy configuration, which tools/train_lazy.py trains and "
+                "evaluates; this command takes those in YAML."
+            )
         try:
             cfg.merge_from_file(args.config_file)
         except (TypeError, AttributeError, RecursionError) as error:
@@ -263,7 +268,7 @@ def check_datasets(names: list[str] | tuple[str, ...]) -> None:
             close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
             close = close or ["d2p_shapes_train", "d2p_shapes_val", "coco_2017_train"]
             raise ValueError(
-                f"Unknown dataset '{name}' in DATASETS.TRAIN or DATASETS.TEST. Did you mean "
+                f"Unknown dataset '{name}'. Did you mean "
                 f"{' or '.join(close)}? COCO-style files of your own are named in "
                 "DATASETS.COCO_FILES, other datasets registered with "
                 "detectron2.data.DatasetCatalog.register."

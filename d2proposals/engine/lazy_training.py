@@ -35,6 +35,12 @@ logger = logging.getLogger(__name__)
 PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
+class LazyCheckpointer(ProposalCheckpointer):
+    """The checkpointer of lazy configurations, which have another key for the file."""
+
+    weights_key = "train.init_checkpoint"
+
+
 def load_lazy_config(args: Namespace) -> DictConfig:
     """The configuration of ``args.config_file`` with the overrides ``args.opts``.
 
@@ -186,7 +192,7 @@ def train_lazy(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     distributed = create_ddp_model(model, **settings)
     trainer_class = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
     trainer = trainer_class(distributed, loader, optimizer)
-    checkpointer = ProposalCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    checkpointer = LazyCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     results: dict[str, Any] = {}
 
     def evaluate() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,9 @@ from .trained_model import load_trained_model, network_input_of
 PROPOSALS_ONLY = ("MODEL.META_ARCHITECTURE", "ProposalNetwork")
 
 Picture = TypeVar("Picture")
+
+# The form of a configuration's key; those of one part alone are no key that is overridden here.
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")
 
 
 def model_parser(
@@ -78,7 +82,7 @@ def picture_parser(
         required=True,
         nargs="+",
         metavar="IMAGE",
-        help="image files; between them and overrides stands another option",
+        help="image files",
     )
     return parser
 
@@ -100,9 +104,30 @@ def running_command(
         SystemExit: for wrong arguments and bad input.
     """
     logging.basicConfig(level=level, format="%(message)s")
-    args = parser.parse_args(arguments)
+    args = return_overrides(parser.parse_args(arguments))
     with bad_input_in_one_line():
         yield args
+
+
+def return_overrides(args: argparse.Namespace) -> argparse.Namespace:
+    """Give overrides back that an option with any number of words has taken.
+
+    Args:
+        args: parsed; changed in place. Words of its lists from the first on that has the form of a
+            key, is not the option's only one, and no file, go into ``opts``.
+    """
+    if not hasattr(args, "opts"):
+        return args
+    for name, words in vars(args).items():
+        if name == "opts" or not isinstance(words, list):
+            continue
+        for place, word in enumerate(words):
+            is_key = isinstance(word, str) and _KEY.fullmatch(word)
+            if place and is_key and not Path(word).exists():
+                setattr(args, name, words[:place])
+                args.opts = [*words[place:], *args.opts]
+                break
+    return args
 
 
 def command_config(args: argparse.Namespace, *overrides: Any) -> CfgNode:

@@ -122,7 +122,9 @@ def check_weights_are_whole(cfg: CfgNode, checkpointer: ProposalCheckpointer) ->
         )
         return
     for name in FREEZABLE.values():
-        own = [key for key, _ in checkpointer.model.named_parameters() if key.startswith(f"{name}.")]
+        own = [
+            key for key, _ in checkpointer.model.named_parameters() if key.startswith(f"{name}.")
+        ]
         lacking = [key for key in own if key in missing]
         if not lacking:
             continue
@@ -313,7 +315,9 @@ def _advice(cfg: CfgNode, name: str, part: nn.Module) -> str:
     key = next(key for key, value in FREEZABLE.items() if value == name)
     kind = cfg.MODEL[key].NAME
     shaping = f", {_SHAPING_KEYS[kind]}" if kind in _SHAPING_KEYS else ""
-    advice = f"The checkpoint's configuration probably differs in MODEL.{key}.NAME ({kind}){shaping}"
+    advice = (
+        f"The checkpoint's configuration probably differs in MODEL.{key}.NAME ({kind}){shaping}"
+    )
     if name == "proposal_generator" and hasattr(part, "in_features"):
         advice += ", or in the channels of its backbone"
     return advice

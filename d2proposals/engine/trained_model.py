@@ -17,7 +17,7 @@ from ..files.image_files import to_input_format
 from ..proposals.native_size_hosts import hand_over_native_sizes
 from .checkpointer import ProposalCheckpointer
 from .execution import prepare_execution
-from .part_weights import load_part_weights, check_weights_are_whole
+from .part_weights import check_weights_are_whole, load_part_weights
 
 
 def load_trained_model(cfg: CfgNode) -> nn.Module:

@@ -191,7 +191,8 @@ def _check_masks(cfg: CfgNode, records: list[dict], names: str) -> None:
         raise ValueError(
             f"{len(without)} of {total} annotations of {names} have no mask ('segmentation'), "
             "which INPUT.USE_INSTANCE_MASK (or MODEL.MASK_ON) asks for, the first in image "
-            f"{without[0].get('file_name')}. Take a dataset with masks, or set the key to False."
+            f"{without[0].get('file_name')}. Take a dataset with masks, or, "
+            "where nothing learns from them, set the key to False."
         )
     if encoded and cfg.INPUT.MASK_FORMAT == "polygon":
         raise ValueError(

@@ -189,6 +189,15 @@ def test_what_holds_no_weights_is_one_line(model, tmp_path, suffix, content, lin
     assert told.startswith(f"{file} is no checkpoint: {line} ") and "MODEL.WEIGHTS" in told
 
 
+@pytest.mark.parametrize("content", ["hello there", "GET /weights HTTP/1.1", ""])
+def test_a_text_file_is_called_what_it_is(model, tmp_path, content):
+    path = tmp_path / "weights.pth"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="it is cut off, or not a checkpoint") as caught:
+        ProposalCheckpointer(model).load(str(path))
+    assert "weights_only" not in str(caught.value) and "read (101)" not in str(caught.value)
+
+
 def test_missing_file_is_named(model, tmp_path):
     checkpointer = ProposalCheckpointer(model, str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"gone\.pth is missing\. Set MODEL\.WEIGHTS"):

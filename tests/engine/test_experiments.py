@@ -16,7 +16,7 @@ from torch import nn
 from d2proposals.data.coco_files import register_coco_files
 from d2proposals.engine import experiments
 from d2proposals.engine.experiment_tables import Run, read_table, result_file
-from d2proposals.engine.experiments import run_overrides, trained_folder
+from d2proposals.engine.experiments import lacking_trainings, run_overrides, trained_folder
 from d2proposals.engine.result_pages import (
     Row,
     fill_page,
@@ -207,6 +207,45 @@ def test_rows_that_train_come_first(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments.subprocess, "run", started)
     run_tool("run_table", "--table", table, "--folder", tmp_path)
     assert names == ["x-1", "z-1", "w-1", "y-1"]
+
+
+def test_what_rows_need_is_trained_first(tmp_path, monkeypatch):
+    rows = [{"name": "y", "label": "y", "weights_of": "w"}, of_proposals("w", "x"), row("x")]
+    rows += [row("z")]
+    table = write_table(tmp_path / "t.yaml", rows)
+    of = {run.row: run for run in read_table(table)}
+    # As in a clone: x and w have results, and were trained elsewhere.
+    for name in "xwz":
+        experiments.write_result(table, of[name], result())
+    seen = []
+    monkeypatch.setattr(run_table, "train", lambda run, *rest: seen.append(("train", run.name)))
+    monkeypatch.setattr(run_table, "measure", lambda run, *rest: seen.append(("measure", run.name)))
+    monkeypatch.setattr(run_table, "write_result", lambda table, run, content: table)
+    main = ["--table", str(table), "--folder", str(tmp_path)]
+    run_table.main(main)
+    assert seen == [("train", "x-1"), ("train", "w-1"), ("measure", "y-1")]
+
+    stages = {}
+    monkeypatch.setattr(
+        run_table,
+        "in_own_process",
+        lambda args, run, stage: stages.update({run.name: stage}) or 0,
+    )
+    run_table.main([*main, "--again", "--rows", "y", "z"])
+    expected = [("x-1", "train"), ("z-1", "all"), ("w-1", "train"), ("y-1", "all")]
+    assert list(stages.items()) == expected
+
+    # What is there is not trained again.
+    (trained_folder(of["w"], tmp_path) / "model_final.pth").parent.mkdir(parents=True)
+    (trained_folder(of["w"], tmp_path) / "model_final.pth").touch()
+    proposals = trained_folder(of["x"], tmp_path) / "proposals"
+    assert [x.name for x in lacking_trainings([of["y"]], list(of.values()), tmp_path)] == ["x-1"]
+    proposals.mkdir(parents=True)
+    assert lacking_trainings([of["y"]], list(of.values()), tmp_path) == []
+    # Nor is anything where only a measurement is wanted.
+    seen.clear()
+    run_table.main([*main[:2], "--folder", "nowhere", "--rows", "y", "--stage", "measure"])
+    assert seen == [("measure", "y-1")]
 
 
 @pytest.mark.parametrize(

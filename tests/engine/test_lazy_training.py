@@ -103,6 +103,14 @@ def test_a_wrong_lazy_job_is_one_line(arguments, words, tmp_path, monkeypatch):
         run_lazy(*arguments)
 
 
+@pytest.mark.parametrize("mode", [(), ("--eval-only",)])
+def test_weights_that_are_not_there_have_the_lazy_key(mode, tiny_coco, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = (f"{VAL}=tiny_val", f"{TRAIN}=tiny_train")
+    with pytest.raises(SystemExit, match="gone.pth is missing. Set train.init_checkpoint to"):
+        run_lazy(*RPN, *mode, *names, "train.init_checkpoint=gone.pth")
+
+
 def test_overrides_of_a_lazy_configuration(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(

@@ -9,9 +9,9 @@ from detectron2.modeling import build_model
 from d2proposals.engine import (
     ProposalCheckpointer,
     Trainer,
+    check_weights_are_whole,
     load_part_weights,
     load_trained_model,
-    check_weights_are_whole,
 )
 from d2proposals.engine.part_weights import warn_of_random_generator
 from tests.common import make_cfg

@@ -1,5 +1,6 @@
 """Tests of the demo: images, folders, videos, masks."""
 
+import argparse
 import base64
 import json
 import re
@@ -15,6 +16,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from d2proposals.engine.model_command import return_overrides
 from d2proposals.evaluation.ground_truth import load_ground_truth
 from d2proposals.files.annotation_file import register_annotation_file
 from d2proposals.proposals.mask_proposals import ProposalMasks
@@ -61,6 +63,22 @@ def test_images_and_folders(images, tmp_path, capsys, caplog):
     assert (out / "0.png").read_bytes() == (out / "0_2.png").read_bytes()
     assert "results of random weights" in caplog.text
     assert str(out / "1.png") in capsys.readouterr().out
+
+
+def test_overrides_may_follow_the_images(images, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setitem(DEMO["main"].__globals__, "load_proposer", lambda cfg: seen.append(cfg))
+    monkeypatch.setitem(DEMO["main"].__globals__, "draw_image", lambda path, *_: seen.append(path))
+    run("--input", images / "0.png", images / "1.png", "MODEL.DEVICE", "cpu", "SEED", 7)
+    cfg, *paths = seen
+    assert [path.name for path in paths] == ["0.png", "1.png"]
+    assert (cfg.MODEL.DEVICE, cfg.SEED) == ("cpu", 7)
+    # A file may be called like a key.
+    (tmp_path / "A.B").touch()
+    monkeypatch.chdir(tmp_path)
+    args = argparse.Namespace(input=["x.png", "A.B", "MODEL.WEIGHTS", "w.pth"], opts=["SEED", "1"])
+    return_overrides(args)
+    assert args.input == ["x.png", "A.B"] and args.opts == ["MODEL.WEIGHTS", "w.pth", "SEED", "1"]
 
 
 def test_numbered_pictures_do_not_collide_either():

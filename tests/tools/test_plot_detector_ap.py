@@ -146,6 +146,7 @@ def test_own_two_stage_detectors_are_taken(overrides, tmp_path, seen, monkeypatc
         (["--limits", "0", "--name", "x"], "--limits must be positive, not 0"),
         (["--beside", "nowhere.json"], "nowhere.json is missing"),
         (["MODEL.META_ARCHITECTURE", "ProposalNetwork"], "takes a two-stage detector"),
+        (["DATASETS.TEST", "()"], "takes one dataset in DATASETS.TEST, not 0"),
     ],
 )
 def test_bad_input_has_its_line(overrides, arguments, line, capsys):

@@ -1,5 +1,7 @@
 """Tests of the commands that draw proposals and attention maps."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,18 @@ def test_bad_input_of_proposals(tiny_coco, tmp_path):
     (tiny_coco / "val2017" / "000000000001.jpg").unlink()
     line = stop_line(draw_proposals, "--num-images", 1, *TINY)
     assert "000000000001.jpg" in line
+
+
+def test_annotations_apart_from_their_images(tiny_coco, tmp_path):
+    proposals = tmp_path / "proposals.pkl"
+    write_proposal_file(proposals, [1], [np.array([[0, 0, 5, 5]], np.float32)], [np.zeros(1)])
+    apart = ["--gt", tiny_coco / "annotations" / "instances_val2017.json"]
+    apart += ["--proposals", proposals, "--output", tmp_path / "out.png"]
+    draw = functools.partial(run_tool, "visualize_proposals")
+    line = stop_line(draw, *apart)
+    assert ".jpg: name the folder of the images with --image-root" in line
+    draw(*apart, "--image-root", tiny_coco / "val2017")
+    assert is_png(tmp_path / "out.png")
 
 
 def test_attention(tmp_path, capsys):

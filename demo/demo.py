@@ -1,6 +1,7 @@
 """Draw the proposals of any model on your own images, a folder of images or a video.
 
     python demo/demo.py --input photo.jpg
+    python demo/demo.py --masks --input photo.jpg
     python demo/demo.py --config-file configs/shapes/zip_rpn_only.yaml --input photo.jpg images/ \\
         --output drawn/ MODEL.WEIGHTS output/quickstart/model_final.pth
     python demo/demo.py --config-file configs/shapes/zip_rpn_only.yaml --input clip.mp4 \\
@@ -9,7 +10,7 @@
         --gallery gallery.html MODEL.WEIGHTS output/quickstart/model_final.pth
 
 Without --config-file they are those of the SC-RPN that comes with the package, trained on
-photographs (docs/model_card.md). The best proposals are drawn over the others; yellow is the best,
+photographs, or with --masks of its DeepMask (docs/model_card.md). The best proposals are drawn over the others; yellow is the best,
 dark blue the last. Masks are filled where the model makes them. Of a detector the proposals are
 drawn, not the detections. --gallery is one HTML file that needs no network, with a slider for the
 number of proposals and the rank and score of each; it takes images.
@@ -52,6 +53,7 @@ MASK_OPACITY = 0.35
 
 # What is drawn without --config-file, with the weights that come with the package.
 DEFAULT = "photos/sc_rpn_mobilenet_v2.yaml"
+DEFAULT_MASKS = "photos/deepmask_narrow_mobilenet_v2.yaml"
 
 # From an image, (H, W, 3) uint8 RGB, to its proposals in its own pixels.
 Proposer = Callable[[np.ndarray], Instances]
@@ -68,6 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="PATH",
         help="images, folders of images, videos",
+    )
+    parser.add_argument(
+        "--masks", action="store_true", help="without --config-file: masks, not boxes (slower)"
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--output", default="demo_output", help="folder (default: demo_output)")
@@ -231,6 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
     parser = build_parser()
     with running_command(parser, arguments) as args:
+        if args.masks and args.config_file:
+            parser.error("--masks is for the DeepMask that comes with the package: leave it out")
         if args.top < 1:
             parser.error(f"--top must be at least 1, not {args.top}")
         inputs = find_inputs(args.input)
@@ -238,8 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.gallery and videos:
             raise SystemExit(f"Error: a gallery shows images; leave the video {videos[0]} out.")
         if not args.config_file:
-            args.config_file = model_zoo.get_config_file(DEFAULT)
-            cfg = model_zoo.get_config(DEFAULT, trained=True)
+            name = DEFAULT_MASKS if args.masks else DEFAULT
+            args.config_file = model_zoo.get_config_file(name)
+            cfg = model_zoo.get_config(name, trained=True)
             trained = ["MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, "MODEL.TORCHVISION.WEIGHTS", ""]
             args.opts = [*trained, *args.opts]
         propose = load_proposer(command_config(args, *PROPOSALS_ONLY))

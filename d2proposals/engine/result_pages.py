@@ -51,6 +51,8 @@ FACTS: dict[str, tuple[Callable[[dict[str, Any]], Any], int]] = {
     "device": (lambda result: result["training"]["device"], 0),
     "commit": (lambda result: result["commit"], 0),
     "config": (lambda result: f"`{result['config'].removeprefix('configs/')}`", 0),
+    "row": (lambda result: f"`{result['row']}`", 0),
+    "data": (lambda result: ", ".join(result["training"]["datasets"]), 0),
 }
 
 

@@ -489,7 +489,11 @@ def test_images_are_timed_after_the_first_ones():
 def result(seed=1, recall=20.0, **metrics):
     return {
         **{"label": "RPN", "seed": seed, "commit": "abc1234", "config": "configs/a.yaml"},
-        "training": {"iterations": 10000, "seconds_per_iteration": 0.5, "peak_memory_mb": None},
+        "row": "rpn",
+        "training": {
+            **{"iterations": 10000, "seconds_per_iteration": 0.5, "peak_memory_mb": None},
+            "datasets": ["a", "b"],
+        },
         "metrics": {"box_proposals": {"AR@100": recall}, **metrics},
     }
 
@@ -502,6 +506,7 @@ def test_cells_of_a_table():
     # Sample standard deviation of 20 and 22.
     assert line == "| RPN | 21.0 ± 1.4 |  | 3.1 | 10,000 | 0.500 |  | 2 | abc1234 | `a.yaml` |"
     assert mean_and_spread([1.25]) == "1.2"
+    assert format_rows(rows, ["row", "data"]).splitlines()[2] == "| RPN | `rpn` | a, b |"
     # Nothing to show, as a method without masks in a table of masks.
     assert format_rows(rows, ["seg/AP", "AP=seg/AP"]) == ""
 

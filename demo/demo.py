@@ -10,10 +10,10 @@
         --gallery gallery.html MODEL.WEIGHTS output/quickstart/model_final.pth
 
 Without --config-file they are those of the SC-RPN that comes with the package, trained on
-photographs, or with --masks of its DeepMask (docs/model_card.md). The best proposals are drawn over the others; yellow is the best,
-dark blue the last. Masks are filled where the model makes them. Of a detector the proposals are
-drawn, not the detections. --gallery is one HTML file that needs no network, with a slider for the
-number of proposals and the rank and score of each; it takes images.
+photographs, or with --masks of its DeepMask (docs/model_card.md). The best proposals are drawn over
+the others; yellow is the best, dark blue the last. Masks are filled where the model makes them. Of
+a detector the proposals are drawn, not the detections. --gallery is one HTML file that needs no
+network, with a slider for the number of proposals and the rank and score of each; it takes images.
 """
 
 import argparse

@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..data.dataset_reading import read_dataset
+from ..evaluation.box_checks import OUTSIDE_PIXELS
 from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.proposal_alignment import align_to_dataset
 from ..evaluation.proposal_checks import find_faults
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 _TOLERATED_SHARE = 0.05
 # Boxes relative to the image's size end at 1.
 _LARGEST_RELATIVE = 2
-_OUTSIDE_PIXELS = 1
 # What ends the job, the most telling first.
 _FATAL = ("not-finite", "xywh-boxes", "negative-side", "relative", "outside")
 _MEND = {
@@ -255,13 +255,13 @@ def _shares(file: ProposalFile, usable: list[np.ndarray], images: GroundTruth) -
     # An image at a time: the boxes of all may be most of the memory.
     for image_id, size, usable_i in zip(images.image_ids, images.image_sizes, usable, strict=True):
         boxes = boxes_of[str(image_id)]  # (R, 4)
-        ends = np.array(size or (np.inf, np.inf), np.float32)[::-1] + _OUTSIDE_PIXELS  # x and y
+        ends = np.array(size or (np.inf, np.inf), np.float32)[::-1] + OUTSIDE_PIXELS  # x and y
         number += len(boxes)
         counts += [
             len(boxes) - np.count_nonzero(usable_i),
             np.count_nonzero((boxes <= _LARGEST_RELATIVE).all(axis=1)),
             np.count_nonzero(
-                ((boxes[:, 2:] > ends) | (boxes[:, :2] < -_OUTSIDE_PIXELS)).any(axis=1)
+                ((boxes[:, 2:] > ends) | (boxes[:, :2] < -OUTSIDE_PIXELS)).any(axis=1)
             ),
         ]
     if not number:

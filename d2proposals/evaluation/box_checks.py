@@ -9,7 +9,7 @@ import numpy as np
 
 # Boxes may end so far outside of their image, in image sides and in pixels: less is rounding.
 _OUTSIDE_SIDES = 0.05
-_OUTSIDE_PIXELS = 1
+OUTSIDE_PIXELS = 1
 # A convention of boxes is taken for the other one if so many boxes speak against it, as a share,
 # and nearly all for the other.
 SHARE_AGAINST = 0.05
@@ -30,7 +30,7 @@ def reach_outside(
         (S,) bool; none of an image of unknown size.
     """
     sizes = np.array([size or (np.inf, np.inf) for size in image_sizes], np.float32).reshape(-1, 2)
-    margin = np.where(np.isfinite(sizes), _OUTSIDE_SIDES * sizes, 0) + _OUTSIDE_PIXELS
+    margin = np.where(np.isfinite(sizes), _OUTSIDE_SIDES * sizes, 0) + OUTSIDE_PIXELS
     height_end, width_end = (sizes + margin).T
     height_margin, width_margin = margin.T
     return (
@@ -63,7 +63,7 @@ class CornerVotes:
             (S,) bool, which of them end outside of their image.
         """
         x1, y1, x2, y2 = boxes.T
-        height, width = sizes.T + _OUTSIDE_PIXELS
+        height, width = sizes.T + OUTSIDE_PIXELS
         against = (x2 > width) | (y2 > height)
         other_x2, other_y2 = x2 - x1, y2 - y1
         agrees = (other_x2 >= x1) & (other_y2 >= y1) & (other_x2 <= width) & (other_y2 <= height)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..files.proposal_set import Fault, ProposalSet, logits_of, name_some
-from .box_checks import SHARE_AGAINST, SHARE_FOR, CornerVotes
+from .box_checks import OUTSIDE_PIXELS, SHARE_AGAINST, SHARE_FOR, CornerVotes
 from .ground_truth import GroundTruth
 from .proposal_checks import ImageProposals
 
@@ -16,7 +16,6 @@ from .proposal_checks import ImageProposals
 _LEAST_EXTENT = 0.8
 _LEAST_PROPOSALS = 100
 _LEAST_IMAGES = 3
-_OUTSIDE_PIXELS = 1
 
 
 class AlignedProposals(Sequence):
@@ -233,7 +232,7 @@ class _OtherCorners:
     def add(self, boxes: np.ndarray, sizes: np.ndarray) -> None:
         """Add finite boxes, (R, 4), of images of (R, 2) height and width."""
         x1, y1, x2, y2 = boxes.T
-        height, width = sizes.T + _OUTSIDE_PIXELS
+        height, width = sizes.T + OUTSIDE_PIXELS
         self._number += len(boxes)
         self._counts += [
             np.count_nonzero(of_boxes)

@@ -81,6 +81,12 @@ def test_overrides_may_follow_the_images(images, tmp_path, monkeypatch):
     assert args.input == ["x.png", "A.B"] and args.opts == ["MODEL.WEIGHTS", "w.pth", "SEED", "1"]
 
 
+def test_masks_are_of_the_package_s_own_network(images, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--masks", "--input", images)
+    assert stop.value.code == 2 and "--masks is for the DeepMask" in capsys.readouterr().err
+
+
 def test_numbered_pictures_do_not_collide_either():
     paths = [Path(name) for name in ("a.jpg", "a.png", "a_2.jpg", "a.mp4", "b/a.jpg")]
     names = ["a.png", "a_2.png", "a_2_2.png", "a.mp4", "a_3.png"]
@@ -108,15 +114,16 @@ def test_the_documented_commands_run(images, tmp_path, monkeypatch):
         for page in ("README.md", "docs/toolbox.md")
         for line in re.findall(r"^    python demo/demo.py (.*)$", (root / page).read_text(), re.M)
     }
-    commands = [shlex.split(line) for line in sorted(lines)]
-    assert sorted("--gallery" in arguments for arguments in commands) == [False, False, True]
+    commands = [shlex.split(line, comments=True) for line in sorted(lines)]
+    assert sorted("--gallery" in arguments for arguments in commands) == [False] * 3 + [True]
     monkeypatch.chdir(tmp_path)
     Image.fromarray(noise(7)).save("photo.jpg")
     write_video("clip.mp4", "mp4v")
     for arguments in commands:
-        if "--config-file" not in arguments:  # the network that comes with the package
-            DEMO["main"]([*arguments, "--output", "trained", "MODEL.DEVICE", "cpu"])
-            assert Path("trained/photo.png").is_file()
+        if "--config-file" not in arguments:  # a network that comes with the package
+            out = "masks" if "--masks" in arguments else "boxes"
+            DEMO["main"]([*arguments, "--output", out, "MODEL.DEVICE", "cpu"])
+            assert Path(out, "photo.png").is_file()
             continue
         config = str(root / arguments[arguments.index("--config-file") + 1])
         arguments[arguments.index("--config-file") + 1] = config

@@ -128,7 +128,7 @@ class SCRPNHead(nn.Module):
             "channels": node.HEAD_CHANNELS,
             "num_convs": node.NUM_CONVS,
             "representation": build_representation(
-                node.REPRESENTATION, node.ANCHOR_SIDE, node.ANCHOR_ASPECT_RATIOS
+                node.REPRESENTATION, node.ANCHOR_SIDE, node.ANCHOR_ASPECT_RATIOS, node.POINT_UNIT
             ),
             "num_stages": node.NUM_STAGES,
             "alignment": node.ALIGNMENT,

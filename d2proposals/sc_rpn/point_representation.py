@@ -32,17 +32,23 @@ class PointRepresentation:
     grid over a square of ``side`` cells, the size of the anchor that the other representation
     starts from. Points that begin in one place describe a box without area, whose IoU with any
     object is nearly zero, and learning starts very slowly.
+
+    Nor does it say what an output is measured in. RepPoints has cells; a delta of an anchor is
+    measured in the anchor's side, 8 cells, so that a step of the same size moves a box 8 times as
+    far, by a gradient 8 times as large.
     """
 
     num_anchors = 1
     shape_dim = 2 * NUM_TAPS
 
-    def __init__(self, side: float = 8.0):
+    def __init__(self, side: float = 8.0, unit: float = 1.0):
         """
         Args:
             side: of the initial square, in cells.
+            unit: how far an output of 1 moves a point, in cells.
         """
         self.side = side
+        self.unit = unit
 
     def reference_boxes(self, device: torch.device) -> torch.Tensor:
         """Boxes of an untrained head, (1, 4) XYXY in cells around the location."""
@@ -53,12 +59,13 @@ class PointRepresentation:
         """Initial points from init offsets.
 
         Args:
-            prediction: (..., 1, 18) as (y, x) per point, in cells.
+            prediction: (..., 1, 18) as (y, x) per point, in units.
 
         Returns:
             Tensor: (..., 1, 18) points as (y, x), in cells around the location.
         """
-        return prediction + kernel_grid(prediction.device).flatten() * (self.side / 2)
+        grid = kernel_grid(prediction.device).flatten() * (self.side / 2)
+        return self.unit * prediction + grid
 
     def decode_refined(self, init_shape: torch.Tensor, secondary: torch.Tensor) -> torch.Tensor:
         """Refined points, "combining init offset and secondary offset".
@@ -68,9 +75,9 @@ class PointRepresentation:
 
         Args:
             init_shape: (..., 18) result of :meth:`decode_init`.
-            secondary: (..., 18) secondary offsets, in cells.
+            secondary: (..., 18) secondary offsets, in units.
         """
-        return init_shape.detach() + secondary
+        return init_shape.detach() + self.unit * secondary
 
     def to_boxes(self, shape: torch.Tensor) -> torch.Tensor:
         """Smallest boxes that hold the points: (..., 18) -> (..., 4) XYXY, in cells."""
@@ -119,16 +126,17 @@ class BoxRepresentation:
 
 
 def build_representation(
-    name: str, side: float, aspect_ratios: Sequence[float]
+    name: str, side: float, aspect_ratios: Sequence[float], point_unit: float = 1.0
 ) -> PointRepresentation | BoxRepresentation:
     """
     Args:
         name: "points" or "box".
         side: of the initial square or anchors, in cells.
         aspect_ratios: of the anchors; points have one square.
+        point_unit: how far an output of 1 moves a point, in cells.
 
     Raises:
-        ValueError: unknown name, or anchors that points do not have.
+        ValueError: unknown name, a size that is not positive, or anchors that points do not have.
     """
     if name not in REPRESENTATIONS:
         raise ValueError(
@@ -139,6 +147,8 @@ def build_representation(
             "MODEL.SCRPN.ANCHOR_SIDE and each of ANCHOR_ASPECT_RATIOS must be positive, "
             f"got {side} and {tuple(aspect_ratios)}"
         )
+    if point_unit <= 0:
+        raise ValueError(f"MODEL.SCRPN.POINT_UNIT must be positive, got {point_unit}")
     if name == "box":
         return BoxRepresentation(side, aspect_ratios)
     if tuple(aspect_ratios) != (1.0,):
@@ -146,7 +156,7 @@ def build_representation(
             "points have no anchors: set MODEL.SCRPN.ANCHOR_ASPECT_RATIOS to (1.0,) or "
             f"REPRESENTATION to 'box', got {tuple(aspect_ratios)}"
         )
-    return PointRepresentation(side)
+    return PointRepresentation(side, point_unit)
 
 
 def point_alignment_offset(points: torch.Tensor, gradient: float) -> torch.Tensor:

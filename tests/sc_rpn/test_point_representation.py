@@ -35,6 +35,21 @@ def test_refined_points_add_offsets_and_hold_back_the_gradient():
     assert secondary.grad.eq(1).all()
 
 
+def test_the_unit_is_how_far_an_output_moves_a_point():
+    points = build_representation("points", 8.0, (1.0,), 4.0)
+    prediction = torch.zeros(1, 18)
+    prediction[0, :2] = torch.tensor([0.5, -1.0])  # (y, x) of the first point, from (-4, -4)
+    shape = points.decode_init(prediction)
+    assert shape[0, :4].tolist() == [-2, -8, -4, 0]
+    assert points.to_boxes(shape).tolist() == [[-8, -4, 4, 4]]
+    refined = points.decode_refined(shape, -prediction)
+    assert points.to_boxes(refined).tolist() == [[-4, -4, 4, 4]]
+    # Where an untrained head begins has no unit.
+    assert points.decode_init(torch.zeros(1, 18)).equal(
+        PointRepresentation(8.0).decode_init(torch.zeros(1, 18))
+    )
+
+
 def test_anchors_have_equal_area_and_the_ratios():
     anchors = BoxRepresentation(8.0, (0.5, 1.0, 2.0)).reference_boxes(torch.device("cpu"))
     width, height = (anchors[:, 2:] - anchors[:, :2]).unbind(1)
@@ -72,6 +87,7 @@ def test_refined_boxes_hold_back_the_gradient():
         (("points", 8.0, (0.5, 1.0)), "points have no anchors"),
         (("box", 0.0, (1.0,)), "must be positive, got 0.0"),
         (("box", 8.0, ()), "must be positive"),
+        (("points", 8.0, (1.0,), 0.0), "POINT_UNIT must be positive, got 0.0"),
     ],
 )
 def test_messages(arguments, message):

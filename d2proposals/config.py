@@ -284,8 +284,8 @@ def add_sc_rpn_config(cfg: CN) -> None:
     cfg.MODEL.SCRPN.REPRESENTATION = "points"
     # Side of the square on which points begin, or of the anchors, in strides.
     cfg.MODEL.SCRPN.ANCHOR_SIDE = 8.0
-    # How far an output of 1 moves a point, in strides. The paper says nothing: 1, as RepPoints. Of a
-    # box it is the anchor's side, 8, and short trainings of points catch up with boxes so.
+    # How far an output of 1 moves a point, in strides. The paper says nothing: 1, as RepPoints. A
+    # delta of an anchor of ANCHOR_SIDE 8 moves its edges by 8.
     cfg.MODEL.SCRPN.POINT_UNIT = 1.0
     # Height / width of the anchors of each location; points have none but the square.
     cfg.MODEL.SCRPN.ANCHOR_ASPECT_RATIOS = (1.0,)

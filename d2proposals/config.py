@@ -292,7 +292,7 @@ def add_sc_rpn_config(cfg: CN) -> None:
     # Probability of an object that an untrained classification gives each location. The paper says
     # nothing: .5, as its code base. Where few samples are positive, the first steps lower all
     # weights of the classification until it can only tell what is no object (docs/claims.md). Their
-    # share, such as .04, would begin where those steps lead; it is untried.
+    # share, such as .04, begins where those steps lead.
     cfg.MODEL.SCRPN.PRIOR_PROB = 0.5
     # Where the second stage looks. "point": at the initial points. "box": evenly over the initial
     # box. "none": at the neighbouring cells.

@@ -114,7 +114,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     checkpointer = ProposalCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     load_part_weights(cfg, checkpointer, only_missing=True)
-    check_weights_are_whole(cfg, checkpointer)
+    check_weights_are_whole(checkpointer, cfg)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))

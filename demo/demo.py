@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser()
     with running_command(parser, arguments) as args:
         if args.masks and args.config_file:
-            parser.error("--masks is for the DeepMask that comes with the package: leave it out")
+            parser.error("--masks is for the DeepMask that comes with the package: leave one out")
         if args.top < 1:
             parser.error(f"--top must be at least 1, not {args.top}")
         inputs = find_inputs(args.input)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import train_net
+from tests.common import CONFIGS
 from tests.engine.tiny_coco import (
     CONFIG,
     make_args,
@@ -82,7 +83,7 @@ def test_bad_option(tiny_coco, tmp_path, capsys, opts, message):
 
 def test_a_lazy_configuration_has_a_command_of_its_own(capsys):
     args = make_args()
-    args.config_file = "configs/lazy/sc_rpn_only.py"
+    args.config_file = str(CONFIGS / "lazy" / "sc_rpn_only.py")
     assert "is a lazy configuration, which tools/train_lazy.py" in stop_line(capsys, args)
 
 

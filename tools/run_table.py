@@ -59,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
         default="all",
         help="train alone, or measure what is trained, again where there is a result",
     )
+    # What a run of its own process needs is trained, or its training failed.
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     return parser
 
@@ -91,7 +93,7 @@ def in_own_process(args: argparse.Namespace, run: Run, stage: str) -> int:
     """Finish one run in a process of its own, as far as ``--stage`` says; its exit status."""
     command = [sys.executable, __file__, "--table", args.table, "--rows", run.name]
     # The run was chosen already, whether it has a result or not.
-    command += ["--again", "--folder", args.folder, "--stage", stage, *args.opts]
+    command += ["--alone", "--again", "--folder", args.folder, "--stage", stage, *args.opts]
     return subprocess.run(command).returncode
 
 
@@ -113,8 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # To measure is to measure again.
         if args.stage != "measure" and not args.again:
             runs = [run for run in runs if not is_done[run.name]]
-        # What others are measured with, and has a result of its own already or is none of --rows.
-        lacking = lacking_trainings(runs, all_runs, args.folder) if args.stage != "measure" else []
+        # Trainings whose weights or proposals others take, of rows that are not run themselves.
+        trains_others = args.stage != "measure" and not args.alone
+        lacking = lacking_trainings(runs, all_runs, args.folder) if trains_others else []
         if len(runs) == 1:
             for run in lacking:
                 print(f"{run.name}: training, which {runs[0].name} needs", flush=True)

@@ -24,7 +24,11 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from d2proposals.engine import bad_input_in_one_line, run_processes
+from d2proposals.engine import (
+    bad_input_in_one_line,
+    check_weights_are_whole,
+    run_processes,
+)
 from d2proposals.engine.lazy_training import (
     LazyCheckpointer,
     build_lazy_model,
@@ -49,7 +53,9 @@ def main(args: Namespace) -> dict[str, Any]:
         if not args.eval_only:
             return train_lazy(cfg, resume=args.resume)
         model = build_lazy_model(cfg)
-        LazyCheckpointer(model).load(cfg.train.init_checkpoint)
+        checkpointer = LazyCheckpointer(model)
+        checkpointer.load(cfg.train.init_checkpoint)
+        check_weights_are_whole(checkpointer)
         return evaluate_lazy(cfg, model)
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "check_evaluations",
     "check_proposal_files",
     "check_trainable",
+    "check_weights_are_whole",
     "fit_to_device",
     "freeze",
     "freeze_generator",
@@ -47,6 +48,5 @@ __all__ = [
     "prepare_launch",
     "run_processes",
     "warn_of_frozen_random_norm",
-    "check_weights_are_whole",
     "without_test_resize",
 ]

@@ -150,7 +150,7 @@ class ProposalCheckpointer(DetectionCheckpointer):
             raise ValueError(self._why_not_read(filename, error)) from error
 
     def _why_not_read(self, filename: str, error: Exception) -> str:
-        mend = self._mend
+        mend = self.mend
         # torch's words for it, and those of the unpickler below.
         refused = re.search(r"(?:GLOBAL|[Uu]nsupported class|asks for) ([\w.]+\w)", str(error))
         if refused:
@@ -159,6 +159,8 @@ class ProposalCheckpointer(DetectionCheckpointer):
                 "you trust it, save its tensors alone (torch.load with weights_only=False, then "
                 f"torch.save of its 'model'), or {mend}"
             )
+        if isinstance(error, OSError) and error.errno:
+            return f"Checkpoint {filename} cannot be read ({error.strerror}): mend that, or {mend}"
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         # An unpickler's bare key says nothing, and torch's advice not to be safe is not ours.
         says_nothing = " " not in first_line or "weights_only" in first_line
@@ -169,7 +171,7 @@ class ProposalCheckpointer(DetectionCheckpointer):
         )
 
     @property
-    def _mend(self) -> str:
+    def mend(self) -> str:
         """What to do about a file that cannot be used."""
         resumed = f" or, for --resume, in {self._tag_file}" if self.save_dir else ""
         return f"name a whole one in {self.weights_key}{resumed}."
@@ -180,7 +182,7 @@ class ProposalCheckpointer(DetectionCheckpointer):
             file = self._parsed_url_during_load._replace(query="").geturl()
             raise ValueError(
                 f"{file} is no checkpoint: {wrong} where tensors or "
-                f"arrays by their names belong; {self._mend}"
+                f"arrays by their names belong; {self.mend}"
             )
         incompatible = super()._load_model(checkpoint)
         self.other_shapes = {

@@ -200,7 +200,7 @@ def lacking_trainings(
     chosen = {run.name for run in runs}
     needed = {run.trained_name for run in runs}
     for run in runs:
-        if run.proposals_of and not _proposal_folder(run, folder).is_dir():
+        if run.proposals_of and not any(_proposal_folder(run, folder).glob("*.pkl")):
             needed.add(run.proposals_of.name)
     lacking = [
         run

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
+from ..config import add_d2proposals_config
 from ..files.image_files import read_rgb_image
 from ..proposals.native_size import ImageSizes, given_sizes
 from .bad_input import bad_input_in_one_line
@@ -33,9 +33,6 @@ from .trained_model import load_trained_model, network_input_of
 PROPOSALS_ONLY = ("MODEL.META_ARCHITECTURE", "ProposalNetwork")
 
 Picture = TypeVar("Picture")
-
-# The form of a configuration's key; those of one part alone are no key that is overridden here.
-_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")
 
 
 def model_parser(
@@ -113,16 +110,19 @@ def return_overrides(args: argparse.Namespace) -> argparse.Namespace:
     """Give overrides back that an option with any number of words has taken.
 
     Args:
-        args: parsed; changed in place. Words of its lists from the first on that has the form of a
-            key, is not the option's only one, and no file, go into ``opts``.
+        args: parsed; changed in place. Words of its lists from the first on that names a key or
+            begins as one, is not the option's only one, and no file, go into ``opts``.
     """
     if not hasattr(args, "opts"):
         return args
+    cfg = get_cfg()
+    add_d2proposals_config(cfg)
     for name, words in vars(args).items():
         if name == "opts" or not isinstance(words, list):
             continue
         for place, word in enumerate(words):
-            is_key = isinstance(word, str) and _KEY.fullmatch(word)
+            node, dot, _ = str(word).partition(".")
+            is_key = node in cfg and isinstance(cfg[node], CfgNode) == bool(dot)
             if place and is_key and not Path(word).exists():
                 setattr(args, name, words[:place])
                 args.opts = [*words[place:], *args.opts]

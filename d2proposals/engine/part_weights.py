@@ -99,12 +99,12 @@ def load_part_weights(
         logger.info(f"The {name} has the weights of {path} ({key}).")
 
 
-def check_weights_are_whole(cfg: CfgNode, checkpointer: ProposalCheckpointer) -> None:
+def check_weights_are_whole(checkpointer: ProposalCheckpointer, cfg: CfgNode | None = None) -> None:
     """Warn before an evaluation of random weights, and refuse those of another network.
 
     Args:
-        cfg: a configuration.
         checkpointer: of the model, which has loaded all that the configuration names.
+        cfg: the configuration; None of a lazy one, whose keys are not told.
 
     Raises:
         ValueError: a checkpoint is named, and lacks weights of the backbone or of the proposal
@@ -118,13 +118,11 @@ def check_weights_are_whole(cfg: CfgNode, checkpointer: ProposalCheckpointer) ->
         parts = sorted({key.split(".")[0] for key in missing})
         logger.warning(
             f"These are results of random weights ({', '.join(parts)}): name a checkpoint in "
-            "MODEL.WEIGHTS."
+            f"{checkpointer.weights_key}."
         )
         return
     for name in FREEZABLE.values():
-        own = [
-            key for key, _ in checkpointer.model.named_parameters() if key.startswith(f"{name}.")
-        ]
+        own = [x for x, _ in checkpointer.model.named_parameters() if x.startswith(f"{name}.")]
         lacking = [key for key in own if key in missing]
         if not lacking:
             continue
@@ -132,10 +130,12 @@ def check_weights_are_whole(cfg: CfgNode, checkpointer: ProposalCheckpointer) ->
         if lacking[0] in checkpointer.other_shapes:
             of_file, of_model = checkpointer.other_shapes[lacking[0]]
             what = f"has {lacking[0]} as {of_file}, which is {of_model} in the model"
+        part = getattr(checkpointer.model, name)
+        advice = f" {_advice(cfg, name, part)}." if cfg is not None else ""
         raise ValueError(
-            f"{path} {what}: {len(lacking)} of the {len(own)} weights of the {name} would be "
-            f"random. Name a checkpoint of this network in {checkpointer.weights_key}, or its "
-            f"configuration. {_advice(cfg, name, getattr(checkpointer.model, name))}."
+            f"{path} is of another network: it {what}, and {len(lacking)} of the {len(own)} "
+            f"weights of the {name} would be random.{advice} Take its configuration, or "
+            f"{checkpointer.mend}"
         )
 
 

@@ -35,7 +35,7 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
     checkpointer = ProposalCheckpointer(model)
     checkpointer.load(cfg.MODEL.WEIGHTS)
     load_part_weights(cfg, checkpointer, only_missing=True)
-    check_weights_are_whole(cfg, checkpointer)
+    check_weights_are_whole(checkpointer, cfg)
     return model
 
 

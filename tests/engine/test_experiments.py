@@ -241,8 +241,14 @@ def test_what_rows_need_is_trained_first(tmp_path, monkeypatch):
     proposals = trained_folder(of["x"], tmp_path) / "proposals"
     assert [x.name for x in lacking_trainings([of["y"]], list(of.values()), tmp_path)] == ["x-1"]
     proposals.mkdir(parents=True)
+    assert [x.name for x in lacking_trainings([of["y"]], list(of.values()), tmp_path)] == ["x-1"]
+    (proposals / "d2p_shapes_val.pkl").touch()
     assert lacking_trainings([of["y"]], list(of.values()), tmp_path) == []
-    # Nor is anything where only a measurement is wanted.
+    # Nor is anything in a process that has one run to do, whose need failed,
+    seen.clear()
+    run_table.main([*main[:2], "--folder", "nowhere", "--rows", "y", "--alone"])
+    assert seen == [("measure", "y-1")]
+    # and where only a measurement is wanted.
     seen.clear()
     run_table.main([*main[:2], "--folder", "nowhere", "--rows", "y", "--stage", "measure"])
     assert seen == [("measure", "y-1")]

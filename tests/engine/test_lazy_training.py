@@ -111,6 +111,14 @@ def test_weights_that_are_not_there_have_the_lazy_key(mode, tiny_coco, tmp_path,
         run_lazy(*RPN, *mode, *names, "train.init_checkpoint=gone.pth")
 
 
+def test_an_evaluation_refuses_weights_of_another_network(tiny_coco, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {"backbone.other": torch.zeros(1)}}, "other.pth")
+    weights = "train.init_checkpoint=other.pth"
+    with pytest.raises(SystemExit, match="other.pth is of another network: .*train.init_checkp"):
+        run_lazy(*RPN, "--eval-only", f"{VAL}=tiny_val", weights)
+
+
 def test_overrides_of_a_lazy_configuration(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(

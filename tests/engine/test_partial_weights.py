@@ -226,14 +226,14 @@ def test_what_is_not_learnt_is_not_called_random(caplog):
     checkpointer = ProposalCheckpointer(build_model(cfg))
     checkpointer.missing_keys = {"backbone.stem.norm.num_batches_tracked"}
     with caplog.at_level(logging.WARNING, logger="d2proposals"):
-        check_weights_are_whole(cfg, checkpointer)
+        check_weights_are_whole(checkpointer, cfg)
     assert messages_of(caplog) == []
 
 
 @pytest.mark.parametrize(
     ("source", "overrides", "fault"),
     [
-        ("RPN", (), "has no proposal_generator.head."),
+        ("RPN", (), "it has no proposal_generator.head."),
         ("SCRPN", ("MODEL.SCRPN.HEAD_CHANNELS", 24), "as (24, "),
     ],
 )
@@ -244,7 +244,7 @@ def test_weights_of_another_network_are_refused(source, overrides, fault, tmp_pa
     with pytest.raises(ValueError, match="would be random") as caught:
         load_trained_model(cfg)
     message = str(caught.value)
-    assert message.startswith(f"{path} has ") and fault in message
+    assert message.startswith(f"{path} is of another network: it has ") and fault in message
     assert "MODEL.WEIGHTS" in message and "MODEL.PROPOSAL_GENERATOR.NAME (SCRPN)" in message
 
 

@@ -69,19 +69,29 @@ def test_overrides_may_follow_the_images(images, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setitem(DEMO["main"].__globals__, "load_proposer", lambda cfg: seen.append(cfg))
     monkeypatch.setitem(DEMO["main"].__globals__, "draw_image", lambda path, *_: seen.append(path))
-    run("--input", images / "0.png", images / "1.png", "MODEL.DEVICE", "cpu", "SEED", 7)
+    run("--input", images / "0.png", images / "1.png", "SEED", 7, "MODEL.DEVICE", "cpu")
     cfg, *paths = seen
     assert [path.name for path in paths] == ["0.png", "1.png"]
     assert (cfg.MODEL.DEVICE, cfg.SEED) == ("cpu", 7)
-    # A file may be called like a key.
-    (tmp_path / "A.B").touch()
+    # A file may be called like a key, and one that is not there like one of no configuration.
+    (tmp_path / "TEST.PNG").touch()
     monkeypatch.chdir(tmp_path)
-    args = argparse.Namespace(input=["x.png", "A.B", "MODEL.WEIGHTS", "w.pth"], opts=["SEED", "1"])
+    files = ["x.png", "TEST.PNG", "IMG_0002.JPG", "MODEL"]
+    args = argparse.Namespace(input=[*files, "MODEL.NO", "w.pth"], opts=["SEED", "1"])
     return_overrides(args)
-    assert args.input == ["x.png", "A.B"] and args.opts == ["MODEL.WEIGHTS", "w.pth", "SEED", "1"]
+    assert args.input == files and args.opts == ["MODEL.NO", "w.pth", "SEED", "1"]
 
 
-def test_masks_are_of_the_package_s_own_network(images, capsys):
+def test_masks_are_of_the_package_s_own_network(images, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setitem(DEMO["main"].__globals__, "load_proposer", lambda cfg: seen.append(cfg))
+    monkeypatch.setitem(DEMO["main"].__globals__, "draw_image", lambda *_: None)
+    for flags in ((), ("--masks",)):
+        DEMO["main"]([*flags, "--input", str(images)])
+    generators = [cfg.MODEL.PROPOSAL_GENERATOR.NAME for cfg in seen]
+    files = [Path(cfg.MODEL.WEIGHTS).name for cfg in seen]
+    assert generators == ["SCRPN", "DeepMask"]
+    assert files == ["sc_rpn_mobilenet_v2.pth", "deepmask_narrow_mobilenet_v2.pth"]
     with pytest.raises(SystemExit) as stop:
         run("--masks", "--input", images)
     assert stop.value.code == 2 and "--masks is for the DeepMask" in capsys.readouterr().err

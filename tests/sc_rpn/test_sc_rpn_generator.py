@@ -55,6 +55,7 @@ def test_defaults():
         "NUM_STAGES": 2,
         "REPRESENTATION": "points",
         "ANCHOR_SIDE": 8.0,
+        "POINT_UNIT": 1.0,
         "ANCHOR_ASPECT_RATIOS": (1.0,),
         "ALIGNMENT": "point",
         "ALIGNMENT_GRADIENT": 0.1,

@@ -114,5 +114,5 @@ def test_the_command(tmp_path, capsys):
             "INPUT.WARP_SIZE", "(64, 64)", "INPUT.MASK_FORMAT", "polygon")  # fmt: skip
         lines = capsys.readouterr().out.splitlines()
         assert "x_min error" in lines[0] and len(lines) == 2 + 6
-        with pytest.raises(SystemExit, match="Error: .*DATASETS.TEST"):
+        with pytest.raises(SystemExit, match="Error: Unknown dataset 'no_such_set'"):
             run("MODEL.DEVICE", "cpu", "DATASETS.TEST", "('no_such_set',)")

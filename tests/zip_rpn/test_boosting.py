@@ -456,11 +456,13 @@ def test_decisions_choose_from_the_root_of_the_features_by_default(
 
 
 def test_the_tool_says_what_is_wrong_in_one_line(tmp_path):
-    empty = tmp_path / "empty.pth"
-    torch.save({"model": {}}, empty)
+    config = "configs/shapes/zip_rpn_only.yaml"
+    weights = tmp_path / "zip.pth"
+    model = build_model(make_cfg(config.removeprefix("configs/"), "MODEL.DEVICE", "cpu"))
+    torch.save({"model": model.state_dict()}, weights)
     with pytest.raises(SystemExit, match="Error: Boosting is for ZIP's detector.*ProposalNetwork"):
-        main(["--config-file", "configs/shapes/zip_rpn_only.yaml", "--output",
-              str(tmp_path / "boosting.npz"), "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(empty),
+        main(["--config-file", config, "--output", str(tmp_path / "boosting.npz"),
+              "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(weights),
               "DATASETS.TRAIN", "()"])  # fmt: skip
     with pytest.raises(SystemExit) as stop:
         main([*TOOL, "--max-rois", "0"])

@@ -202,6 +202,7 @@ ZIP_SETTINGS = {
     "GRAY_CLASS.ENABLED": False,
     "GRAY_CLASS.IOU": (0.25, 0.5),
     "GRAY_CLASS.RATIO": 0.375,
+    "GRAY_CLASS.IN_SCORE": False,
     "BATCH_SIZE_PER_IMAGE": 70,
     "BATCH_SIZE_PER_CLASS": 30,
     "EQUILIBRIUM.ENABLED": False,
@@ -252,6 +253,7 @@ def test_every_key_of_zip_reaches_the_generator():
         "multi_nms_thresholds": [0.7, 0.3],
         "multi_nms_topks": [40, 20],
         "proposals_in_training": False,
+        "gray_in_score": False,
         "labeler": GrayClassLabeler(
             positive_iou=0.75,
             negative_iou=0.125,

@@ -76,6 +76,7 @@ class ZIP(ProposalGenerator):
         post_nms_topk: tuple[int, int] = (2000, 1000),
         min_box_size: float = 0.0,
         proposals_in_training: bool = True,
+        gray_in_score: bool = True,
     ):
         """
         Args:
@@ -98,6 +99,7 @@ class ZIP(ProposalGenerator):
             post_nms_topk: (training, test) proposals per image.
             min_box_size: smaller boxes are dropped, in pixels of the network input.
             proposals_in_training: whether to decode proposals while training.
+            gray_in_score: see :func:`best_of_levels`.
 
         Raises:
             ValueError: settings contradict each other.
@@ -129,6 +131,7 @@ class ZIP(ProposalGenerator):
         self.multi_nms_thresholds = list(multi_nms_thresholds)
         self.multi_nms_topks = list(multi_nms_topks)
         self.proposals_in_training = proposals_in_training
+        self.gray_in_score = gray_in_score
         self._warned_of_extent = False
 
     @classmethod
@@ -178,6 +181,7 @@ class ZIP(ProposalGenerator):
             "post_nms_topk": (node.POST_NMS_TOPK_TRAIN, node.POST_NMS_TOPK_TEST),
             "min_box_size": node.MIN_BOX_SIZE,
             "proposals_in_training": cfg.MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING,
+            "gray_in_score": node.GRAY_CLASS.IN_SCORE,
         }
 
     def head_parts(self) -> list[nn.Module]:
@@ -366,6 +370,7 @@ class ZIP(ProposalGenerator):
             pred_anchor_deltas,
             self.box2box_transform,
             self.pre_nms_topk[self.training],
+            self.gray_in_score,
         )
         if self.training and not all(
             c.boxes.isfinite().all() and c.scores.isfinite().all() for c in candidates

@@ -55,6 +55,7 @@ def best_of_levels(
     pred_anchor_deltas: Sequence[torch.Tensor],
     box2box_transform: Box2BoxTransform,
     topk: int,
+    gray_in_score: bool = True,
 ) -> list[LevelCandidates]:
     """The best boxes of each level, decoded; those of the padding have the score -1.
 
@@ -68,6 +69,8 @@ def best_of_levels(
         pred_anchor_deltas: of each level, (N, Ri, 4).
         box2box_transform: encoding of boxes relative to anchors.
         topk: how many boxes of a level.
+        gray_in_score: whether the probability of an object is that of three classes, so that what
+            looks gray scores low; False: that of an object against background.
 
     Returns:
         Of each image, T = sum over levels of min(topk, Ri) boxes, which are not clipped.
@@ -77,7 +80,8 @@ def best_of_levels(
         zip(anchors, is_on_image, pred_class_logits, pred_anchor_deltas, strict=True)
     ):
         # The gray class only keeps positives and negatives apart; it is no object.
-        probability = logits_i.float().softmax(dim=-1)[..., POSITIVE]  # (N, Ri)
+        scored = logits_i if gray_in_score else logits_i[..., : POSITIVE + 1]
+        probability = scored.float().softmax(dim=-1)[..., POSITIVE]  # (N, Ri)
         # Best first, decoded afterwards: most boxes are never looked at.
         scores_i, index = probability.masked_fill(~is_on_image_i, -1.0).topk(
             at_most(probability.shape[1], topk), dim=1

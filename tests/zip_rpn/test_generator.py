@@ -4,13 +4,14 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_proposal_generator
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
 from d2proposals.zip_rpn import ZIP
 from d2proposals.zip_rpn.gray_class_sampling import GRAY, IGNORED, NEGATIVE, POSITIVE
 from d2proposals.zip_rpn.head import ZIPHead
-from d2proposals.zip_rpn.level_candidates import LevelCandidates
+from d2proposals.zip_rpn.level_candidates import LevelCandidates, best_of_levels
 from d2proposals.zip_rpn.zoom_network import IMAGE_SIZES
 from tests.common import make_cfg, make_images, make_instances
 
@@ -205,6 +206,24 @@ def test_training_losses_are_finite_and_reach_every_parameter(boxes, two_classes
     assert all(loss.isfinite() for loss in losses.values())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in generator.parameters())
     assert all(len(p) > 0 for p in proposals)
+
+
+@pytest.mark.parametrize(("gray_in_score", "score"), [(True, 2 / 6), (False, 2 / 3)])
+def test_the_gray_class_in_a_score(gray_in_score, score):
+    # Background, object and gray as 1 to 2 to 3; a second anchor is gray almost for sure.
+    logits = torch.tensor([[[1.0, 2.0, 3.0], [1.0, 8.0, 991.0]]]).log()
+    (found,) = best_of_levels(
+        [Boxes(torch.tensor([[0.0, 0, 8, 8], [8, 8, 16, 16]]))],
+        [torch.ones(1, 2, dtype=torch.bool)],
+        [logits],
+        [torch.zeros(1, 2, 4)],
+        Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),
+        2,
+        gray_in_score,
+    )
+    assert score in [pytest.approx(x) for x in found.scores.tolist()]
+    # Against background alone the second is the better one.
+    assert found.boxes[0].tolist() == ([0, 0, 8, 8] if gray_in_score else [8, 8, 16, 16])
 
 
 def test_no_proposals_are_decoded_in_training_when_nobody_wants_them():

@@ -203,8 +203,8 @@ def add_zip_config(cfg: CN) -> None:
     # Gray samples per positive or negative sample.
     cfg.MODEL.ZIP.GRAY_CLASS.RATIO = 0.5
     # Whether a score is the probability of an object among three classes, as in the released code;
-    # the paper says nothing. False: against background alone, so that a level with many gray anchors
-    # is not ranked behind the others for them.
+    # the paper says nothing. False: against background alone, so that a level with many gray
+    # anchors is not ranked behind the others for them.
     cfg.MODEL.ZIP.GRAY_CLASS.IN_SCORE = True
 
     # Samples of one level in one image, and how many may be of one class (Sec. 5.1).

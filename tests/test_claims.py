@@ -16,11 +16,10 @@ RUNS = [run for table in TABLES for run in read_table(table)]
 TRAINED = {(run.table, run.row, run.seed): run for run in RUNS if not run.weights_of}
 # Of the test alone: networks with other values have the same weights, trained in the same way.
 OF_THE_TEST = {
-    "MODEL.RPN.POST_NMS_TOPK_TEST",
-    "MODEL.SCRPN.POST_NMS_TOPK_TEST",
     "MODEL.SCRPN.IOU_MASK.USE_AT_TEST",
     "MODEL.SCRPN.IOU_MASK.SCORE",
     "MODEL.DEEPMASK.LOG2_SCALES",
+    "MODEL.ZIP.GRAY_CLASS.IN_SCORE",
     "MODEL.ZIP.LEVEL_BIAS",
     "MODEL.SPOP.SCALES",
     "MODEL.SPOP.REFINEMENT.ENABLED",

@@ -24,11 +24,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from d2proposals.engine import (
-    bad_input_in_one_line,
-    check_weights_are_whole,
-    run_processes,
-)
+from d2proposals.engine import bad_input_in_one_line, check_weights_are_whole, run_processes
 from d2proposals.engine.lazy_training import (
     LazyCheckpointer,
     build_lazy_model,

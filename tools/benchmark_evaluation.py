@@ -20,8 +20,6 @@ import contextlib
 import io
 import itertools
 import os
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -39,6 +37,7 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals
 from pycocotools.coco import COCO
 
+from d2proposals.engine.resident_memory import peak_resident_memory
 from d2proposals.evaluation import ProposalEvaluator
 from d2proposals.evaluation.measurement import mask_overlaps_of, measure
 from d2proposals.evaluation.simulation import simulate_dataset, simulate_masks, simulate_outputs
@@ -148,7 +147,7 @@ def time_masks(arguments: argparse.Namespace) -> None:
         arguments.num_images, arguments.num_gt, arguments.num_proposals, arguments.seed
     )
     usable = [np.ones(len(item.boxes), bool) for item in proposals]
-    before = peak_memory()
+    before = peak_resident_memory()
     timed = measure_time(
         lambda: (
             measure(mask_overlaps_of(ground_truth, proposals, usable), ground_truth, LIMITS).metrics
@@ -164,14 +163,13 @@ def time_masks(arguments: argparse.Namespace) -> None:
         f"{1000 * timed.processor / arguments.num_images:.1f} ms of processor time; the work grows "
         "with the number of images"
     )
-    print(f"peak memory: {peak_memory():.2f} GiB, before the evaluation {before:.2f} GiB")
+    print(memory_since(before))
 
 
-def peak_memory() -> float:
-    """Greatest resident memory of this process so far, in GiB."""
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kilobytes on Linux, bytes on macOS.
-    return usage / (2**30 if sys.platform == "darwin" else 2**20)
+def memory_since(before: int) -> str:
+    """Peak memory now and before what is measured (bytes), for people."""
+    now = peak_resident_memory()
+    return f"peak memory: {now / 2**30:.2f} GiB, before the evaluation {before / 2**30:.2f} GiB"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -184,11 +182,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments.ours_alone:
         outputs = list(outputs)
     name = register(records)
-    before = peak_memory()
+    before = peak_resident_memory()
     with contextlib.ExitStack() as stack:
         folder = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ours = time_ours(name, outputs, folder)
-    memory = f"peak memory: {peak_memory():.2f} GiB, before the evaluation {before:.2f} GiB"
+    memory = memory_since(before)
     if arguments.keep:
         write_json(folder / "gt.json", ground_truth_of(name, records))
     if arguments.ours_alone:

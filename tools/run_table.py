@@ -27,7 +27,7 @@ from pathlib import Path
 # beside them, and themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from d2proposals.engine.experiment_tables import Run, read_table, result_file
+from d2proposals.engine.experiment_tables import Run, is_untrained, read_table, result_file
 from d2proposals.engine.experiments import lacking_trainings, measure, train, write_result
 from d2proposals.engine.model_command import running_command
 from d2proposals.engine.result_pages import write_pages
@@ -80,7 +80,7 @@ def chosen_runs(
 
 def finish(args: argparse.Namespace, run: Run) -> None:
     """Train and measure one run, as far as ``--stage`` says, and tell about it."""
-    if args.stage != "measure" and not run.weights_of:
+    if args.stage != "measure" and not run.weights_of and not is_untrained(run, args.opts):
         print(f"{run.name}: training", flush=True)
         train(run, args.folder, args.opts)
     if args.stage != "train":

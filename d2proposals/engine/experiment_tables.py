@@ -21,6 +21,9 @@ A table is a YAML file:
         config: configs/photos/fast_rcnn_mobilenet_v2.yaml
         proposals_of: rpn
         seeds: [1]                    # among those of the row "rpn", which are the default
+      - name: grid                    # no network: so many boxes on a grid, the same for every
+        label: 100 fixed boxes        # image (evaluation/fixed_grid.py)
+        fixed_grid: 100
 
 A list in the place of a KEY stands for what is in it, so that an anchor of YAML may name overrides
 that several rows have.
@@ -48,7 +51,7 @@ class Run:
         table: name of the table.
         row: name of the row.
         label: of the row, for pages.
-        config: path of the configuration file.
+        config: path of the configuration file; "" for the fixed grid.
         overrides: KEY, VALUE, ... of the table and the row.
         seed: ``SEED`` of the training.
         weights_of: name of the row, with the same seed, whose weights it is measured with; None if
@@ -59,6 +62,8 @@ class Run:
             on; None for none.
         num_trained_overrides: how many of the overrides, from the first, its weights are trained
             with; None for all.
+        fixed_grid: number of boxes of the baseline that it is, without a configuration and
+            training; None for a network.
     """
 
     table: str
@@ -72,6 +77,7 @@ class Run:
     paper: dict[str, float] = field(default_factory=dict)
     proposals_of: Run | None = None
     num_trained_overrides: int | None = None
+    fixed_grid: int | None = None
 
     @property
     def name(self) -> str:
@@ -123,7 +129,7 @@ def _check_row(row: Any, path: Path) -> None:
     row_keys = set(row if isinstance(row, dict) else ())
     if empty := [key for key in sorted(row_keys - {"base"}) if row[key] is None]:
         raise ValueError(f"{path}: the row {row} has nothing for {', '.join(empty)}.")
-    source = "weights_of" if "weights_of" in row_keys else "config"
+    source = next((key for key in ("weights_of", "fixed_grid") if key in row_keys), "config")
     if missing := {"name", "label", source} - row_keys:
         raise ValueError(f"{path}: the row {row} lacks {', '.join(sorted(missing))}.")
     known = {"name", "label", source, "overrides", "base", "paper"}
@@ -131,8 +137,11 @@ def _check_row(row: Any, path: Path) -> None:
     if unknown := row_keys - known:
         raise ValueError(
             f"{path}: row {row['name']}: unknown {', '.join(sorted(unknown))}"
-            f"{' beside weights_of' if source == 'weights_of' else ''}."
+            f"{f' beside {source}' if source != 'config' else ''}."
         )
+    num_boxes = row.get("fixed_grid", 100)
+    if not isinstance(num_boxes, int) or num_boxes < 3:
+        raise ValueError(f"{path}: 'fixed_grid' of row {row['name']} is not a number from 3.")
     paper = row.get("paper", {})
     if not isinstance(paper, dict) or not all(isinstance(x, int | float) for x in paper.values()):
         raise ValueError(f"{path}: 'paper' of row {row['name']} is not {{MEASURE: FIGURE, ...}}.")
@@ -144,10 +153,10 @@ def _check_references(row: dict[str, Any], path: Path, rows: dict[str, dict[str,
     for key in ("base", "weights_of", "proposals_of"):
         if row.get(key) is not None and row[key] not in rows:
             raise ValueError(f"{path}: '{key}' of row {name}: there is no row {row[key]}.")
-    if "weights_of" in row and "weights_of" in rows[row["weights_of"]]:
+    if "weights_of" in row and {"weights_of", "fixed_grid"} & set(rows[row["weights_of"]]):
         raise ValueError(f"{path}: row {name} has weights of {row['weights_of']}, untrained.")
     if "proposals_of" in row:
-        others = {"weights_of", "proposals_of"} & set(rows[row["proposals_of"]])
+        others = {"weights_of", "proposals_of", "fixed_grid"} & set(rows[row["proposals_of"]])
         if others:
             raise ValueError(
                 f"{path}: row {name} has proposals of {row['proposals_of']}, which has "
@@ -191,7 +200,7 @@ def _runs_of_row(
             table=path.stem,
             row=name,
             label=row["label"],
-            config=trained["config"],
+            config=trained.get("config", ""),
             overrides=(*shared, *overrides),
             seed=seed,
             weights_of=row.get("weights_of"),
@@ -199,6 +208,7 @@ def _runs_of_row(
             paper=row.get("paper", {}),
             proposals_of=proposing.get(seed),
             num_trained_overrides=num_trained,
+            fixed_grid=row.get("fixed_grid"),
         )
         for seed in seeds
     ]
@@ -218,7 +228,8 @@ def _overrides(node: dict[str, Any], path: Path, where: str) -> list[Any]:
 
 
 def is_untrained(run: Run, opts: Sequence[Any] = ()) -> bool:
-    """Whether a run is its network as a training begins with it: of no iterations.
+    """Whether a run has no training: the fixed grid, or its network as a training of no iterations
+    leaves it.
 
     Args:
         run: of a table.
@@ -226,7 +237,7 @@ def is_untrained(run: Run, opts: Sequence[Any] = ()) -> bool:
     """
     overrides = [*run.overrides, *opts]
     last = dict(zip(overrides[::2], overrides[1::2], strict=True))
-    return str(last.get("SOLVER.MAX_ITER")) == "0"
+    return run.fixed_grid is not None or str(last.get("SOLVER.MAX_ITER")) == "0"
 
 
 def result_file(table: str | os.PathLike, run: Run) -> Path:

@@ -22,6 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 
+from ..evaluation.fixed_grid import evaluate_fixed_grid
 from ..files.atomic_files import write_json
 from ..files.training_log import read_training_log
 from .experiment_tables import Run, is_untrained, result_file
@@ -324,14 +325,20 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
     fit_to_device(cfg)
     if not untrained:
         cfg.MODEL.WEIGHTS = str(weights)
-    check_config(cfg)
     check_datasets(cfg.DATASETS.TEST)
-    check_proposal_files(cfg, train=False)
-    # Random weights are those that a training of this seed begins with.
-    seed_all_rng(cfg.SEED)
-    model = load_trained_model(cfg)
-    with timed_images(model) as times:
-        metrics = Trainer.test(cfg, model)
+    training, times = training_facts(cfg, trained), []
+    if run.fixed_grid:
+        (dataset,) = cfg.DATASETS.TEST
+        metrics = evaluate_fixed_grid(dataset, num_boxes=run.fixed_grid)
+        training = {key: [] if key == "datasets" else None for key in training}
+    else:
+        check_config(cfg)
+        check_proposal_files(cfg, train=False)
+        # Random weights are those that a training of this seed begins with.
+        seed_all_rng(cfg.SEED)
+        model = load_trained_model(cfg)
+        with timed_images(model) as times:
+            metrics = Trainer.test(cfg, model)
     return {
         "table": run.table,
         "row": run.row,
@@ -339,10 +346,10 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
         "seed": run.seed,
         "weights_of": run.weights_of,
         "proposals_of": run.proposals_of.row if run.proposals_of else None,
-        "config": run.config,
+        "config": run.config or None,
         "overrides": [*run.overrides, *_of_the_experiment(opts)],
         "commit": _training_commit(trained),
-        "training": training_facts(cfg, trained),
+        "training": training,
         "test": {
             "datasets": list(cfg.DATASETS.TEST),
             "device": device_name(cfg.MODEL.DEVICE),
@@ -384,7 +391,7 @@ def training_facts(cfg: CfgNode, output: Path) -> dict[str, Any]:
 
     Returns:
         iterations, images per batch, training images seen, median seconds of an iteration, hours
-        of all of them, device, and its peak memory in MB (None on the CPU).
+        of all of them, device, and its peak memory in MB: on the CPU that of the process.
     """
     metrics = output / "metrics.json"
     records = read_training_log(metrics) if metrics.is_file() else []

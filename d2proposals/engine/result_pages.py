@@ -50,7 +50,10 @@ FACTS: dict[str, tuple[Callable[[dict[str, Any]], Any], int]] = {
     "s/image": (lambda result: result["test"]["seconds_per_image"], 2),
     "device": (lambda result: result["training"]["device"], 0),
     "commit": (lambda result: result["commit"], 0),
-    "config": (lambda result: f"`{result['config'].removeprefix('configs/')}`", 0),
+    "config": (
+        lambda result: result["config"] and f"`{result['config'].removeprefix('configs/')}`",
+        0,
+    ),
     "row": (lambda result: f"`{result['row']}`", 0),
     "data": (lambda result: ", ".join(result["training"]["datasets"]), 0),
 }

@@ -44,6 +44,7 @@ from .job import is_two_stage
 from .optimizer import build_optimizer
 from .part_weights import load_part_weights, warn_of_random_generator
 from .proposal_pictures import ProposalPictures, can_show_proposals
+from .resident_memory import ResidentMemoryLogger
 from .test_time_augmentation import DetectorWithTTA, ProposalNetworkWithTTA, without_test_resize
 from .training_records import training_records, with_training_copies
 
@@ -142,7 +143,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Return Detectron2's hooks, with safe checkpoints, pictures of proposals every
-        ``VIS_PERIOD`` iterations, and the last, augmented evaluation."""
+        ``VIS_PERIOD`` iterations, peak memory on the CPU, and the last, augmented evaluation."""
         # The checkpoint hook takes the checkpointer from here; Detectron2 has no method for it.
         self.checkpointer = ProposalCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
@@ -152,6 +153,8 @@ class Trainer(DefaultTrainer):
         added: list[hooks.HookBase] = []
         if can_show_proposals(self.cfg):
             added.append(ProposalPictures(self.cfg))
+        if torch.device(self.cfg.MODEL.DEVICE).type == "cpu":
+            added.append(ResidentMemoryLogger())
         if self.cfg.TEST.AUG.ENABLED:
             added.append(hooks.EvalHook(0, self._test_augmented))
         # Before the writers, so that they write their results too.

@@ -14,8 +14,10 @@ from torch import nn
 
 from d2proposals.data.coco_files import register_coco_files
 from d2proposals.engine import experiments
-from d2proposals.engine.experiment_tables import Run, read_table, result_file
+from d2proposals.engine.experiment_tables import Run, is_untrained, read_table, result_file
 from d2proposals.engine.experiments import lacking_trainings, run_overrides, trained_folder
+from d2proposals.engine.result_pages import format_rows, read_rows
+from d2proposals.evaluation.fixed_grid import evaluate_fixed_grid
 from tests.common import ROOT, forgotten_datasets, run_tool
 from tests.engine.experiment_results import CONFIG, result, row, write_table
 from tests.engine.tiny_coco import write_tiny_coco
@@ -164,6 +166,26 @@ def test_a_row_of_no_iterations_is_the_untrained_network(tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
+def test_a_row_of_the_fixed_grid_has_no_network(tmp_path, monkeypatch, capsys):
+    grid = {"name": "grid", "label": "30 boxes", "fixed_grid": 30}
+    table = write_table(
+        tmp_path / "t.yaml", [grid], overrides=["DATASETS.TEST", "('d2p_shapes_val',)"]
+    )
+    (run,) = read_table(table)
+    assert (run.fixed_grid, run.config, run.seed) == (30, "", 1) and is_untrained(run)
+    monkeypatch.setattr(experiments.subprocess, "run", None)
+    run_table.main(["--table", str(table), "--folder", str(tmp_path)])
+    assert "training" not in capsys.readouterr().out
+    (row_,) = read_rows(table).values()
+    written = row_.results[1]
+    expected = evaluate_fixed_grid("d2p_shapes_val", num_boxes=30)["box_proposals"]
+    recall = written["metrics"]["box_proposals"]["AR@100"]
+    assert recall == pytest.approx(expected["AR@100"], abs=0.01) and recall > 0
+    columns = ["AR@100", "iterations", "batch", "config", "data", "hours", "s/image", "commit"]
+    line = format_rows({"grid": row_}, columns).splitlines()[-1]
+    assert line == f"| 30 boxes | {expected['AR@100']:.1f} |  |  |  |  |  |  |  |"
+
+
 def test_overrides_that_several_rows_have(tmp_path):
     (tmp_path / "t.yaml").write_text(
         "rows:\n"
@@ -284,6 +306,19 @@ def test_what_rows_need_is_trained_first(tmp_path, monkeypatch):
         ("rows: [{name: a, label: b, config: c, base: c}]", "'base' of row a: there is no row c"),
         ("rows: [{name: a, label: b, config: c, paper: 3}]", "'paper' of row a"),
         ("rows: []\ntrain: output", "unknown train"),
+        ("rows: [{name: a, label: b, fixed_grid: yes}]", "'fixed_grid' of row a is not a number"),
+        (
+            "rows: [{name: a, label: b, fixed_grid: 9, seeds: [1]}]",
+            "row a: unknown seeds beside fixed_grid",
+        ),
+        (
+            f"rows: [{{name: a, label: a, fixed_grid: 9}}, {OF_A}]",
+            "row b has proposals of a, which has fixed_grid itself",
+        ),
+        (
+            "rows: [{name: a, label: a, fixed_grid: 9}, {name: b, label: b, weights_of: a}]",
+            "row b has weights of a, untrained",
+        ),
         ("rows: [", "is not YAML"),
     ],
 )
@@ -328,6 +363,8 @@ def test_train_and_measure_a_run(tmp_path, monkeypatch, capsys):
     training = result["training"]
     assert (training["iterations"], training["images_seen"]) == (2, 4)
     assert training["datasets"] == ["mine_train"] and training["device"].startswith("CPU")
+    # Of the whole process, in MB: Python with torch, and less than the machine's.
+    assert 100 < training["peak_memory_mb"] < 100_000
     assert result["commit"] == ((folder / "t" / "rpn-1" / "commit.txt").read_text() or None)
     recall = result["metrics"]["box_proposals"]["AR@100"]
     assert 0 <= recall <= 100

@@ -121,8 +121,10 @@ def check_weights_are_whole(checkpointer: ProposalCheckpointer, cfg: CfgNode | N
             f"{checkpointer.weights_key}."
         )
         return
+    # Also statistics of a normalisation, without which its weights say nothing.
+    entries = [entry for entry in checkpointer.model.state_dict() if not _is_optional(entry)]
     for name in FREEZABLE.values():
-        own = [x for x, _ in checkpointer.model.named_parameters() if x.startswith(f"{name}.")]
+        own = [entry for entry in entries if entry.startswith(f"{name}.")]
         lacking = [key for key in own if key in missing]
         if not lacking:
             continue

@@ -248,6 +248,16 @@ def test_weights_of_another_network_are_refused(source, overrides, fault, tmp_pa
     assert "MODEL.WEIGHTS" in message and "MODEL.PROPOSAL_GENERATOR.NAME (SCRPN)" in message
 
 
+def test_weights_without_statistics_are_refused(tmp_path):
+    """Of a frozen normalisation, too, all of which are buffers."""
+    state = state_of(seeded_model(host_cfg("SCRPN"), 1))
+    kept = {name: value for name, value in state.items() if "running_mean" not in name}
+    assert len(kept) < len(state)
+    path = write(tmp_path / "weights.pth", kept)
+    with pytest.raises(ValueError, match="it has no backbone.*running_mean, and .* be random"):
+        load_trained_model(host_cfg("SCRPN", "ProposalNetwork", "MODEL.WEIGHTS", path))
+
+
 def test_a_detector_without_its_heads_is_left_to_detectron2(tmp_path, caplog):
     # Whoever asks for its proposals needs no more.
     path = write(tmp_path / "network.pth", state_of(seeded_model(host_cfg("SCRPN"), 1)))

@@ -130,6 +130,9 @@ def add_test_config(cfg: CN) -> None:
     # Categories that the model has seen, as in DATASETS.CATEGORIES: recall of their objects and of
     # the others' is measured apart, too (evaluation/measurement.py); (): no such split.
     cfg.TEST.PROPOSALS.SEEN = ()
+    # Measure as masks, too, the filled boxes of all proposals, in the place of masks that they may
+    # have: what masks add, or what boxes are worth as masks.
+    cfg.TEST.PROPOSALS.BOXES_AS_MASKS = False
 
 
 def add_bn_inception_config(cfg: CN) -> None:

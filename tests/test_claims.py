@@ -18,6 +18,7 @@ TRAINED = {(run.table, run.row, run.seed): run for run in RUNS if not run.weight
 OF_THE_TEST = {
     "MODEL.SCRPN.IOU_MASK.USE_AT_TEST",
     "MODEL.SCRPN.IOU_MASK.SCORE",
+    "TEST.PROPOSALS.BOXES_AS_MASKS",
     "MODEL.DEEPMASK.LOG2_SCALES",
     "MODEL.ZIP.GRAY_CLASS.IN_SCORE",
     "MODEL.ZIP.LEVEL_BIAS",

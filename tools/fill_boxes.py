@@ -3,6 +3,8 @@
     python tools/fill_boxes.py OUTPUT_DIR/inference/mask_proposals.json filled.json
     python tools/evaluate_proposals.py --dataset d2p_shapes_val \\
         --proposals masks=OUTPUT_DIR/inference/mask_proposals.json boxes=filled.json
+
+With a model, TEST.PROPOSALS.BOXES_AS_MASKS measures its filled boxes at once.
 """
 
 import argparse
@@ -13,25 +15,9 @@ from collections.abc import Sequence
 # beside them, and themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
-from pycocotools import mask as mask_util
-
 from d2proposals.engine import bad_input_in_one_line
 from d2proposals.files.conversion import read_proposals, write_proposals
-from d2proposals.files.proposal_set import ProposalSet
-
-
-def fill_boxes(proposals: ProposalSet) -> None:
-    """Replace the masks by the boxes' pixels, in place."""
-    for number, (boxes, masks) in enumerate(zip(proposals.boxes, proposals.masks, strict=True)):
-        if len(masks) == 0:
-            continue
-        height, width = masks[0]["size"]
-        # Pixels whose centre is inside, as of the masks.
-        edges = np.ceil(boxes.astype(np.float64) - 0.5).clip(0, [width, height, width, height])
-        sides = (edges[:, 2:] - edges[:, :2]).clip(0)
-        corners = np.concatenate([edges[:, :2], sides], axis=1)
-        proposals.masks[number] = mask_util.frPyObjects(corners, height, width)
+from d2proposals.files.segmentations import filled_boxes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         proposals = read_proposals(args.input)
         if proposals.masks is None:
             parser.error(f"{args.input} has no masks: give the file mask_proposals.json")
-        fill_boxes(proposals)
+        proposals.masks = [
+            filled_boxes(boxes, masks[0]["size"]) if masks else []
+            for boxes, masks in zip(proposals.boxes, proposals.masks, strict=True)
+        ]
         write_proposals(args.output, proposals, "d2proposals")
     print(f"{args.output}: {sum(map(len, proposals.boxes))} filled boxes")
 

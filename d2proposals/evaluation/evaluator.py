@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
+from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from ..files.atomic_files import write_json
@@ -18,12 +19,13 @@ from ..files.conversion import write_proposals
 from ..files.figure_file import beside_numbers
 from ..files.precomputed_format import write_proposal_file
 from ..files.proposal_set import ProposalSet
-from .collection import ProposalCollector, in_dataset_order
+from ..files.segmentations import filled_boxes
+from .collection import ProposalCollector, in_dataset_order, to_cpu
 from .ground_truth import load_ground_truth, warn_of_faults
 from .measurement import Measurement, box_overlaps_of, mask_overlaps_of, measure, num_needed
-from .proposal_checks import find_usable
+from .proposal_checks import ImageProposals, find_usable
 from .proposal_spool import OrderedProposals
-from .recall import check_limits, describe_idle_limits
+from .recall import MAX_LIMIT, check_limits, describe_idle_limits
 from .report import format_table, plot_curves
 from .unseen_categories import choose_unseen
 
@@ -62,6 +64,7 @@ class ProposalEvaluator(ProposalCollector):
         limits: Sequence[int] = (1, 10, 100, 300, 500, 1000),
         count_difficult: bool = True,
         seen: Sequence[str] = (),
+        boxes_as_masks: bool = False,
         distributed: bool = True,
         output_dir: str | None = None,
     ) -> None:
@@ -72,6 +75,7 @@ class ProposalEvaluator(ProposalCollector):
             count_difficult: whether objects marked difficult count.
             seen: categories that the model was trained on, as of ``find_categories``; () for no
                 split.
+            boxes_as_masks: give all proposals masks, their filled boxes, in the place of their own.
             distributed: collect the proposals of all processes and evaluate them in the first one;
                 False if this process sees the whole dataset.
             output_dir: folder for files; None for none.
@@ -85,6 +89,7 @@ class ProposalEvaluator(ProposalCollector):
         self._dataset_name = dataset_name
         self._limits = check_limits(limits)
         self._count_difficult = count_difficult
+        self._boxes_as_masks = boxes_as_masks
         self._output_dir = output_dir
         # Read now: what is wrong with the dataset shows before hours of inference. One process
         # evaluates, so one needs it.
@@ -117,9 +122,19 @@ class ProposalEvaluator(ProposalCollector):
             "limits": cfg.TEST.PROPOSALS.LIMITS,
             "count_difficult": cfg.TEST.PROPOSALS.COUNT_DIFFICULT,
             "seen": cfg.TEST.PROPOSALS.SEEN,
+            "boxes_as_masks": cfg.TEST.PROPOSALS.BOXES_AS_MASKS,
             "distributed": distributed,
             "output_dir": output_dir,
         }
+
+    def _collected(self, instances: list[Instances]) -> list[ImageProposals]:
+        proposals = to_cpu(instances, with_masks=not self._boxes_as_masks)
+        if not self._boxes_as_masks:
+            return proposals
+        return [
+            item._replace(masks=filled_boxes(item.boxes[:MAX_LIMIT], item.image_size))
+            for item in proposals
+        ]
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Evaluate the proposals since ``reset``.

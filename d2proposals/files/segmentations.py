@@ -147,3 +147,23 @@ def is_outside(segmentation: list | dict | np.ndarray, size: tuple[int, int] | N
         max(x[0::2]) <= 0 or max(x[1::2]) <= 0 or min(x[0::2]) >= width or min(x[1::2]) >= height
         for x in segmentation
     )
+
+
+def filled_boxes(boxes: np.ndarray, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Boxes as masks: the pixels whose centre is inside, as of polygons.
+
+    Args:
+        boxes: (R, 4) XYXY in pixels of the image. One of a negative side is empty; NaN is taken
+            for 0.
+        size: (height, width) of the image in pixels.
+
+    Returns:
+        R run-length encodings.
+    """
+    if not len(boxes):
+        return []
+    height, width = size
+    edges = np.ceil(np.nan_to_num(boxes.astype(np.float64)) - 0.5)
+    edges = edges.clip(0, [width, height, width, height])
+    corners = np.concatenate([edges[:, :2], (edges[:, 2:] - edges[:, :2]).clip(0)], axis=1)
+    return mask_util.frPyObjects(corners, height, width)

@@ -14,6 +14,7 @@ from d2proposals.evaluation.ground_truth import encode_segmentation, load_ground
 from d2proposals.evaluation.mask_overlaps import mask_iou, mask_overlaps
 from d2proposals.evaluation.recall import IOU_THRESHOLDS, average_recall, match_proposals
 from d2proposals.files.conversion import read_proposals
+from d2proposals.files.segmentations import filled_boxes
 from d2proposals.proposals.mask_proposals import ProposalMasks
 
 SIZE = (60, 80)
@@ -221,3 +222,42 @@ def test_image_without_proposals_counts(register_dataset):
     empty = {"proposals": make_output(1)["proposals"][:0]}
     results = evaluate(register_dataset(records), records, [make_output(1), empty])
     assert results["mask_proposals"]["AR@10"] == 50
+
+
+def test_boxes_as_masks(register_dataset, tmp_path):
+    """Of an object that fills three quarters of its box, a filled box has an IoU of .75, six
+    thresholds of ten, whatever mask came with it; and so has that of a generator without masks."""
+    l_shape = [10, 20, 30, 20, 30, 30, 20, 30, 20, 40, 10, 40]
+    records = make_records(segmentation=[l_shape])
+    without_masks = make_output(1)
+    without_masks["proposals"].remove("proposal_masks")
+    outputs = [make_output(0.5), without_masks]
+    name = register_dataset(records)
+    results = evaluate(name, records, outputs, boxes_as_masks=True, output_dir=str(tmp_path))
+    assert results["box_proposals"]["AR@10"] == 100
+    assert results["mask_proposals"]["AR@10"] == pytest.approx(60)
+    assert results["mask_proposals"]["ABO@10"] == pytest.approx(75)
+    written = read_proposals(tmp_path / "mask_proposals.json")
+    # The stray box first.
+    assert [mask_util.area(masks).tolist() for masks in written.masks] == [[200, 400]] * 2
+
+
+@pytest.mark.parametrize(
+    ("box", "rows", "columns"),
+    [
+        ([10, 5, 20, 12], (5, 12), (10, 20)),
+        # Pixels whose centre is inside.
+        ([10.4, 5.6, 19.6, 11.5], (6, 11), (10, 20)),
+        ([-2, 1.4, 4.6, 400], (1, 60), (0, 5)),
+        ([90, 5, 95, 12], (0, 0), (0, 0)),
+        ([20, 5, 10, 12], (0, 0), (0, 0)),
+        ([10, 5, np.nan, 12], (0, 0), (0, 0)),
+        ([10, 5, np.inf, 12], (5, 12), (10, 80)),
+    ],
+)
+def test_a_filled_box(box, rows, columns):
+    expected = np.zeros(SIZE, np.uint8)
+    expected[slice(*rows), slice(*columns)] = 1
+    (mask,) = filled_boxes(np.array([box], np.float32), SIZE)
+    np.testing.assert_array_equal(mask_util.decode(mask), expected)
+    assert filled_boxes(np.zeros((0, 4), np.float32), SIZE) == []

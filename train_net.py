@@ -46,7 +46,6 @@ from d2proposals.engine import (
     load_part_weights,
     prepare_launch,
     run_processes,
-    warn_of_frozen_random_norm,
 )
 from d2proposals.files.atomic_files import check_output_folder
 
@@ -89,7 +88,6 @@ def main(args: Namespace) -> dict[str, Any] | None:
         check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         check_evaluations(cfg)
         check_proposal_files(cfg)
-        warn_of_frozen_random_norm(cfg)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()

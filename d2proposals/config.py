@@ -245,7 +245,7 @@ def add_zip_config(cfg: CN) -> None:
     # Proposals per image. The paper's detectors take 300; its AR goes to 1000.
     cfg.MODEL.ZIP.POST_NMS_TOPK_TRAIN = 2000
     cfg.MODEL.ZIP.POST_NMS_TOPK_TEST = 1000
-    # Boxes with a side below this are dropped, in pixels of the network input.
+    # Boxes with a side of at most this are dropped, in pixels of the network input.
     cfg.MODEL.ZIP.MIN_BOX_SIZE = 0.0
 
 
@@ -382,7 +382,7 @@ def add_sc_rpn_config(cfg: CN) -> None:
     # Proposals per image.
     cfg.MODEL.SCRPN.POST_NMS_TOPK_TRAIN = 2000
     cfg.MODEL.SCRPN.POST_NMS_TOPK_TEST = 1000
-    # Proposals with a side below this are dropped, in pixels of the network input.
+    # Proposals with a side of at most this are dropped, in pixels of the network input.
     cfg.MODEL.SCRPN.MIN_BOX_SIZE = 0.0
 
 
@@ -412,7 +412,8 @@ def add_spop_config(cfg: CN) -> None:
     cfg.MODEL.SPOP.TRUNK.WIDTH_FACTOR = 1.0
     # Normalisation after each convolution: "" (none, the paper's), or "GN", "BN", "SyncBN" for
     # training from scratch. Group normalisation sees large images in the parts of TILE_SIZE.
-    # "SyncBN" on several devices needs images of one size: INPUT.WARP_SIZE.
+    # "SyncBN" (also MODEL.TORCHVISION.NORM of such a trunk) on several devices needs images of one
+    # size: INPUT.WARP_SIZE.
     cfg.MODEL.SPOP.TRUNK.NORM = ""
     # Share of activations dropped after fc6 and fc7 in training (DeepLab's).
     cfg.MODEL.SPOP.TRUNK.DROPOUT = 0.5
@@ -520,11 +521,13 @@ def add_torchvision_config(cfg: CN) -> None:
     # MODEL.BACKBONE, a generator's own FORMAT, PIXEL_MEAN and PIXEL_STD for its trunk.
     cfg.MODEL.TORCHVISION.PIXELS = "torchvision"
     # In the place of batch normalisation: "FrozenBN" (pre-trained weights), "BN", "SyncBN" or "GN"
-    # (from scratch). MODEL.BACKBONE.FREEZE_AT k freezes the blocks up to the map of stride 2^k.
+    # (from scratch). MODEL.BACKBONE.FREEZE_AT k freezes the blocks up to the map of stride 2^k, those
+    # of a generator's own trunk, too.
     cfg.MODEL.TORCHVISION.NORM = "FrozenBN"
     # Strides above this are traded for dilation, where the layers can be dilated.
     cfg.MODEL.TORCHVISION.MAX_STRIDE = 32
-    # Networks with squeeze-excitation, which look at whole maps, see no padding.
+    # Networks with squeeze-excitation, which look at whole maps, see no padding, nor do the
+    # statistics of their normalisations.
     cfg.MODEL.TORCHVISION.MASK_PADDING = True
     # What convolutions see beyond a map: "zeros", or "symmetric", the map's own mirror image
     # (cba|abc), for the weights of networks that were trained with it (the released DeepMask).
@@ -637,7 +640,7 @@ def add_deepmask_config(cfg: CN) -> None:
     # Proposals per image.
     cfg.MODEL.DEEPMASK.POST_NMS_TOPK_TRAIN = 1000
     cfg.MODEL.DEEPMASK.POST_NMS_TOPK_TEST = 1000
-    # Proposals with a side below this are dropped, in pixels of the network input.
+    # Proposals with a side of at most this are dropped, in pixels of the network input.
     cfg.MODEL.DEEPMASK.MIN_BOX_SIZE = 0.0
 
 
@@ -737,7 +740,7 @@ def add_detectornet_config(cfg: CN) -> None:
     cfg.MODEL.DETECTORNET.REFINEMENT.STRIDE = 5.0
     # IoU threshold of non-maximum suppression over all refined boxes; 1 for none (Algorithm 1).
     cfg.MODEL.DETECTORNET.FINAL_NMS_THRESH = 1.0
-    # Proposals with a side below this are dropped, in pixels of the network input.
+    # Proposals with a side of at most this are dropped, in pixels of the network input.
     cfg.MODEL.DETECTORNET.MIN_BOX_SIZE = 0.0
     # Crops that a network is run on at once in evaluation, which bounds the memory.
     cfg.MODEL.DETECTORNET.CROPS_AT_ONCE = 64

@@ -112,12 +112,18 @@ def find_inputs(paths: Sequence[str]) -> list[Path]:
 
 
 def output_paths(inputs: Sequence[Path], folder: Path) -> list[Path]:
-    """Where the picture or video of each input goes; inputs of one name get numbers."""
+    """Where the picture or video of each input goes; inputs of one name get numbers, and none is
+    written over an input."""
     names: dict[str, None] = {}  # in their order
+    kept = {path.resolve() for path in inputs}
     for path in inputs:
         suffix = ".mp4" if is_video(path) else ".png"
         numbered = (f"{path.stem}_{number}{suffix}" for number in count(2))
-        name = next(name for name in chain([path.stem + suffix], numbered) if name not in names)
+        name = next(
+            name
+            for name in chain([path.stem + suffix], numbered)
+            if name not in names and (folder / name).resolve() not in kept
+        )
         names[name] = None
     return [folder / name for name in names]
 

@@ -33,8 +33,8 @@ from d2proposals.engine.model_command import (
     running_command,
 )
 from d2proposals.engine.training_records import training_records, with_training_copies
+from d2proposals.files.atomic_files import check_output_file
 from d2proposals.zip_rpn.boosting import (
-    check_savable,
     check_scikit_learn,
     fit_boosted_trees,
     save_boosted_trees,
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not cfg.MODEL.WEIGHTS:
             parser.error("name the trained detector's checkpoint in MODEL.WEIGHTS")
         check_scikit_learn()
-        check_savable(args.output)
+        check_output_file(args.output)
         check_datasets(cfg.DATASETS.TRAIN)
         seed_all_rng(args.seed)
         model = load_trained_model(cfg)

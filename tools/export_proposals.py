@@ -37,6 +37,7 @@ from d2proposals.engine import (
 from d2proposals.engine.checked_datasets import checked_dataset
 from d2proposals.engine.model_command import command_config, model_parser, return_overrides
 from d2proposals.evaluation.export import ProposalExporter, proposal_network_of
+from d2proposals.files.atomic_files import check_output_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,6 +78,7 @@ def export(args: argparse.Namespace) -> None:
         cfg = setup(args)
         names = list(dict.fromkeys(args.datasets or (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
         check_datasets(names)
+        check_output_folder(args.output)
         paths = {name: str(Path(args.output) / f"{name}.pkl") for name in names}
         exporters = {
             name: ProposalExporter(checked_dataset(cfg, name, "TEST"), path, top=args.top)

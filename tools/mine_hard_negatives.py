@@ -30,6 +30,7 @@ from d2proposals.detectornet.hard_negatives import hard_negatives, merge_rounds
 from d2proposals.engine import check_datasets, load_trained_model
 from d2proposals.engine.model_command import command_config, model_parser, running_command
 from d2proposals.engine.training_records import with_training_copies
+from d2proposals.files.atomic_files import check_output_file
 from d2proposals.files.precomputed_format import read_proposal_file, write_proposal_file
 
 
@@ -92,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name = args.dataset or cfg.DATASETS.TRAIN[0]
         check_datasets([name])
         # Before the long work.
+        check_output_file(args.output)
         earlier = read_proposal_file(args.add) if args.add else None
         mined = mine(cfg, name, args.top)
         if earlier is not None:

@@ -31,6 +31,7 @@ from d2proposals.engine.experiment_tables import Run, is_untrained, read_table, 
 from d2proposals.engine.experiments import lacking_trainings, measure, train, write_result
 from d2proposals.engine.model_command import running_command
 from d2proposals.engine.result_pages import write_pages
+from d2proposals.files.atomic_files import check_output_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -107,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         all_runs = read_table(args.table)
         runs = chosen_runs(args, parser, all_runs)
+        # Before the long work.
+        if not args.list:
+            check_output_folder(Path(args.table).with_suffix(""))
         is_done = {run.name: result_file(args.table, run).is_file() for run in runs}
         if args.list:
             for run in runs:

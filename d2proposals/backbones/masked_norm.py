@@ -77,6 +77,14 @@ class MaskedBatchNorm(nn.BatchNorm2d):
         super().__init__(channels)
         self.is_synchronised = is_synchronised
 
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d, *, is_synchronised: bool = False) -> "MaskedBatchNorm":
+        """One with the parameters, statistics and settings of a batch normalisation."""
+        masked = cls(norm.num_features, is_synchronised=is_synchronised)
+        masked.eps, masked.momentum = norm.eps, norm.momentum
+        masked.load_state_dict(norm.state_dict())
+        return masked
+
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Normalise ``x``.
 

@@ -13,10 +13,10 @@ Shape shorthand in this module:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
-from functools import cache, cached_property
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ from .block_chain import (
     map_ends,
     measure_reach,
 )
+from .masked_norm import MaskedBatchNorm, MaskedGroupNorm
 from .symmetric_padding import SymmetricConv2d
 from .torchvision_weights import load_torchvision_weights, warn_of_other_pixels
 
@@ -52,8 +53,9 @@ class TorchvisionBackbone(Backbone):
     """The blocks of a classification network up to the last map that is asked for.
 
     Networks with squeeze-excitation look at whole maps; with ``mask_padding`` they see each image
-    up to its end, and give it the same maps alone and in a padded batch. Other networks treat the
-    padding as Detectron2's own do: its zeros are the mean colour of an image.
+    up to its end, and give it the same maps alone and in a padded batch, and statistics of
+    normalisations leave the padding out. Other networks treat the padding as Detectron2's own do:
+    its zeros are the mean colour of an image.
     """
 
     @configurable
@@ -126,14 +128,15 @@ class TorchvisionBackbone(Backbone):
         self._take_over(network)
         if weights:
             load_torchvision_weights(self, name, weights)
-        self._replace_norms(norm)
+        masks = mask_padding and any(isinstance(x, SqueezeExcitation) for x in self.modules())
+        self._replace_norms(norm, masks)
         self._freeze(frozen)
         if padding == "symmetric":
             for block in self._chain:
                 module = SymmetricConv2d.convert(self.get_submodule(block.name))
                 self._set_block(block.name, module)
         self._extent = None
-        if mask_padding and any(isinstance(x, SqueezeExcitation) for x in self.modules()):
+        if masks:
             self._extent = _Extent()
             self._mask_padding(self._extent)
 
@@ -162,7 +165,7 @@ class TorchvisionBackbone(Backbone):
         """Pixels per cell of the last map."""
         return self._chain[-1].stride
 
-    @cached_property
+    @functools.cached_property
     def reach(self) -> Reach:
         """The pixels that a cell of the last map sees, measured.
 
@@ -249,15 +252,20 @@ class TorchvisionBackbone(Backbone):
                 parent = self.get_submodule(".".join(path[: depth + 1]))
             parent.add_module(path[-1], network.get_submodule(block.name))
 
-    def _replace_norms(self, norm: str) -> None:
+    def _replace_norms(self, norm: str, masks: bool) -> None:
+        """Put ``norm`` in the place of batch normalisations; ``masks`` for one that can leave
+        padding out."""
         for block in self._chain:
             module = self.get_submodule(block.name)
             if norm == "FrozenBN":
                 module = FrozenBatchNorm2d.convert_frozen_batchnorm(module)
+            elif norm == "GN":
+                module = _replace_batch_norms(module, _group_norm)
+            elif masks:
+                make = functools.partial(MaskedBatchNorm.of, is_synchronised=norm == "SyncBN")
+                module = _replace_batch_norms(module, make)
             elif norm == "SyncBN":
                 module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-            elif norm == "GN":
-                module = _to_group_norm(module)
             self._set_block(block.name, module)
 
     def _freeze(self, names: list[str]) -> None:
@@ -274,12 +282,15 @@ class TorchvisionBackbone(Backbone):
         self.get_submodule(parent)._modules[key] = module
 
     def _mask_padding(self, extent: _Extent) -> None:
-        """Have every layer that looks around, and every pool over a map, see the images alone."""
+        """Have every layer that looks around, every pool over a map and every normalisation see
+        the images alone."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
                 module.register_forward_pre_hook(extent.clear_padding)
             elif isinstance(module, SqueezeExcitation):
                 module.avgpool = _ImagePool(extent)
+            elif isinstance(module, MaskedGroupNorm | MaskedBatchNorm):
+                module.register_forward_pre_hook(extent.add_valid)
 
 
 class _Extent:
@@ -307,13 +318,20 @@ class _Extent:
             return None
         size = tuple(x.shape[-2:])
         if size not in self._masks:
-            self._masks[size] = valid_cells(self.sizes, size, self.height // size[0], x.dtype)
+            # Sides that the stride does not divide are rounded up by a stride's layers.
+            stride = -(-self.height // size[0])
+            self._masks[size] = valid_cells(self.sizes, size, stride, x.dtype)
         return self._masks[size]
 
     def clear_padding(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor | None:
         """A forward pre-hook: zeros where no image is."""
         valid = self.valid(inputs[0])
         return None if valid is None else inputs[0] * valid
+
+    def add_valid(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """A forward pre-hook: the cells that a normalisation's statistics are of."""
+        valid = self.valid(inputs[0])
+        return inputs if valid is None else (*inputs, valid)
 
 
 class _ImagePool(nn.Module):
@@ -330,12 +348,19 @@ class _ImagePool(nn.Module):
         return (x * valid).sum(dim=(2, 3), keepdim=True) / valid.sum(dim=(2, 3), keepdim=True)
 
 
-def _to_group_norm(module: nn.Module) -> nn.Module:
+def _group_norm(norm: nn.BatchNorm2d) -> nn.Module:
     """Group normalisation in the place of batch normalisation, 32 groups or as many as divide."""
+    return MaskedGroupNorm(math.gcd(32, norm.num_features), norm.num_features)
+
+
+def _replace_batch_norms(
+    module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]
+) -> nn.Module:
+    """A module with other layers in the place of its batch normalisations."""
     if isinstance(module, nn.BatchNorm2d):
-        return nn.GroupNorm(math.gcd(32, module.num_features), module.num_features)
+        return make(module)
     for key, child in module.named_children():
-        module._modules[key] = _to_group_norm(child)
+        module._modules[key] = _replace_batch_norms(child, make)
     return module
 
 
@@ -361,7 +386,7 @@ class _Plan(NamedTuple):
 
 
 # A network is run five times to learn this, and SPOP has three of a kind.
-@cache
+@functools.cache
 def _plan(name: str, max_stride: int) -> _Plan:
     with torch.random.fork_rng():  # those of a seed do not depend on what is known already
         network = get_model(name, weights=None, **_options(name))
@@ -375,7 +400,7 @@ def _plan(name: str, max_stride: int) -> _Plan:
     return _Plan(own_chain, dilated, chain)
 
 
-@cache
+@functools.cache
 def _reach(name: str, feature: str, max_stride: int, norm: str, padding: str) -> Reach | None:
     """What a cell of a network's map sees; None if it is the whole image."""
     with torch.random.fork_rng():

@@ -78,7 +78,7 @@ def picture_masks(
     Raises:
         ValueError: for another generator, and a scale or class that it does not have.
     """
-    generator = model.proposal_generator
+    generator = getattr(model, "proposal_generator", None)
     if not isinstance(generator, DetectorNet):
         raise ValueError(
             f"box masks need the generator DetectorNet, not {type(generator).__name__}; set "

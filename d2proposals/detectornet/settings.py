@@ -61,7 +61,7 @@ def trunk_maker(cfg: CfgNode) -> Callable[[], nn.Module]:
             "backbone, such as build_torchvision_backbone"
         )
     return lambda: CropTrunk(
-        build_registered_trunk(cfg, node.TRUNK, node),
+        build_registered_trunk(cfg, node.TRUNK, node, sees_crops=True),
         input_size=node.INPUT_SIZE,
         out_channels=scaled_channels(HIDDEN_CHANNELS, node.WIDTH_FACTOR),
         dropout=node.DROPOUT,

@@ -29,8 +29,9 @@ def explain_bad_input(error: BaseException) -> str | None:
     """
     if isinstance(error, FloatingPointError):
         return (
-            f"{' '.join(str(error).split())} Lower SOLVER.BASE_LR, or set "
-            "SOLVER.CLIP_GRADIENTS.ENABLED True; --resume goes on from the last checkpoint."
+            f"{' '.join(str(error).split())} Lower the learning rate (SOLVER.BASE_LR; of a lazy "
+            "configuration optimizer.params.base_lr) or bound the gradients "
+            "(SOLVER.CLIP_GRADIENTS.ENABLED True); --resume goes on from the last checkpoint."
         )
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         where = error.filename or "the output"

@@ -121,7 +121,10 @@ def read_table(path: str | os.PathLike) -> list[Run]:
         rows[row["name"]] = {"base": next(reversed(rows), None), **row}
     for row in rows.values():
         _check_references(row, path, rows)
-    return [run for row in rows.values() for run in _runs_of_row(row, path, shared, rows)]
+    runs = [run for row in rows.values() for run in _runs_of_row(row, path, shared, rows)]
+    if both := {run.name for run in runs} & set(rows):
+        raise ValueError(f"{path}: {both.pop()} is the name of a row and of another one's run.")
+    return runs
 
 
 def _check_row(row: Any, path: Path) -> None:

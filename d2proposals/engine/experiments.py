@@ -22,6 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 
+from ..evaluation.evaluator import ProposalEvaluator
 from ..evaluation.fixed_grid import evaluate_fixed_grid
 from ..files.atomic_files import write_json
 from ..files.training_log import read_training_log
@@ -36,7 +37,8 @@ from .trainer import Trainer
 _WARM_UP_IMAGES = 5
 # In a run's folder: the commit that its training began with.
 _COMMIT_FILE = "commit.txt"
-# Beside it: the values that its training began with.
+# Beside it: what it trains on, and the values that its training began with.
+_DEVICE_FILE = "device.txt"
 _SETTINGS_FILE = "settings.json"
 _OF_THE_MACHINE = (
     "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "DATASETS.COCO_FILES", "MODEL.TORCHVISION.WEIGHTS",
@@ -165,6 +167,8 @@ def train(
     if run.weights_of or is_untrained(run, opts):
         return
     overrides = run_overrides(run, folder, opts)
+    cfg = _load_config(run, overrides)
+    _check_one_test(run, cfg)
     output = Path(overrides[-1])
     is_trained = (output / "model_final.pth").is_file()
     # A training that broke off before its first checkpoint begins again.
@@ -178,6 +182,8 @@ def train(
     if not is_begun:
         write_json(output / _SETTINGS_FILE, _settings(run, opts))
         (output / _COMMIT_FILE).write_text(_commit() or "", encoding="utf-8")
+    fit_to_device(cfg)
+    (output / _DEVICE_FILE).write_text(device_name(cfg.MODEL.DEVICE), encoding="utf-8")
     command = [train_net, "--config-file", run.config, "--resume", *overrides, *on_proposals]
     # Measured afterwards, once.
     command += ["DATASETS.TEST", "()", "DATASETS.PROPOSAL_FILES_TEST", "()"]
@@ -322,14 +328,15 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
     overrides = run_overrides(run, folder, opts)
     overrides += proposal_overrides(run, folder, opts, parts=["TEST"])
     cfg = _load_config(run, overrides)
+    _check_one_test(run, cfg)
     fit_to_device(cfg)
     if not untrained:
         cfg.MODEL.WEIGHTS = str(weights)
     check_datasets(cfg.DATASETS.TEST)
     training, times = training_facts(cfg, trained), []
     if run.fixed_grid:
-        (dataset,) = cfg.DATASETS.TEST
-        metrics = evaluate_fixed_grid(dataset, num_boxes=run.fixed_grid)
+        arguments = ProposalEvaluator.from_config(cfg, cfg.DATASETS.TEST[0], distributed=False)
+        metrics = evaluate_fixed_grid(num_boxes=run.fixed_grid, **arguments)
         training = {key: [] if key == "datasets" else None for key in training}
     else:
         check_config(cfg)
@@ -339,6 +346,8 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
         model = load_trained_model(cfg)
         with timed_images(model) as times:
             metrics = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            metrics.update(Trainer.test_with_TTA(cfg, model))
     return {
         "table": run.table,
         "row": run.row,
@@ -348,7 +357,7 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
         "proposals_of": run.proposals_of.row if run.proposals_of else None,
         "config": run.config or None,
         "overrides": [*run.overrides, *_of_the_experiment(opts)],
-        "commit": _training_commit(trained),
+        "commit": _text_of(trained / _COMMIT_FILE),
         "training": training,
         "test": {
             "datasets": list(cfg.DATASETS.TEST),
@@ -391,7 +400,8 @@ def training_facts(cfg: CfgNode, output: Path) -> dict[str, Any]:
 
     Returns:
         iterations, images per batch, training images seen, median seconds of an iteration, hours
-        of all of them, device, and its peak memory in MB: on the CPU that of the process.
+        of all of them, device, and its peak memory in MB: on the CPU that of the process. What is
+        not known is None.
     """
     metrics = output / "metrics.json"
     records = read_training_log(metrics) if metrics.is_file() else []
@@ -408,7 +418,7 @@ def training_facts(cfg: CfgNode, output: Path) -> dict[str, Any]:
         "images_seen": iterations * batch,
         "seconds_per_iteration": step,
         "hours": None if step is None else step * iterations / 3600,
-        "device": device_name(cfg.MODEL.DEVICE),
+        "device": _text_of(output / _DEVICE_FILE),
         "peak_memory_mb": max(map(int, memory), default=None),
     }
 
@@ -460,7 +470,19 @@ def _commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _training_commit(folder: Path) -> str | None:
-    """The commit that a run's training began with; None where it is not known."""
-    file = folder / _COMMIT_FILE
+def _text_of(file: Path) -> str | None:
+    """What a file says of a training; None where it is not known."""
     return (file.read_text(encoding="utf-8") or None) if file.is_file() else None
+
+
+def _check_one_test(run: Run, cfg: CfgNode) -> None:
+    """Check that a run has one dataset to be measured on.
+
+    Raises:
+        ValueError: it has none or several.
+    """
+    if len(cfg.DATASETS.TEST) != 1:
+        raise ValueError(
+            f"{run.name}: a row is measured on one dataset, DATASETS.TEST has "
+            f"{len(cfg.DATASETS.TEST)}: name one, and make a row for each other."
+        )

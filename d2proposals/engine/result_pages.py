@@ -31,9 +31,11 @@ from typing import Any, Literal
 from ..files.atomic_files import atomic_write
 from .experiment_tables import read_table, result_file
 
+_BEGIN = "<!-- results of "
 _MARK = re.compile(
-    r"(?P<begin><!-- results of (?P<table>\S+): (?P<columns>[^>]*?) -->\n)"
-    r".*?(?P<end><!-- end of results -->)",
+    rf"(?P<begin>{_BEGIN}(?P<table>\S+): (?P<columns>[^>]*?) -->\n)"
+    # Not beyond the beginning of another one, where this one's end is missing.
+    rf"(?:(?!{_BEGIN}).)*?(?P<end><!-- end of results -->)",
     re.DOTALL,
 )
 
@@ -254,11 +256,17 @@ def write_pages(paths: Sequence[str | os.PathLike], root: str | os.PathLike) -> 
 
     Raises:
         FileNotFoundError, ValueError: in one line, as :func:`fill_page`; also when a page is
-            missing or is no text, and when no page has a place for a table. No page is written
-            then.
+            missing or is no text, when no page has a place for a table, and when one has no end.
+            No page is written then.
     """
     texts = {str(path): _read_page(path) for path in paths}
     numbers = {path: len(_MARK.findall(text)) for path, text in texts.items()}
+    for path, text in texts.items():
+        if text.count(_BEGIN) > numbers[path]:
+            raise ValueError(
+                f"{path}: {text.count(_BEGIN)} lines '{_BEGIN}TABLE: COLUMN ... -->', of which "
+                f"{numbers[path]} are followed by '<!-- end of results -->': end each table."
+            )
     if not any(numbers.values()):
         raise ValueError(
             f"{', '.join(numbers)} has no line '<!-- results of TABLE: COLUMN ... -->'."

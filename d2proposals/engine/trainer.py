@@ -40,7 +40,7 @@ from .collapse import CollapseWarner
 from .detector_proposals import DetectorProposalEvaluator, recorded_proposals
 from .execution import prepare_execution
 from .freezing import check_trainable, freeze_parts, warn_of_frozen_random_parts
-from .job import is_two_stage
+from .job import is_two_stage, warn_of_frozen_random_norm
 from .optimizer import build_optimizer
 from .part_weights import load_part_weights, warn_of_random_generator
 from .proposal_pictures import ProposalPictures, can_show_proposals
@@ -111,6 +111,7 @@ class Trainer(DefaultTrainer):
         if resume and self.checkpointer.has_checkpoint():
             self._check_resumed()
         else:
+            warn_of_frozen_random_norm(self.cfg)
             load_part_weights(self.cfg, self.checkpointer)
             warn_of_frozen_random_parts(self.cfg, self.checkpointer.missing_keys)
             warn_of_random_generator(self.cfg, self.checkpointer)

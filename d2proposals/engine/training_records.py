@@ -12,6 +12,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from ..data.category_choice import with_chosen_categories
+from ..evaluation.evaluator import unseen_of
+from ..evaluation.ground_truth import load_ground_truth
+from ..evaluation.recall import check_limits
 from .checked_datasets import checked_dataset, with_checked_datasets, with_copies
 from .job import is_two_stage
 
@@ -106,9 +109,17 @@ def check_evaluations(cfg: CfgNode) -> None:
 
     Raises:
         ValueError: in one line, when images have no "image_id", when a detector's dataset has no
-            evaluator, or when it has fewer classes than the detector.
+            evaluator, or when it has fewer classes than the detector; where proposals are measured,
+            for wrong limits and for seen categories that split no dataset.
     """
+    is_alone = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+    measures_proposals = is_alone or (cfg.TEST.PROPOSALS.OF_DETECTORS and is_two_stage(cfg))
+    seen = cfg.TEST.PROPOSALS.SEEN if measures_proposals else ()
+    if cfg.DATASETS.TEST and measures_proposals:
+        check_limits(cfg.TEST.PROPOSALS.LIMITS)
     for name in cfg.DATASETS.TEST:
+        if seen:
+            unseen_of(name, load_ground_truth(name), seen)
         metadata = MetadataCatalog.get(name)
         # Detectron2's readers of files give each image its id.
         if not metadata.get("json_file") and not metadata.get("dirname"):
@@ -119,7 +130,7 @@ def check_evaluations(cfg: CfgNode) -> None:
                     f"{unnamed} of {len(records)} images of DATASETS.TEST '{name}' have no "
                     "'image_id', which evaluation needs: its function gives each image an own one."
                 )
-        if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        if is_alone:
             continue
         evaluator_type = metadata.get("evaluator_type", None)
         if evaluator_type not in EVALUATOR_TYPES:

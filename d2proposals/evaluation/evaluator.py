@@ -21,7 +21,7 @@ from ..files.precomputed_format import write_proposal_file
 from ..files.proposal_set import ProposalSet
 from ..files.segmentations import filled_boxes
 from .collection import ProposalCollector, in_dataset_order, to_cpu
-from .ground_truth import load_ground_truth, warn_of_faults
+from .ground_truth import GroundTruth, load_ground_truth, warn_of_faults
 from .measurement import Measurement, box_overlaps_of, mask_overlaps_of, measure, num_needed
 from .proposal_checks import ImageProposals, find_usable
 from .proposal_spool import OrderedProposals
@@ -97,7 +97,7 @@ class ProposalEvaluator(ProposalCollector):
         if comm.is_main_process() or not distributed:
             self._ground_truth = load_ground_truth(dataset_name, count_difficult=count_difficult)
             warn_of_faults(self._ground_truth, dataset_name)
-            self._unseen = self._choose_unseen(seen)
+            self._unseen = unseen_of(dataset_name, self._ground_truth, seen)
 
     @classmethod
     def from_config(
@@ -172,15 +172,6 @@ class ProposalEvaluator(ProposalCollector):
             if measurement is not None:
                 results |= _by_task(measurement, "mask_proposals")
         return results
-
-    def _choose_unseen(self, seen: Sequence[str]) -> set[int]:
-        """The categories that are not among the seen ones; {} without a split."""
-        if not seen or not self._ground_truth.is_annotated:
-            return set()
-        try:
-            return choose_unseen(self._ground_truth, None, [str(item) for item in seen])
-        except ValueError as error:
-            raise ValueError(f"TEST.PROPOSALS.SEEN, of '{self._dataset_name}': {error}.") from error
 
     def _evaluate_masks(
         self, ordered: OrderedProposals, usable: list[np.ndarray]
@@ -273,6 +264,25 @@ class ProposalEvaluator(ProposalCollector):
             path = os.path.join(self._output_dir, f"{prefix}proposal_curves.png")
             with beside_numbers(path):
                 plot_curves(path, measurement.curves, f"{kind} on {self._dataset_name}")
+
+
+def unseen_of(dataset_name: str, ground_truth: GroundTruth, seen: Sequence[str]) -> set[int]:
+    """The categories of a dataset that are not among the seen ones; {} without a split.
+
+    Args:
+        dataset_name: named in errors.
+        ground_truth: of the dataset.
+        seen: as ``TEST.PROPOSALS.SEEN``.
+
+    Raises:
+        ValueError: as of ``choose_unseen``.
+    """
+    if not seen or not ground_truth.is_annotated:
+        return set()
+    try:
+        return choose_unseen(ground_truth, None, [str(item) for item in seen])
+    except ValueError as error:
+        raise ValueError(f"TEST.PROPOSALS.SEEN, of '{dataset_name}': {error}.") from error
 
 
 @contextmanager

@@ -90,6 +90,17 @@ def check_output_folder(path: str | os.PathLike) -> None:
         raise OSError(not_written(path, error)) from error
 
 
+def check_output_file(path: str | os.PathLike) -> None:
+    """Make the folder of a file to come, and check that it can be written, before long work for it.
+
+    Raises:
+        OSError: in one line, if it cannot.
+    """
+    if os.path.isdir(path):
+        raise OSError(not_written(path, IsADirectoryError("it is a folder")))
+    check_output_folder(Path(path).parent)
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write ``content`` as indented standard JSON, atomically.
 

@@ -29,11 +29,14 @@ def build_networks(cfg: CfgNode) -> PixelNetworks:
             f"MODEL.SPOP.TRUNK.PIXEL_STD must be positive, got {node.TRUNK.PIXEL_STD}."
         )
     one_size = len(cfg.INPUT.WARP_SIZE) > 0 and not node.TRAIN_AT_NATIVE_SIZE
-    if node.TRUNK.NORM == "SyncBN" and not one_size:
+    key, norm = "MODEL.SPOP.TRUNK.NORM", node.TRUNK.NORM
+    if node.TRUNK.NAME == "build_torchvision_backbone":
+        key, norm = "MODEL.TORCHVISION.NORM", cfg.MODEL.TORCHVISION.NORM
+    if norm == "SyncBN" and not one_size:
         raise ValueError(
-            "MODEL.SPOP.TRUNK.NORM 'SyncBN' needs INPUT.WARP_SIZE, and MODEL.SPOP."
-            "TRAIN_AT_NATIVE_SIZE False: images of different sizes go through the networks one by "
-            "one, and processes would wait for one another."
+            f"{key} 'SyncBN' needs INPUT.WARP_SIZE, and MODEL.SPOP.TRAIN_AT_NATIVE_SIZE False: "
+            "images of different sizes go through the networks one by one, and processes would "
+            "wait for one another."
         )
 
     def build_localization() -> LocalizationNetwork:

@@ -159,7 +159,7 @@ def _check_model(model: nn.Module, level: int) -> tuple[ZoomNetwork, nn.Module]:
         raise ValueError(
             f"level must be 1 or 2, not {level}: level 3 has no zoom-in map and no attention"
         )
-    backbone, generator = model.backbone, model.proposal_generator
+    backbone, generator = model.backbone, getattr(model, "proposal_generator", None)
     if not isinstance(backbone, ZoomNetwork):
         raise ValueError(
             f"attention maps need a zoom network, but the backbone is a {type(backbone).__name__}; "
@@ -169,6 +169,11 @@ def _check_model(model: nn.Module, level: int) -> tuple[ZoomNetwork, nn.Module]:
         raise ValueError(
             "attention maps need a zoom-in path, but this zoom network only zooms out; set "
             "MODEL.ZOOM_NETWORK.ZOOM_IN to True"
+        )
+    if len(backbone.projections):
+        raise ValueError(
+            "attention maps are those of the head's own channels, but this zoom network gives "
+            "other ones; set MODEL.ZOOM_NETWORK.OUT_CHANNELS to 0"
         )
     heads = getattr(generator, "heads", None)
     name = f"zoom{level}"

@@ -19,9 +19,7 @@ Shape shorthand in this module:
 from __future__ import annotations
 
 import os
-import tempfile
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -239,27 +237,6 @@ def _round_down(threshold: np.ndarray) -> np.ndarray:
     """The greatest float32 not above each float64: float32 features compare as before."""
     rounded = threshold.astype(np.float32)
     return np.where(rounded > threshold, np.nextafter(rounded, np.float32(-np.inf)), rounded)
-
-
-def check_savable(path: str | os.PathLike) -> None:
-    """Make the folder of a file to come and try to write there, before hours of work for it.
-
-    Raises:
-        ValueError: the file cannot be written.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-        reason = "it is a folder" if path.is_dir() else None
-    except OSError as error:
-        reason = error.strerror
-    if reason is not None:
-        raise ValueError(
-            f"Boosting file {path} cannot be written ({reason}): name a file in a folder that you "
-            "may write to."
-        )
 
 
 def save_boosted_trees(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:

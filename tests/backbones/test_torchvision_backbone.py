@@ -12,6 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2proposals.backbones.block_chain import Reach, dilations, find_chain, map_ends
+from d2proposals.backbones.masked_norm import MaskedGroupNorm
 from d2proposals.backbones.torchvision_backbone import TorchvisionBackbone, _plan, _reach
 from tests.common import make_cfg, make_instances
 
@@ -128,6 +129,39 @@ def test_squeeze_excitation_sees_the_image_alone(mask_padding):
     assert same == mask_padding
 
 
+@pytest.mark.parametrize(
+    ("norm", "trains"), [("GN", False), ("GN", True), ("BN", True), ("SyncBN", True)]
+)
+def test_statistics_leave_the_padding_out(norm, trains):
+    """Of networks whose padding is masked; in single precision through ten normalisations."""
+    backbone = build("mobilenet_v3_small", (8, 32), norm=norm).double().train(trains)
+    image = torch.randn(1, 3, 128, 160, dtype=torch.double)
+    padded = torch.zeros(1, 3, 192, 256, dtype=torch.double)
+    padded[..., :128, :160] = image
+    alone, batched = backbone(image), backbone(padded)
+    for name, stride in (("stride8", 8), ("stride32", 32)):
+        own = batched[name][..., : 128 // stride, : 160 // stride]
+        assert alone[name].abs().max() > 0.1
+        torch.testing.assert_close(own, alone[name], atol=1e-4, rtol=1e-3)
+
+
+def test_the_statistics_of_a_network_are_kept_where_its_padding_is_masked():
+    network = torchvision.models.mobilenet_v3_small()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -1, 1)
+    backbone = build("mobilenet_v3_small", (8, 32), norm="BN")
+    norms = [x for x in backbone.modules() if isinstance(x, nn.BatchNorm2d)]
+    of_network = [x for x in network.modules() if isinstance(x, nn.BatchNorm2d)]
+    # torchvision's own, which differ from torch's defaults.
+    assert {(x.eps, x.momentum) for x in norms} == {(0.001, 0.01)}
+    assert len(norms) == len(of_network)
+    backbone.load_state_dict(
+        {k: v for k, v in network.state_dict().items() if not k.startswith("classifier")}
+    )
+    assert torch.equal(norms[0].running_mean, of_network[0].running_mean)
+
+
 @pytest.mark.parametrize("name", [SMALL, "mobilenet_v2", "resnet18"])
 def test_dilated_maps_are_the_strided_ones_in_between(name):
     torch.manual_seed(0)
@@ -212,10 +246,10 @@ def test_resnet_gives_detectron2_s_maps_with_equal_weights():
 def test_norms(norm):
     backbone = build(SMALL, norm=norm)
     kinds = {type(x) for x in backbone.modules()} & {
-        FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm
+        FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, MaskedGroupNorm
     }  # fmt: skip
     expected = {"FrozenBN": FrozenBatchNorm2d, "BN": nn.BatchNorm2d, "SyncBN": nn.SyncBatchNorm}
-    assert kinds == {expected.get(norm, nn.GroupNorm)}
+    assert kinds == {expected.get(norm, MaskedGroupNorm)}
 
 
 @pytest.mark.parametrize(("strides", "max_stride"), [((8, 32), 32), ((8,), 8), ((16,), 16)])

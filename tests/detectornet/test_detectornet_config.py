@@ -5,6 +5,7 @@ import torch
 from detectron2.modeling import build_proposal_generator, build_roi_heads
 from torch import nn
 
+from d2proposals.backbones.torchvision_backbone import TorchvisionBackbone
 from d2proposals.backbones.vgg import VGG
 from d2proposals.detectornet import roi_heads
 from d2proposals.detectornet.classifier_training import ClassifierTraining
@@ -144,6 +145,28 @@ def test_any_backbone_is_a_trunk():
     assert output.shape == (2, 256) and output.min() == 0
     output.sum().backward()
     assert trunk.backbone.features[0].weight.grad.any()
+
+
+def test_nothing_of_a_crop_is_padding_to_its_trunk():
+    """Zeros beyond an image stand at any side of a crop; those at the right are no batch's."""
+    overrides = ["MODEL.DETECTORNET.TRUNK", "build_torchvision_backbone",
+                 "MODEL.TORCHVISION.NAME", "mobilenet_v3_small",
+                 "MODEL.TORCHVISION.OUT_FEATURES", ["stride16"]]  # fmt: skip
+    trunk = build_proposal_generator(detectornet_cfg(*overrides), {}).network.networks[0].trunk
+    with_mask = TorchvisionBackbone(name="mobilenet_v3_small", out_features=["stride16"]).eval()
+    with_mask.load_state_dict(trunk.backbone.state_dict())
+    crops = torch.randn(1, 3, 97, 97)
+    crops[..., 70:] = 0
+    with torch.no_grad():
+        of_trunk, masked = (x(crops)["stride16"] for x in (trunk.backbone.eval(), with_mask))
+    plain = TorchvisionBackbone(
+        name="mobilenet_v3_small", out_features=["stride16"], mask_padding=False
+    ).eval()
+    plain.load_state_dict(trunk.backbone.state_dict())
+    with torch.no_grad():
+        expected = plain(crops)["stride16"]
+    torch.testing.assert_close(of_trunk, expected)
+    assert not torch.allclose(masked, expected, atol=1e-3 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(

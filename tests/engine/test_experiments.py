@@ -18,7 +18,7 @@ from d2proposals.engine.experiment_tables import Run, is_untrained, read_table, 
 from d2proposals.engine.experiments import lacking_trainings, run_overrides, trained_folder
 from d2proposals.engine.result_pages import format_rows, read_rows
 from d2proposals.evaluation.fixed_grid import evaluate_fixed_grid
-from tests.common import ROOT, forgotten_datasets, run_tool
+from tests.common import ROOT, forgotten_datasets, make_cfg, run_tool
 from tests.engine.experiment_results import CONFIG, result, row, write_table
 from tests.engine.tiny_coco import write_tiny_coco
 from tools import run_table
@@ -162,8 +162,15 @@ def test_a_row_of_no_iterations_is_the_untrained_network(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments.Trainer, "test", measured)
     results = [experiments.measure(run, tmp_path, ["MODEL.DEVICE", "cpu"]) for _ in range(2)]
     assert results[0]["training"]["iterations"] == 0 and results[0]["training"]["hours"] is None
+    # Test-time augmentation, where a row has it, is measured beside.
+    monkeypatch.setattr(
+        experiments.Trainer, "test_with_TTA", lambda cfg, model: {"box_proposals_TTA": {"AR@1": 2}}
+    )
+    opts = ["MODEL.DEVICE", "cpu", "TEST.AUG.ENABLED", True]
+    metrics = experiments.measure(run, tmp_path, opts)["metrics"]
+    assert metrics == {"box_proposals": {"AR@100": 1.0}, "box_proposals_TTA": {"AR@1": 2}}
     # Random, and the same each time: as the seed says.
-    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*weights[:2], strict=True))
 
 
 def test_a_row_of_the_fixed_grid_has_no_network(tmp_path, monkeypatch, capsys):
@@ -181,6 +188,12 @@ def test_a_row_of_the_fixed_grid_has_no_network(tmp_path, monkeypatch, capsys):
     expected = evaluate_fixed_grid("d2p_shapes_val", num_boxes=30)["box_proposals"]
     recall = written["metrics"]["box_proposals"]["AR@100"]
     assert recall == pytest.approx(expected["AR@100"], abs=0.01) and recall > 0
+    # Measured as the others are, and as its user says.
+    main = ["--table", str(table), "--folder", str(tmp_path), "--again"]
+    run_table.main([*main, "TEST.PROPOSALS.LIMITS", "(7,)"])
+    assert "AR@7" in read_rows(table)["grid"].results[1]["metrics"]["box_proposals"]
+    with pytest.raises(SystemExit, match="grid-1: a row is measured on one dataset, .* has 2"):
+        run_table.main([*main, "DATASETS.TEST", "('d2p_shapes_val','d2p_shapes_train')"])
     columns = ["AR@100", "iterations", "batch", "config", "data", "hours", "s/image", "commit"]
     line = format_rows({"grid": row_}, columns).splitlines()[-1]
     assert line == f"| 30 boxes | {expected['AR@100']:.1f} |  |  |  |  |  |  |  |"
@@ -319,6 +332,10 @@ def test_what_rows_need_is_trained_first(tmp_path, monkeypatch):
             "rows: [{name: a, label: a, fixed_grid: 9}, {name: b, label: b, weights_of: a}]",
             "row b has weights of a, untrained",
         ),
+        (
+            f"rows: [{A.replace('}', ', seeds: [1, 2]}')}, {{name: a-2, label: b, config: c}}]",
+            "a-2 is the name of a row and of another one's run",
+        ),
         ("rows: [", "is not YAML"),
     ],
 )
@@ -363,6 +380,11 @@ def test_train_and_measure_a_run(tmp_path, monkeypatch, capsys):
     training = result["training"]
     assert (training["iterations"], training["images_seen"]) == (2, 4)
     assert training["datasets"] == ["mine_train"] and training["device"].startswith("CPU")
+    # What the training had, whatever measures it.
+    (folder / "t" / "rpn-1" / "device.txt").write_text("some GPU")
+    assert experiments.training_facts(make_cfg(CONFIG.removeprefix("configs/")),
+                                      folder / "t" / "rpn-1")["device"] == "some GPU"  # fmt: skip
+    (folder / "t" / "rpn-1" / "device.txt").write_text(training["device"])
     # Of the whole process, in MB: Python with torch, and less than the machine's.
     assert 100 < training["peak_memory_mb"] < 100_000
     assert result["commit"] == ((folder / "t" / "rpn-1" / "commit.txt").read_text() or None)

@@ -105,16 +105,22 @@ def test_a_page_s_tables_are_written_anew(tmp_path):
     assert [len(row.results) for row in rows.values()] == [1, 0]
     page = tmp_path / "page.md"
     mark = "<!-- results of t.yaml: AR@100 -->\n"
-    page.write_text(f"before\n{mark}old\nolder\n<!-- end of results -->\nafter {mark}")
+    page.write_text(f"before\n{mark}old\nolder\n<!-- end of results -->\nafter")
     other = tmp_path / "other.md"
     other.write_text("nothing")
     assert write_pages([page, other], tmp_path) == {str(page): 1}
     assert other.read_text() == "nothing"
     expected = "|  | AR@100 |\n| --- | ---: |\n| RPN | 20.0 |\n"
-    assert page.read_text() == f"before\n{mark}{expected}<!-- end of results -->\nafter {mark}"
+    assert page.read_text() == f"before\n{mark}{expected}<!-- end of results -->\nafter"
     assert fill_page(page.read_text(), tmp_path) == page.read_text()
     with pytest.raises(ValueError, match="other.md has no line"):
         write_pages([other], tmp_path)
+    # A table without its end would swallow what stands before the next one.
+    text = f"{mark}old\nwords\n{mark}old\n<!-- end of results -->\n"
+    other.write_text(text)
+    with pytest.raises(ValueError, match="other.md: 2 lines .*of which 1 are followed by"):
+        write_pages([other], tmp_path)
+    assert other.read_text() == text
 
 
 def test_a_page_that_is_not_there_is_one_line(tmp_path):

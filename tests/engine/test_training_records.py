@@ -105,3 +105,19 @@ def test_evaluations_that_would_fail_after_the_training(register):
     with pytest.raises(ValueError, match=r"NUM_CLASSES is 16.*has 2 classes \(a, b\): set it to 2"):
         check_evaluations(cfg_of(coco, detector))
     check_evaluations(cfg_of(coco, detector, "MODEL.ROI_HEADS.NUM_CLASSES", 2))
+    limits = ("TEST.PROPOSALS.LIMITS", (1, 5000))
+    seen = ("TEST.PROPOSALS.SEEN", ("dog",))
+    for config in (detector, proposals):
+        of_two = cfg_of(coco, config, "MODEL.ROI_HEADS.NUM_CLASSES", 2, *limits)
+        with pytest.raises(ValueError, match=r"TEST.PROPOSALS.LIMITS.*not \(1, 5000\)"):
+            check_evaluations(of_two)
+        of_two = cfg_of(coco, config, "MODEL.ROI_HEADS.NUM_CLASSES", 2, *seen)
+        with pytest.raises(ValueError, match="TEST.PROPOSALS.SEEN, of 'records_coco': .*dog"):
+            check_evaluations(of_two)
+        # Where nobody measures proposals, nobody reads these.
+        if config == detector:
+            of_two = cfg_of(
+                coco, config, "MODEL.ROI_HEADS.NUM_CLASSES", 2, *limits, *seen,
+                "TEST.PROPOSALS.OF_DETECTORS", False,
+            )  # fmt: skip
+            check_evaluations(of_two)

@@ -6,7 +6,12 @@ import os
 import pytest
 
 from d2proposals.engine.bad_input import explain_bad_input
-from d2proposals.files.atomic_files import atomic_write, check_output_folder, write_json
+from d2proposals.files.atomic_files import (
+    atomic_write,
+    check_output_file,
+    check_output_folder,
+    write_json,
+)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -71,3 +76,15 @@ def test_output_folders_are_made_and_tried(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "out", tmp_path / "file" / "a" / "b"):
         with pytest.raises(OSError, match="cannot be written"):
             check_output_folder(folder)
+
+
+def test_a_file_to_come_is_tried_and_left_as_it_was(tmp_path):
+    check_output_file(tmp_path / "folder" / "a.npz")
+    assert list((tmp_path / "folder").iterdir()) == []
+    (tmp_path / "a.npz").write_bytes(b"old")
+    check_output_file(tmp_path / "a.npz")
+    assert (tmp_path / "a.npz").read_bytes() == b"old"
+    with pytest.raises(OSError, match="folder cannot be written .it is a folder."):
+        check_output_file(tmp_path / "folder")
+    with pytest.raises(OSError, match="a.npz cannot be written"):
+        check_output_file(tmp_path / "a.npz" / "b.npz")

@@ -130,6 +130,11 @@ def test_synchronised_statistics_need_images_of_one_size():
         build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", ())
     with pytest.raises(ValueError, match="TRAIN_AT_NATIVE_SIZE False"):
         build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", (65, 65))
+    torchvision = (
+        "MODEL.SPOP.TRUNK.NAME", "build_torchvision_backbone", "MODEL.TORCHVISION.NORM", "SyncBN",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="MODEL.TORCHVISION.NORM 'SyncBN' needs INPUT.WARP_SIZE"):
+        build(*torchvision, "INPUT.WARP_SIZE", ())
     scale_aware = ("MODEL.SPOP.SCALE_AWARE", True, "MODEL.SPOP.TRAIN_AT_NATIVE_SIZE", False)
     build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", (65, 65), *scale_aware)
 

@@ -103,6 +103,14 @@ def test_numbered_pictures_do_not_collide_either():
     assert DEMO["output_paths"](paths, Path("out")) == [Path("out", name) for name in names]
 
 
+def test_inputs_are_never_written_over(images, tmp_path):
+    before = {path: path.read_bytes() for path in images.glob("*.png")}
+    run("--input", images, "--output", images, *TINY)
+    assert {path: path.read_bytes() for path in before} == before
+    drawn = {path.name for path in images.glob("*.png")} - {path.name for path in before}
+    assert len(drawn) == len(before) and any(name.endswith("_2.png") for name in drawn)
+
+
 def test_video(tmp_path, capsys):
     path = tmp_path / "clip.avi"
     write_video(path, "MJPG")

@@ -132,6 +132,13 @@ def test_sheet_without_images(tmp_path):
         ("shapes/zip_rpn_only.yaml", (), 3, "level must be 1 or 2, not 3"),
         (
             "shapes/zip_rpn_only.yaml",
+            ("MODEL.ZOOM_NETWORK.OUT_CHANNELS", 16),
+            2,
+            "set MODEL.ZOOM_NETWORK.OUT_CHANNELS to 0",
+        ),
+        ("shapes/zip_single_stage.yaml", (), 2, "need the generator ZIP|OUT_CHANNELS to 0"),
+        (
+            "shapes/zip_rpn_only.yaml",
             ("MODEL.ZIP.IN_FEATURES", ["zoom2", "zoom3"], "MODEL.ANCHOR_GENERATOR.SIZES", [[32]]),
             1,
             "level 1 need the generator ZIP on 'zoom1'",

@@ -521,8 +521,8 @@ def add_torchvision_config(cfg: CN) -> None:
     # MODEL.BACKBONE, a generator's own FORMAT, PIXEL_MEAN and PIXEL_STD for its trunk.
     cfg.MODEL.TORCHVISION.PIXELS = "torchvision"
     # In the place of batch normalisation: "FrozenBN" (pre-trained weights), "BN", "SyncBN" or "GN"
-    # (from scratch). MODEL.BACKBONE.FREEZE_AT k freezes the blocks up to the map of stride 2^k, those
-    # of a generator's own trunk, too.
+    # (from scratch). MODEL.BACKBONE.FREEZE_AT k freezes the blocks up to the map of stride 2^k, and
+    # those of a generator's own trunk.
     cfg.MODEL.TORCHVISION.NORM = "FrozenBN"
     # Strides above this are traded for dilation, where the layers can be dilated.
     cfg.MODEL.TORCHVISION.MAX_STRIDE = 32

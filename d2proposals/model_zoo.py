@@ -40,9 +40,9 @@ def get_config_file(config_path: str) -> str:
     folder = _config_folder()
     path = folder / config_path
     if not path.is_file():
-        near = sorted(
-            str(item.relative_to(folder)) for item in path.parent.glob("*.yaml") if path.parent
-        ) or sorted(str(item.relative_to(folder)) for item in folder.rglob("*.yaml"))
+        kind = f"*{path.suffix or '.yaml'}"
+        found = sorted(path.parent.glob(kind)) or sorted(folder.rglob("*.yaml"))
+        near = [str(item.relative_to(folder)) for item in found]
         raise ValueError(f"There is no configuration '{config_path}'; there are {', '.join(near)}.")
     return str(path)
 
@@ -119,7 +119,8 @@ def get(
         )
     cfg = get_config(config_path, trained)
     if weights is not None:
-        cfg.MODEL.WEIGHTS = weights
+        # Those of the trunk alone would be read in vain, or make random ones others.
+        cfg.MODEL.WEIGHTS, cfg.MODEL.TORCHVISION.WEIGHTS = weights, ""
     if device is not None:
         cfg.MODEL.DEVICE = str(torch.device(device))
     fit_to_device(cfg)

@@ -42,7 +42,7 @@ from d2proposals.engine.model_command import (
     running_command,
 )
 from d2proposals.evaluation.collection import to_cpu
-from d2proposals.files.atomic_files import atomic_write
+from d2proposals.files.atomic_files import atomic_write, check_output_folder
 from d2proposals.files.image_files import read_rgb_image
 from d2proposals.pictures.gallery import write_gallery
 from d2proposals.pictures.gallery_entries import GalleryImage
@@ -268,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             print(f"{args.gallery}: {len(inputs)} images")
             return
+        check_output_folder(args.output)
         for path, output in zip(inputs, output_paths(inputs, Path(args.output)), strict=True):
             draw_one = draw_video if is_video(path) else draw_image
             draw_one(path, output, propose, args.top)

@@ -11,6 +11,7 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # Before torch is loaded: its threads would spin while they wait, which slows down whatever runs
 # beside them, and themselves.
@@ -45,10 +46,9 @@ def show_trained_network(output: Path) -> None:
     print(f"What the trained SC-RPN proposes on photographs: {output}\n", flush=True)
 
 
-def measured_recall(folder: Path) -> dict[str, float]:
-    """Average recall in percent that an evaluation has written into its folder, by its name."""
-    results = json.loads((folder / "proposal_results.json").read_text(encoding="utf-8"))
-    return results["metrics_in_percent"]
+def results_of(folder: Path) -> dict[str, Any]:
+    """What an evaluation has written into its folder."""
+    return json.loads((folder / "proposal_results.json").read_text(encoding="utf-8"))
 
 
 def train(overrides: Sequence[str]) -> None:
@@ -60,7 +60,7 @@ def train(overrides: Sequence[str]) -> None:
     with bad_input_in_one_line():
         cfg = setup(arguments(overrides))
         trainer = Trainer(cfg)
-        (dataset,) = cfg.DATASETS.TEST
+        dataset = cfg.DATASETS.TEST[0]
         inference_on_dataset(
             trainer.model,
             Trainer.build_test_loader(cfg, dataset),
@@ -79,6 +79,8 @@ def arguments(overrides: Sequence[str]) -> Namespace:
 def main(overrides: Sequence[str]) -> None:
     started = time.perf_counter()
     cfg = load_config(arguments(overrides))
+    if len(cfg.DATASETS.TEST) != 1:
+        raise SystemExit("Error: the quick start tests on one dataset: name one in DATASETS.TEST.")
     output = Path(cfg.OUTPUT_DIR)
     show_trained_network(output / "photographs")
     # So small a network leaves a second thread little to do; a second process has half the images.
@@ -86,24 +88,29 @@ def main(overrides: Sequence[str]) -> None:
     num_processes = min(os.cpu_count() or 1, 2) if can_halve else 1
     launch_processes(train, overrides, num_processes, dist_url="auto")
     (dataset,) = cfg.DATASETS.TEST
+    untrained, trained = (results_of(output / name) for name in ("untrained", "inference"))
     rows = {
         "grid of 100 boxes": evaluate_fixed_grid(dataset)["box_proposals"],
-        "ZIP, untrained": measured_recall(output / "untrained"),
-        f"ZIP, {cfg.SOLVER.MAX_ITER} iterations": measured_recall(output / "inference"),
+        "ZIP, untrained": untrained["metrics_in_percent"],
+        f"ZIP, {cfg.SOLVER.MAX_ITER} iterations": trained["metrics_in_percent"],
     }
     table = tabulate(
         [[name, *(row[column] for column in COLUMNS)] for name, row in rows.items()],
         headers=["proposals", *COLUMNS],
         floatfmt=".1f",
     )
+    minutes = (time.perf_counter() - started) / 60
+    print(
+        f"\nAverage recall on the {trained['num_images']} images of {dataset}, in percent "
+        f"({minutes:.1f} minutes):\n\n{table}\n",
+        flush=True,
+    )
     picture = output / "proposals.png"
     draw = [sys.executable, "tools/visualize_proposals.py", "--config-file", CONFIG]
     proposals = output / "inference" / "box_proposals.pkl"
-    subprocess.run([*draw, "--proposals", proposals, "--output", picture], check=True)
-    minutes = (time.perf_counter() - started) / 60
+    draw += ["--proposals", str(proposals), "--output", str(picture), *overrides]
+    subprocess.run(draw, check=True)
     print(
-        f"\nAverage recall on the 200 images of {dataset}, in percent ({minutes:.1f} minutes):\n\n"
-        f"{table}\n\n"
         f"Found and missed objects:  {picture}\n"
         f"Proposals on photographs:  {output / 'photographs'}\n"
         f"Recall curves:             {output / 'inference' / 'proposal_curves.png'}\n"

@@ -257,7 +257,12 @@ def test_vitdet_takes_sc_rpn_in_one_line(monkeypatch):
     )
     for name in ("timm", "timm.models", timm.__name__):
         monkeypatch.setitem(sys.modules, name, timm)
-    rpn, sc_rpn = load("vitdet_rpn").model, load("vitdet_sc_rpn").model
+    hosts = load("vitdet_rpn"), load("vitdet_sc_rpn")
+    rpn, sc_rpn = (cfg.model for cfg in hosts)
+    usual = load("faster_rcnn_rpn").model.proposal_generator.post_nms_topk
+    assert rpn.proposal_generator.post_nms_topk == usual
+    clipping = [getattr(cfg.optimizer["_target_"], "func", None) for cfg in hosts]
+    assert clipping[0] is None and clipping[1].__name__ == "FullModelClipping"
     # The norm's partial() is equal to itself only.
     del rpn.backbone.net["norm_layer"], sc_rpn.backbone.net["norm_layer"]
     assert {key for key in sc_rpn if sc_rpn[key] != rpn[key]} == {"proposal_generator"}

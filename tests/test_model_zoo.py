@@ -43,6 +43,7 @@ def test_a_configuration_by_name():
     [
         ("shapes/rpn.yaml", "there are shapes/.*shapes/rpn_only.yaml"),
         ("nowhere/rpn_only.yaml", "there are Base-"),
+        ("lazy/scrpn_only.py", "there are lazy/.*lazy/sc_rpn_only.py"),
     ],
 )
 def test_an_unknown_name_lists_the_known_ones(name, message):
@@ -60,6 +61,16 @@ def test_a_model_by_name(tmp_path):
         model.state_dict().items(), again.state_dict().values(), strict=True
     ):
         assert torch.equal(value, other), name
+
+
+@pytest.mark.parametrize("weights", ["", "model.pth"])
+def test_weights_of_one_s_own_need_none_of_the_trunk(weights, monkeypatch):
+    """Which would be downloaded, and make random weights others."""
+    monkeypatch.setattr(model_zoo, "load_trained_model", lambda cfg: cfg)
+    cfg = model_zoo.get("photos/rpn_mobilenet_v2.yaml", weights=weights, device="cpu")
+    assert (cfg.MODEL.WEIGHTS, cfg.MODEL.TORCHVISION.WEIGHTS) == (weights, "")
+    cfg = model_zoo.get("photos/rpn_mobilenet_v2.yaml", device="cpu")
+    assert cfg.MODEL.TORCHVISION.WEIGHTS == "IMAGENET1K_V1"
 
 
 def test_weights_of_the_package(tmp_path, monkeypatch):

@@ -41,6 +41,7 @@ from d2proposals.engine.model_command import (
     model_parser,
     running_command,
 )
+from d2proposals.files.atomic_files import check_output_file
 
 IOU_THRESHOLDS = (0.5, 0.7)
 ALL_CLASSES = "all classes as one"
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with running_command(parser, arguments) as args:
         if args.num_images is not None and args.num_images < 1:
             parser.error(f"--num-images must be at least 1, got {args.num_images}")
+        check_output_file(args.output)
         cfg = command_config(args, *PROPOSALS_ONLY, "MODEL.DETECTORNET.REFINEMENT.ENABLED", True)
         name = cfg.DATASETS.TEST[0]
         check_datasets([name])
@@ -86,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             class_id: ALL_CLASSES if agnostic else names[class_id]
             for class_id in curves[next(iter(boxes)), IOU_THRESHOLDS[0]]
         }
+        print("\n".join(report(curves, titles)))
         plot_precision_recall(
             args.output,
             {
@@ -95,7 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for class_id, title in titles.items()
             },
         )
-    print("\n".join(report(curves, titles)))
     print(f"{args.output}: {len(records)} images of {name}")
 
 

@@ -51,6 +51,7 @@ from d2proposals.evaluation.proposal_checks import ImageProposals, usable_of
 from d2proposals.evaluation.proposal_runs import name_runs, read_run
 from d2proposals.evaluation.unseen_categories import choose_unseen
 from d2proposals.files.annotation_file import register_annotation_file
+from d2proposals.files.atomic_files import check_output_file
 from d2proposals.files.image_files import read_rgb_image
 from d2proposals.pictures.coverage import ProposalPicture, spread_evenly, write_contact_sheet
 from d2proposals.pictures.gallery import write_gallery
@@ -191,6 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with running_command(parser, arguments) as args:
         if not args.config_file and not args.proposals:
             parser.error("name a model (--config-file) or a file of proposals (--proposals)")
+        output = args.output or (None if args.gallery else "proposals.png")
+        for path in filter(None, (output, args.gallery)):
+            check_output_file(path)
         cfg = load_config(args)
         dataset = find_dataset(args, cfg)
         ground_truth = load_ground_truth(dataset, with_masks=True)
@@ -207,7 +211,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             cfg = command_config(args, *PROPOSALS_ONLY)
             sources = {Path(args.config_file).stem: load_model_source(cfg)}
-        output = args.output or (None if args.gallery else "proposals.png")
         if output and len(sources) > 1:
             parser.error("the sheet shows one file of proposals; several are for --gallery alone")
         unseen = choose_unseen(ground_truth, args.unseen, args.seen)

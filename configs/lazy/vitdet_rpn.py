@@ -38,6 +38,7 @@ backbone = L(SimpleFeaturePyramid)(
     square_pad=1024,
 )
 model = faster_rcnn(rpn(), backbone=backbone)
+model.proposal_generator.post_nms_topk = (1000, 1000)
 model.update(pixel_mean=RGB["model_mean"], pixel_std=RGB["model_std"], input_format="RGB")
 # No image is larger than the square it is padded to.
 dataloader = coco(max_size=backbone.square_pad, detects=True, image_format="RGB")

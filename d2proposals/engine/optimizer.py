@@ -22,7 +22,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     A module with an attribute ``lr_factor`` (float) has the learning rate of its parameters
     multiplied by it; of nested modules, the innermost counts. All of ``proposal_generator`` is
-    multiplied by ``SOLVER.PROPOSAL_GENERATOR_LR_FACTOR`` besides.
+    multiplied by ``SOLVER.PROPOSAL_GENERATOR_LR_FACTOR`` besides, and every bias by
+    ``SOLVER.BIAS_LR_FACTOR``.
 
     Args:
         cfg: a configuration.
@@ -57,7 +58,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def parameter_groups(
-    model: nn.Module, *, base_lr: float, generator_lr_factor: float = 1.0, **settings: Any
+    model: nn.Module,
+    *,
+    base_lr: float,
+    generator_lr_factor: float = 1.0,
+    bias_lr_factor: float | None = 1.0,
+    **settings: Any,
 ) -> list[dict[str, Any]]:
     """Detectron2's groups of parameters, with the learning rates of :func:`build_optimizer`.
 
@@ -65,6 +71,8 @@ def parameter_groups(
         model: whose parameters are trained.
         base_lr: learning rate.
         generator_lr_factor: on the learning rate of ``proposal_generator``.
+        bias_lr_factor: on that of biases, whatever other factor they have. Detectron2's own takes
+            the place of others.
         **settings: as for Detectron2's ``get_default_optimizer_params``.
 
     Raises:
@@ -84,8 +92,11 @@ def parameter_groups(
     def lr_factor(parameter_name: str) -> float:
         prefixes = [x for x in factors if x == "" or parameter_name.startswith(x + ".")]
         factor = factors[max(prefixes, key=len)] if prefixes else 1.0
-        is_generators = parameter_name.startswith("proposal_generator.")
-        return factor * generator_lr_factor if is_generators else factor
+        if parameter_name.startswith("proposal_generator."):
+            factor *= generator_lr_factor
+        if parameter_name.rpartition(".")[2] == "bias" and bias_lr_factor is not None:
+            factor *= bias_lr_factor
+        return factor
 
     return get_default_optimizer_params(
         model, base_lr=base_lr, lr_factor_func=lr_factor, **settings

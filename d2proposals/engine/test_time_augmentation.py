@@ -26,7 +26,7 @@ from detectron2.modeling.meta_arch import ProposalNetwork
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torchvision.ops import nms
+from torchvision.ops import batched_nms, nms
 
 from ..data.nonempty_resize import NonEmptyResize
 from ..proposals.native_size import ImageSizes, given_sizes
@@ -117,11 +117,13 @@ class ProposalNetworkWithTTA(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """The generator's own suppression and number; RPN's keys where it has none of its own."""
+        """The generator's own suppression and number, of its last boxes; RPN's keys where it has
+        none of its own."""
         host = model.module if isinstance(model, DistributedDataParallel) else model
         generator = getattr(host, "proposal_generator", None)
         numbers = getattr(generator, "post_nms_topk", {})
-        threshold = getattr(generator, "nms_thresh", 1.0)
+        thresholds = (getattr(generator, x, None) for x in ("final_nms_thresh", "nms_thresh"))
+        threshold = next((x for x in thresholds if x is not None), 1.0)
         return {
             "model": model,
             "tta_mapper": NonEmptyDatasetMapperTTA(cfg),
@@ -150,7 +152,7 @@ class ProposalNetworkWithTTA(nn.Module):
         dataset_dict = {**dataset_dict, "height": image_size[0], "width": image_size[1]}
         generator = self.model.proposal_generator
         merges_itself = hasattr(generator, "candidates") and hasattr(generator, "select")
-        all_boxes, all_scores = [], []
+        all_boxes, all_scores, all_classes = [], [], []
         inputs = self.tta_mapper(dataset_dict)
         # One by one: batched with larger ones, a small image would be mostly padding.
         for augmented in inputs:
@@ -161,21 +163,29 @@ class ProposalNetworkWithTTA(nn.Module):
                 else:
                     (proposals,), _ = generator(images, features, None)
                     boxes, scores = proposals.proposal_boxes.tensor, proposals.objectness_logits
-            boxes, scores = _to_original_image(boxes, scores, augmented["transforms"], image_size)
+            boxes, keep = _to_original_image(boxes, augmented["transforms"], image_size)
             all_boxes.append(boxes)
-            all_scores.append(scores)
+            all_scores.append(scores[keep])
+            if not merges_itself and proposals.has("proposal_classes"):
+                all_classes.append(proposals.proposal_classes[keep])
         boxes, scores = torch.cat(all_boxes), torch.cat(all_scores)
         if merges_itself:
             return generator.select(boxes, scores, image_size)
         # The generator has already suppressed within a scale, so one scale needs no merge.
-        if len(inputs) > 1:
+        classes = torch.cat(all_classes) if all_classes else None
+        if len(inputs) == 1:
+            keep = scores.argsort(descending=True, stable=True)
+        elif classes is None:
             keep = nms(boxes, scores, self.nms_thresh)
         else:
-            keep = scores.argsort(descending=True, stable=True)
+            keep = batched_nms(boxes, scores, classes, self.nms_thresh)
         keep = keep[: self.post_nms_topk]
-        return Instances(
+        merged = Instances(
             image_size, proposal_boxes=Boxes(boxes[keep]), objectness_logits=scores[keep]
         )
+        if classes is not None:
+            merged.proposal_classes = classes[keep]
+        return merged
 
     def _images_and_features(
         self, image: torch.Tensor
@@ -248,7 +258,6 @@ def _augmented_sizes(augmented: dict[str, Any], test_size: Sequence[int]) -> Ima
 
 def _to_original_image(
     boxes: torch.Tensor,
-    scores: torch.Tensor,
     transforms: T.TransformList,
     image_size: tuple[int, int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -256,15 +265,14 @@ def _to_original_image(
 
     Args:
         boxes: (R, 4) XYXY, pixels of the network input.
-        scores: (R,).
         transforms: from the original image to the network input.
         image_size: (height, width) of the original image.
 
     Returns:
-        boxes (R', 4) XYXY, pixels of the original image, and scores (R',), R' <= R.
+        boxes (R', 4) XYXY, pixels of the original image, R' <= R, and (R,) bool, those kept.
     """
     original = transforms.inverse().apply_box(boxes.cpu().numpy())
     original = Boxes(torch.from_numpy(original).to(boxes))
     original.clip(image_size)
     keep = original.nonempty()
-    return original.tensor[keep], scores[keep]
+    return original.tensor[keep], keep

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
+from .atomic_files import check_output_folder
 from .coco_results import result_entries
 from .json_values import ContentError, boxes_of_masks, check_finite, is_number
 from .proposal_set import DatasetImages, ProposalSet, file_names, missing_scores
@@ -103,7 +104,7 @@ def write_sam(path: Path, proposals: ProposalSet, images: DatasetImages | None) 
         raise ValueError("the format sam has a file per image, and two images have the same name")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} exists; give the name of a new folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_output_folder(path.parent)
     # The folder takes its name when all of its files are there.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         whole = Path(folder) / "whole"

@@ -43,6 +43,19 @@ class ResultEntries:
         self._sizes: list[tuple[int, int]] = []
         self._categories: set[Any] = set()
         self._num_without_score = 0
+        self.error: ContentError | None = None
+
+    def take_or_remember(self, entry: dict[str, Any]) -> dict[str, Any] | None:
+        """As :meth:`take`, but the first error is kept in ``error``: what the file is shows at its
+        end."""
+        is_entry = "image_id" in entry
+        if self.error is not None:
+            return _TAKEN if is_entry else entry
+        try:
+            return self.take(entry)
+        except ContentError as error:
+            self.error = error
+            return _TAKEN
 
     def take(self, entry: dict[str, Any]) -> dict[str, Any] | None:
         """A hook of json: keeps what it needs of an entry, and leaves other objects alone."""

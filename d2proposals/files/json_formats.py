@@ -106,7 +106,11 @@ def _parse(text: TextIO) -> tuple[Any, ResultEntries]:
     come apart."""
     entries = ResultEntries()
     try:
-        return json.load(text, object_hook=entries.take), entries
+        content = json.load(text, object_hook=entries.take_or_remember)
+        # Annotations, whose masks are polygons, are no results with an error.
+        if entries.error is not None and not (isinstance(content, dict) and "images" in content):
+            raise entries.error
+        return content, entries
     except json.JSONDecodeError as error:
         if not error.msg.startswith("Extra data"):
             raise

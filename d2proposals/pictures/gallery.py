@@ -24,7 +24,7 @@ from typing import Any
 
 from ..evaluation.recall import AREA_RANGES, CURVE_NUM_PROPOSALS, IOU_THRESHOLDS, MAX_LIMIT
 from ..evaluation.report import AREA_NAMES, COLOURS, LINE_STYLES
-from ..files.atomic_files import atomic_write
+from ..files.atomic_files import atomic_write, check_output_file
 from .gallery_entries import GalleryImage, entry_of
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def write_gallery(
             slider ends.
 
     Raises:
+        OSError: in one line, before the first image, if the file cannot be written.
         ValueError: without images, for a number or a threshold out of range, and for an image that
             is not RGB bytes.
     """
@@ -77,6 +78,8 @@ def write_gallery(
         raise ValueError(
             f"the gallery counts objects covered at an IoU from .5 to 1, not {iou_threshold}"
         )
+    # Before the images, which a model may be making.
+    check_output_file(path)
     entries = [entry_of(image, keep) for image in images]
     if not entries:
         raise ValueError("a gallery of proposal pictures needs at least one image")

@@ -80,6 +80,10 @@ CLASSIFIER_TRAINING = ClassifierTraining(
 )
 
 
+# Of the heads' classifier, which these have not.
+NO_HARD_NEGATIVES = ("MODEL.DETECTORNET.CLASSIFIER.HARD_FRACTION", 0.0)
+
+
 def detectornet_cfg(*overrides):
     return make_cfg(
         None, *set_all("DETECTORNET", DETECTORNET_SETTINGS), "MODEL.DETECTORNET.TRUNK", "alexnet",
@@ -186,20 +190,19 @@ def test_what_is_no_trunk_is_named(overrides, message):
 
 
 def test_keys_of_the_classifier_reach_detectornet_s_heads():
-    heads = build_roi_heads(detectornet_cfg(), {})
+    enabled = ("MODEL.DETECTORNET.CLASSIFIER.ENABLED", True)
+    after = detectornet_cfg(*enabled, "MODEL.DETECTORNET.CLASSIFIER.PRUNING_BUDGET", 0)
+    heads = build_roi_heads(after, {})
     held = {
         "num_classes": 2,
         "class_agnostic": False,
-        "classifier": None,
         "classifier_training": CLASSIFIER_TRAINING,
         "crops_at_once": 9,
     }
     assert {name: getattr(heads, name) for name in held} == held
-    enabled = ("MODEL.DETECTORNET.CLASSIFIER.ENABLED", True)
-    after = detectornet_cfg(*enabled, "MODEL.DETECTORNET.CLASSIFIER.PRUNING_BUDGET", 0)
-    heads = build_roi_heads(after, {})
     assert heads.classifier.network.output.out_features == 3
     assert build_proposal_generator(after, {}).classifier is None
+    assert build_roi_heads(detectornet_cfg(*NO_HARD_NEGATIVES), {}).classifier is None
 
 
 def test_the_classifier_is_the_generator_s_where_it_prunes_before_the_suppression():
@@ -208,6 +211,9 @@ def test_the_classifier_is_the_generator_s_where_it_prunes_before_the_suppressio
     generator = build_proposal_generator(cfg, {})
     assert generator.classifier.network.output.out_features == 3
     assert generator.classifier_training == CLASSIFIER_TRAINING
+    with pytest.raises(ValueError, match="HARD_FRACTION is of the classifier of DetectorNetHeads"):
+        build_roi_heads(cfg, {})
+    cfg = detectornet_cfg(*enabled, *NO_HARD_NEGATIVES)
     assert build_roi_heads(cfg, {}).classifier is None
     # Class-agnostic proposals still need a class.
     agnostic = detectornet_cfg(*enabled, "MODEL.DETECTORNET.CLASS_AGNOSTIC", True)
@@ -223,7 +229,7 @@ def test_keys_of_the_sliding_windows():
 def test_a_classifier_that_is_not_wanted_is_not_built(monkeypatch):
     built = []
     monkeypatch.setattr(roi_heads, "CropClassifier", lambda *args: built.append(args))
-    build_roi_heads(detectornet_cfg(), {})
+    build_roi_heads(detectornet_cfg(*NO_HARD_NEGATIVES), {})
     assert built == []
     enabled = ("MODEL.DETECTORNET.CLASSIFIER.ENABLED", True)
     build_roi_heads(detectornet_cfg(*enabled, "MODEL.DETECTORNET.CLASSIFIER.PRUNING_BUDGET", 0), {})

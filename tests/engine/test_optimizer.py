@@ -69,6 +69,12 @@ def test_a_generator_has_a_factor_on_all_its_rates():
         "proposal_generator.1.1.weight": 1.0,
         "proposal_generator.1.1.bias": 1.0,
     }
+    # Biases have theirs besides, as those of SPOP's new layers in DeepLab's training.
+    cfg.SOLVER.BIAS_LR_FACTOR = 2.0
+    with_biases = rates(build_optimizer(cfg, model), model)
+    assert with_biases["proposal_generator.0.bias"] == pytest.approx(0.2)
+    assert with_biases["proposal_generator.1.1.bias"] == pytest.approx(2.0)
+    assert with_biases["proposal_generator.1.1.weight"] == pytest.approx(1.0)
     cfg.SOLVER.PROPOSAL_GENERATOR_LR_FACTOR = 0.0
     with pytest.raises(ValueError, match="PROPOSAL_GENERATOR_LR_FACTOR must be positive, got 0.0"):
         build_optimizer(cfg, model)

@@ -154,6 +154,31 @@ def test_the_merge_is_by_the_generator_s_own_settings(model, monkeypatch):
 
 
 @torch.no_grad()
+def test_boxes_of_a_class_are_suppressed_by_that_class_alone(model, monkeypatch):
+    """As DetectorNet's, whose last suppression is another one than that of its first stage."""
+
+    class Classes(Whereabouts):
+        def forward(self, images, features, gt_instances=None):
+            (proposals,), losses = super().forward(images, features)
+            # The first box again, as of another class, and scored between two scales.
+            again = proposals[:1]
+            again.objectness_logits = again.objectness_logits + 0.5
+            proposals = Instances.cat([proposals, again])
+            proposals.proposal_classes = torch.tensor([4, 5, 6, 7])
+            return [proposals], losses
+
+    monkeypatch.setattr(model.proposal_generator, "nms_thresh", 0.1)
+    monkeypatch.setattr(model.proposal_generator, "final_nms_thresh", 0.9, raising=False)
+    wrapper = wrap(model, Classes(with_candidates=False), "TEST.AUG.MIN_SIZES", (32, 64, 96))
+    assert wrapper.nms_thresh == 0.9
+    (out,) = wrapper([make_input()])
+    assert out["proposals"].objectness_logits.tolist() == [5, 4.5, 4]
+    assert out["proposals"].proposal_classes.tolist() == [5, 7, 4]
+    monkeypatch.setattr(model.proposal_generator, "final_nms_thresh", 1.0)
+    assert wrap(model, None, "MODEL.RPN.NMS_THRESH", 0.6).nms_thresh == 0.6
+
+
+@torch.no_grad()
 def test_no_proposals(model):
     class Nothing(Whereabouts):
         def _candidates(self, images, features):

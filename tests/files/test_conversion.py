@@ -285,6 +285,8 @@ def test_writers_refuse_what_they_cannot_hold(tmp_path):
     path.write_text("here")
     with pytest.raises(ValueError, match="out exists; give the name of a new folder"):
         write_proposals(path, make_set(), "sam", IMAGES)
+    with pytest.raises(OSError, match="out cannot be written"):
+        write_proposals(path / "of", make_set(), "sam", IMAGES)
     assert path.read_text() == "here" and list(tmp_path.iterdir()) == [path]
 
 
@@ -345,6 +347,17 @@ def test_many_encodings_are_checked_in_little_memory():
     ("content", "message"),
     [
         ({"images": [], "annotations": []}, "looks like a file of annotations"),
+        (
+            {
+                "images": [{"id": 1}],
+                "annotations": [
+                    {"image_id": 1, "bbox": [1, 2, 3, 4], "segmentation": [[1, 2, 3, 4, 5, 6]]}
+                ] * 2,
+                "categories": [],
+            },
+            "looks like a file of annotations",
+        ),
+        ({"results": [{"image_id": 1, "bbox": [1, 2, 3]}]}, "bbox of entry 0 must be four"),
         ({"a": 1}, "none of the known formats"),
         ([1, 2], "none of the known formats"),
         ([{"image_id": 1, "bbox": [1, 2, 3], "score": 1}], "bbox of entry 0 must be four numbers"),

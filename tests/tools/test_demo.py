@@ -69,7 +69,8 @@ def test_overrides_may_follow_the_images(images, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setitem(DEMO["main"].__globals__, "load_proposer", lambda cfg: seen.append(cfg))
     monkeypatch.setitem(DEMO["main"].__globals__, "draw_image", lambda path, *_: seen.append(path))
-    run("--input", images / "0.png", images / "1.png", "SEED", 7, "MODEL.DEVICE", "cpu")
+    to = ("--output", tmp_path / "out")
+    run(*to, "--input", images / "0.png", images / "1.png", "SEED", 7, "MODEL.DEVICE", "cpu")
     cfg, *paths = seen
     assert [path.name for path in paths] == ["0.png", "1.png"]
     assert (cfg.MODEL.DEVICE, cfg.SEED) == ("cpu", 7)
@@ -82,12 +83,12 @@ def test_overrides_may_follow_the_images(images, tmp_path, monkeypatch):
     assert args.input == files and args.opts == ["MODEL.NO", "w.pth", "SEED", "1"]
 
 
-def test_masks_are_of_the_package_s_own_network(images, capsys, monkeypatch):
+def test_masks_are_of_the_package_s_own_network(images, tmp_path, capsys, monkeypatch):
     seen = []
     monkeypatch.setitem(DEMO["main"].__globals__, "load_proposer", lambda cfg: seen.append(cfg))
     monkeypatch.setitem(DEMO["main"].__globals__, "draw_image", lambda *_: None)
     for flags in ((), ("--masks",)):
-        DEMO["main"]([*flags, "--input", str(images)])
+        DEMO["main"]([*flags, "--input", str(images), "--output", str(tmp_path / "out")])
     generators = [cfg.MODEL.PROPOSAL_GENERATOR.NAME for cfg in seen]
     files = [Path(cfg.MODEL.WEIGHTS).name for cfg in seen]
     assert generators == ["SCRPN", "DeepMask"]
@@ -166,6 +167,17 @@ def test_photographs_with_objects_drawn_by_hand(tmp_path, capsys):
     assert (ground_truth.boxes[:, 2:] <= sizes[:, ::-1]).all()
     for name, size in zip(ground_truth.file_names, ground_truth.image_sizes, strict=True):
         assert Image.open(folder / Path(name).name).size == size[::-1]
+
+
+def test_what_cannot_be_written_is_said_before_the_images_are_seen(images, tmp_path, monkeypatch):
+    def refuse(image):
+        pytest.fail("the network saw an image")
+
+    monkeypatch.setitem(DEMO["main"].__globals__, "load_proposer", lambda cfg: refuse)
+    (tmp_path / "file").touch()
+    for place in (("--gallery", tmp_path), ("--output", tmp_path / "file")):
+        with pytest.raises(SystemExit, match="cannot be written"):
+            run("--input", images, *place)
 
 
 def test_gallery(images, tmp_path, capsys):

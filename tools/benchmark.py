@@ -50,6 +50,7 @@ from d2proposals.engine import (
 )
 from d2proposals.engine.forward_hooks import around_forward
 from d2proposals.engine.operation_count import count_operations
+from d2proposals.engine.resident_memory import resident_bytes
 from d2proposals.files.atomic_files import atomic_write, write_json
 from d2proposals.files.image_files import read_rgb_image
 from d2proposals.proposals.native_size_hosts import hand_over_native_sizes
@@ -314,13 +315,6 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resident_bytes("VmHWM")
-
-
-def resident_bytes(field: str) -> int:
-    """This process's resident memory on Linux, by field of its status: "VmRSS" or "VmHWM"."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (kibibytes,) = (line.split()[1] for line in lines if line.startswith(field + ":"))
-    return int(kibibytes) << 10
 
 
 @contextmanager

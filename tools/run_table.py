@@ -28,7 +28,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from d2proposals.engine.experiment_tables import Run, is_untrained, read_table, result_file
-from d2proposals.engine.experiments import lacking_trainings, measure, train, write_result
+from d2proposals.engine.experiments import (
+    check_measurable,
+    lacking_trainings,
+    measure,
+    train,
+    write_result,
+)
 from d2proposals.engine.model_command import running_command
 from d2proposals.engine.result_pages import write_pages
 from d2proposals.files.atomic_files import check_output_folder
@@ -81,6 +87,8 @@ def chosen_runs(
 
 def finish(args: argparse.Namespace, run: Run) -> None:
     """Train and measure one run, as far as ``--stage`` says, and tell about it."""
+    if args.stage != "train":
+        check_measurable(run, args.folder, args.opts)
     if args.stage != "measure" and not run.weights_of and not is_untrained(run, args.opts):
         print(f"{run.name}: training", flush=True)
         train(run, args.folder, args.opts)
@@ -109,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         all_runs = read_table(args.table)
         runs = chosen_runs(args, parser, all_runs)
         # Before the long work.
-        if not args.list:
+        if not args.list and args.stage != "train":
             check_output_folder(Path(args.table).with_suffix(""))
         is_done = {run.name: result_file(args.table, run).is_file() for run in runs}
         if args.list:

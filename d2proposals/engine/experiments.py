@@ -168,7 +168,6 @@ def train(
         return
     overrides = run_overrides(run, folder, opts)
     cfg = _load_config(run, overrides)
-    _check_one_test(run, cfg)
     output = Path(overrides[-1])
     is_trained = (output / "model_final.pth").is_file()
     # A training that broke off before its first checkpoint begins again.
@@ -475,12 +474,21 @@ def _text_of(file: Path) -> str | None:
     return (file.read_text(encoding="utf-8") or None) if file.is_file() else None
 
 
-def _check_one_test(run: Run, cfg: CfgNode) -> None:
-    """Check that a run has one dataset to be measured on.
+def check_measurable(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> None:
+    """Check, before a training, that a run has one dataset to be measured on.
+
+    Args:
+        run: of a table.
+        folder: below which runs train.
+        opts: the user's KEY VALUE overrides.
 
     Raises:
         ValueError: it has none or several.
     """
+    _check_one_test(run, _load_config(run, run_overrides(run, folder, opts)))
+
+
+def _check_one_test(run: Run, cfg: CfgNode) -> None:
     if len(cfg.DATASETS.TEST) != 1:
         raise ValueError(
             f"{run.name}: a row is measured on one dataset, DATASETS.TEST has "

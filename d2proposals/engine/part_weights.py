@@ -121,7 +121,8 @@ def check_weights_are_whole(checkpointer: ProposalCheckpointer, cfg: CfgNode | N
             f"{checkpointer.weights_key}."
         )
         return
-    # Also statistics of a normalisation, without which its weights say nothing.
+    # Also statistics of a batch normalisation, without which its weights say nothing. Detectron2
+    # takes a frozen one without for one whose statistics are folded in.
     entries = [entry for entry in checkpointer.model.state_dict() if not _is_optional(entry)]
     for name in FREEZABLE.values():
         own = [entry for entry in entries if entry.startswith(f"{name}.")]

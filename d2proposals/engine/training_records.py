@@ -119,7 +119,8 @@ def check_evaluations(cfg: CfgNode) -> None:
         check_limits(cfg.TEST.PROPOSALS.LIMITS)
     for name in cfg.DATASETS.TEST:
         if seen:
-            unseen_of(name, load_ground_truth(name), seen)
+            count_difficult = cfg.TEST.PROPOSALS.COUNT_DIFFICULT
+            unseen_of(name, load_ground_truth(name, count_difficult=count_difficult), seen)
         metadata = MetadataCatalog.get(name)
         # Detectron2's readers of files give each image its id.
         if not metadata.get("json_file") and not metadata.get("dirname"):

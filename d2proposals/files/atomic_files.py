@@ -93,12 +93,17 @@ def check_output_folder(path: str | os.PathLike) -> None:
 def check_output_file(path: str | os.PathLike) -> None:
     """Make the folder of a file to come, and check that it can be written, before long work for it.
 
+    As :func:`atomic_write`, it takes what is no file as it is, and goes to where a link leads.
+
     Raises:
         OSError: in one line, if it cannot.
     """
     if os.path.isdir(path):
         raise OSError(not_written(path, IsADirectoryError("it is a folder")))
-    check_output_folder(Path(path).parent)
+    target = Path(os.path.realpath(path))
+    # A pipe or a device is written into, not replaced.
+    if target.is_file() or not os.path.exists(path):
+        check_output_folder(target.parent)
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.utils import comm
 
 from ..backbones.deeplab_largefov import DeepLabLargeFOV
 from ..backbones.trunks import build_registered_trunk
@@ -32,11 +33,11 @@ def build_networks(cfg: CfgNode) -> PixelNetworks:
     key, norm = "MODEL.SPOP.TRUNK.NORM", node.TRUNK.NORM
     if node.TRUNK.NAME == "build_torchvision_backbone":
         key, norm = "MODEL.TORCHVISION.NORM", cfg.MODEL.TORCHVISION.NORM
-    if norm == "SyncBN" and not one_size:
+    if norm == "SyncBN" and not one_size and comm.get_world_size() > 1:
         raise ValueError(
-            f"{key} 'SyncBN' needs INPUT.WARP_SIZE, and MODEL.SPOP.TRAIN_AT_NATIVE_SIZE False: "
-            "images of different sizes go through the networks one by one, and processes would "
-            "wait for one another."
+            f"{key} 'SyncBN' in several processes needs INPUT.WARP_SIZE, and MODEL.SPOP."
+            "TRAIN_AT_NATIVE_SIZE False: images of different sizes go through the networks one by "
+            "one, and processes would wait for one another."
         )
 
     def build_localization() -> LocalizationNetwork:

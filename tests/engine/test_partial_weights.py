@@ -249,7 +249,7 @@ def test_weights_of_another_network_are_refused(source, overrides, fault, tmp_pa
 
 
 def test_weights_without_statistics_are_refused(tmp_path):
-    """Of a frozen normalisation, too, all of which are buffers."""
+    """Of a batch normalisation, which are buffers."""
     state = state_of(seeded_model(host_cfg("SCRPN"), 1))
     kept = {name: value for name, value in state.items() if "running_mean" not in name}
     assert len(kept) < len(state)

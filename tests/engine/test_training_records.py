@@ -1,5 +1,7 @@
 """Tests of what is found out about datasets before a job starts."""
 
+from pathlib import Path
+
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -114,6 +116,13 @@ def test_evaluations_that_would_fail_after_the_training(register):
         of_two = cfg_of(coco, config, "MODEL.ROI_HEADS.NUM_CLASSES", 2, *seen)
         with pytest.raises(ValueError, match="TEST.PROPOSALS.SEEN, of 'records_coco': .*dog"):
             check_evaluations(of_two)
+        # Of difficult objects that do not count, none is left that is unseen.
+        objects = [item(0), item(1, difficult=True)]
+        hard = register(f"records_hard_{Path(config).stem}", objects, "ab", evaluator_type="coco")
+        of_a = ("MODEL.ROI_HEADS.NUM_CLASSES", 2, "TEST.PROPOSALS.SEEN", ("a",))
+        check_evaluations(cfg_of(hard, config, *of_a))
+        with pytest.raises(ValueError, match="TEST.PROPOSALS.SEEN, of 'records_hard"):
+            check_evaluations(cfg_of(hard, config, *of_a, "TEST.PROPOSALS.COUNT_DIFFICULT", False))
         # Where nobody measures proposals, nobody reads these.
         if config == detector:
             of_two = cfg_of(

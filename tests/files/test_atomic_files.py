@@ -84,6 +84,11 @@ def test_a_file_to_come_is_tried_and_left_as_it_was(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"old")
     check_output_file(tmp_path / "a.npz")
     assert (tmp_path / "a.npz").read_bytes() == b"old"
+    # As they are written: into a pipe, wherever it is, and where a link leads.
+    check_output_file(os.devnull)
+    (tmp_path / "link").symlink_to(tmp_path / "a.npz" / "b.npz")
+    with pytest.raises(OSError, match="a.npz cannot be written"):
+        check_output_file(tmp_path / "link")
     with pytest.raises(OSError, match="folder cannot be written .it is a folder."):
         check_output_file(tmp_path / "folder")
     with pytest.raises(OSError, match="a.npz cannot be written"):

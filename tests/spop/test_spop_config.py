@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_proposal_generator
+from detectron2.utils import comm
 
 from tests.common import make_cfg, set_all
 
@@ -125,15 +126,21 @@ def test_the_paper_s_configuration_is_the_paper_s_network():
     assert epochs == pytest.approx([20, 40, 60], abs=0.001)
 
 
-def test_synchronised_statistics_need_images_of_one_size():
-    with pytest.raises(ValueError, match="'SyncBN' needs INPUT.WARP_SIZE"):
+def test_synchronised_statistics_need_images_of_one_size(monkeypatch):
+    # One process waits for none.
+    build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", ())
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="'SyncBN' in several processes needs INPUT.WARP_SIZE"):
         build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", ())
     with pytest.raises(ValueError, match="TRAIN_AT_NATIVE_SIZE False"):
         build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", (65, 65))
     torchvision = (
         "MODEL.SPOP.TRUNK.NAME", "build_torchvision_backbone", "MODEL.TORCHVISION.NORM", "SyncBN",
     )  # fmt: skip
-    with pytest.raises(ValueError, match="MODEL.TORCHVISION.NORM 'SyncBN' needs INPUT.WARP_SIZE"):
+    with pytest.raises(
+        ValueError,
+        match="MODEL.TORCHVISION.NORM 'SyncBN' in several processes needs INPUT.WARP_SIZE",
+    ):
         build(*torchvision, "INPUT.WARP_SIZE", ())
     scale_aware = ("MODEL.SPOP.SCALE_AWARE", True, "MODEL.SPOP.TRAIN_AT_NATIVE_SIZE", False)
     build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", (65, 65), *scale_aware)

@@ -128,7 +128,8 @@ def test_the_paper_s_configuration_is_the_paper_s_network():
 
 def test_synchronised_statistics_need_images_of_one_size(monkeypatch):
     # One process waits for none.
-    build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", ())
+    native = ("MODEL.SPOP.SCALE_AWARE", True, "MODEL.SPOP.TRAIN_AT_NATIVE_SIZE", True)
+    build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", (), *native)
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="'SyncBN' in several processes needs INPUT.WARP_SIZE"):
         build("MODEL.SPOP.TRUNK.NORM", "SyncBN", "INPUT.WARP_SIZE", ())

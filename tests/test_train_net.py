@@ -71,7 +71,10 @@ def test_train_then_evaluate(tiny_coco, tmp_path):
         (("SOLVER.MAX_ITERS", "3"), "Did you mean SOLVER.MAX_ITER"),
         (("MODEL.WEIGHTS", "gone.pth"), "Checkpoint gone.pth is missing"),
         (("--eval-only", "DATASETS.TEST", "()"), "DATASETS.TEST is empty: name what --eval-only"),
-        (("SOLVER.BASE_LR", "1e30", "SOLVER.MAX_ITER", "5"), "Lower SOLVER.BASE_LR"),
+        (
+            ("SOLVER.BASE_LR", "1e30", "SOLVER.MAX_ITER", "5"),
+            "Lower the learning rate (SOLVER",
+        ),
     ],
 )
 def test_bad_option(tiny_coco, tmp_path, capsys, opts, message):

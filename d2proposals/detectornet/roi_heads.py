@@ -111,7 +111,7 @@ class DetectorNetHeads(nn.Module):
         has_classes = not node.CLASS_AGNOSTIC and prunes_before_suppression(cfg)
         if node.CLASSIFIER.ENABLED and not has_classes:
             classifier = CropClassifier(trunk_maker(cfg)(), num_classes)
-        if classifier is None and training.hard_fraction > 0:
+        elif training.hard_fraction > 0:
             raise ValueError(
                 "MODEL.DETECTORNET.CLASSIFIER.HARD_FRACTION is of the classifier of "
                 "DetectorNetHeads, which has none here: set it 0.0, CLASSIFIER.ENABLED True, or "

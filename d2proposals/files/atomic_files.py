@@ -103,7 +103,10 @@ def check_output_file(path: str | os.PathLike) -> None:
     target = Path(os.path.realpath(path))
     # A pipe or a device is written into, not replaced.
     if target.is_file() or not os.path.exists(path):
-        check_output_folder(target.parent)
+        try:
+            check_output_folder(target.parent)
+        except OSError as error:
+            raise OSError(not_written(path, error.__cause__)) from error
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

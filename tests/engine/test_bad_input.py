@@ -71,7 +71,10 @@ def test_loss_that_became_infinite_becomes_one_line():
         raise FloatingPointError(
             "Loss became infinite or NaN at iteration=3!\nloss_dict = {'a': nan}"
         )
-    assert "iteration=3! loss_dict = {'a': nan} Lower SOLVER.BASE_LR" in str(stop.value)
+    assert (
+        "iteration=3! loss_dict = {'a': nan} Lower the learning rate (SOLVER.BASE_LR; of a lazy"
+        in str(stop.value)
+    )
 
 
 def test_training_loops_log_keeps_only_unexplained_tracebacks(caplog):

@@ -87,8 +87,6 @@ def chosen_runs(
 
 def finish(args: argparse.Namespace, run: Run) -> None:
     """Train and measure one run, as far as ``--stage`` says, and tell about it."""
-    if args.stage != "train":
-        check_measurable(run, args.folder, args.opts)
     if args.stage != "measure" and not run.weights_of and not is_untrained(run, args.opts):
         print(f"{run.name}: training", flush=True)
         train(run, args.folder, args.opts)
@@ -119,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Before the long work.
         if not args.list and args.stage != "train":
             check_output_folder(Path(args.table).with_suffix(""))
+            for run in runs:
+                check_measurable(run, args.folder, args.opts)
         is_done = {run.name: result_file(args.table, run).is_file() for run in runs}
         if args.list:
             for run in runs:

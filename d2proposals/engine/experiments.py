@@ -144,6 +144,28 @@ def _export_proposals(
     _run_logged(command, output / "export.txt", f"{run.name}: proposals of {proposing.name}")
 
 
+def check_measurable(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> None:
+    """Check, before a training, that a run has one dataset to be measured on.
+
+    Args:
+        run: of a table.
+        folder: below which runs train.
+        opts: the user's KEY VALUE overrides.
+
+    Raises:
+        ValueError: it has none or several.
+    """
+    _check_one_test(run, _load_config(run, run_overrides(run, folder, opts)))
+
+
+def _check_one_test(run: Run, cfg: CfgNode) -> None:
+    if len(cfg.DATASETS.TEST) != 1:
+        raise ValueError(
+            f"{run.name}: a row is measured on one dataset, DATASETS.TEST has "
+            f"{len(cfg.DATASETS.TEST)}: name one, and make a row for each other."
+        )
+
+
 def train(
     run: Run, folder: str | os.PathLike, opts: Sequence[Any] = (), train_net: str = "train_net.py"
 ) -> None:
@@ -472,25 +494,3 @@ def _commit() -> str | None:
 def _text_of(file: Path) -> str | None:
     """What a file says of a training; None where it is not known."""
     return (file.read_text(encoding="utf-8") or None) if file.is_file() else None
-
-
-def check_measurable(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> None:
-    """Check, before a training, that a run has one dataset to be measured on.
-
-    Args:
-        run: of a table.
-        folder: below which runs train.
-        opts: the user's KEY VALUE overrides.
-
-    Raises:
-        ValueError: it has none or several.
-    """
-    _check_one_test(run, _load_config(run, run_overrides(run, folder, opts)))
-
-
-def _check_one_test(run: Run, cfg: CfgNode) -> None:
-    if len(cfg.DATASETS.TEST) != 1:
-        raise ValueError(
-            f"{run.name}: a row is measured on one dataset, DATASETS.TEST has "
-            f"{len(cfg.DATASETS.TEST)}: name one, and make a row for each other."
-        )

@@ -17,23 +17,14 @@ from collections.abc import Sequence
 # beside them, and themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from detectron2.structures import ImageList
-from tqdm import tqdm
-
-from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.engine import check_datasets, load_trained_model
-from d2proposals.engine.checked_datasets import records_to_test
+from d2proposals.engine.labelled_images import labelled_test_images
 from d2proposals.engine.model_command import (
     command_config,
     model_parser,
     running_command,
 )
-from d2proposals.proposals.native_size import ImageSizes, given_sizes
-from d2proposals.spop.localization_error import (
-    LocalizationErrors,
-    add_localization_errors,
-    find_spop,
-)
+from d2proposals.spop.localization_error import find_spop, measure_localization
 
 MAX_IMAGES = (0, "evaluate the first images only (0: all)")
 build_parser = functools.partial(model_parser, __doc__, max_images=MAX_IMAGES)
@@ -45,18 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cfg = command_config(args)
         check_datasets(cfg.DATASETS.TEST)
         model = load_trained_model(cfg)
-        generator = find_spop(model)
-        cfg.INPUT.RANDOM_FLIP = "none"
-        mapper = ProposalDatasetMapper(cfg, is_train=True)
-        dicts = [record for name in cfg.DATASETS.TEST for record in records_to_test(cfg, name)]
-        errors = LocalizationErrors()
-        for dataset_dict in tqdm(dicts[: args.max_images or None], disable=None):
-            mapped = mapper(dataset_dict)
-            device = model.pixel_mean.device
-            image = (mapped["image"].to(device) - model.pixel_mean) / model.pixel_std
-            images = ImageList.from_tensors([image])
-            with given_sizes([ImageSizes.of_input(mapped)]):
-                add_localization_errors(errors, generator, images, [mapped["instances"].to(device)])
+        find_spop(model)
+        errors = measure_localization(model, labelled_test_images(cfg, args.max_images))
     print(errors.table())
 
 

@@ -16,6 +16,10 @@ A table is a YAML file:
         label: RPN, few               # its configuration, overrides, seeds and weights
         weights_of: rpn
         overrides: [KEY, VALUE, ...]
+      - name: spop_errors             # measures of the network by itself in the place of those of
+        label: errors of SPOP         # its proposals (evaluation/model_measures.py)
+        weights_of: spop
+        measures: localization_errors
       - name: fast_rcnn_rpn           # a detector that trains on the proposals of the row "rpn",
         label: Fast R-CNN on RPN's    # those of the same seed
         config: configs/photos/fast_rcnn_mobilenet_v2.yaml
@@ -42,6 +46,8 @@ from typing import Any
 
 import yaml
 
+from ..evaluation.model_measures import MODEL_MEASURES
+
 
 @dataclass(frozen=True)
 class Run:
@@ -64,6 +70,8 @@ class Run:
             with; None for all.
         fixed_grid: number of boxes of the baseline that it is, without a configuration and
             training; None for a network.
+        measures: name in ``MODEL_MEASURES`` of what is measured in the place of proposals; None for
+            proposals.
     """
 
     table: str
@@ -78,6 +86,7 @@ class Run:
     proposals_of: Run | None = None
     num_trained_overrides: int | None = None
     fixed_grid: int | None = None
+    measures: str | None = None
 
     @property
     def name(self) -> str:
@@ -136,7 +145,7 @@ def _check_row(row: Any, path: Path) -> None:
     if missing := {"name", "label", source} - row_keys:
         raise ValueError(f"{path}: the row {row} lacks {', '.join(sorted(missing))}.")
     known = {"name", "label", source, "overrides", "base", "paper"}
-    known |= {"seeds", "proposals_of"} if source == "config" else set()
+    known |= {"config": {"seeds", "proposals_of"}, "weights_of": {"measures"}}.get(source, set())
     if unknown := row_keys - known:
         raise ValueError(
             f"{path}: row {row['name']}: unknown {', '.join(sorted(unknown))}"
@@ -145,6 +154,11 @@ def _check_row(row: Any, path: Path) -> None:
     num_boxes = row.get("fixed_grid", 100)
     if not isinstance(num_boxes, int) or num_boxes < 3:
         raise ValueError(f"{path}: 'fixed_grid' of row {row['name']} is not a number from 3.")
+    if row.get("measures", None) not in {None, *(name for name, _ in MODEL_MEASURES)}:
+        raise ValueError(
+            f"{path}: 'measures' of row {row['name']} is {row['measures']}, not one of "
+            f"{', '.join(name for name, _ in MODEL_MEASURES)}."
+        )
     paper = row.get("paper", {})
     if not isinstance(paper, dict) or not all(isinstance(x, int | float) for x in paper.values()):
         raise ValueError(f"{path}: 'paper' of row {row['name']} is not {{MEASURE: FIGURE, ...}}.")
@@ -212,6 +226,7 @@ def _runs_of_row(
             proposals_of=proposing.get(seed),
             num_trained_overrides=num_trained,
             fixed_grid=row.get("fixed_grid"),
+            measures=row.get("measures"),
         )
         for seed in seeds
     ]

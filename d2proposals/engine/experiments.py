@@ -24,11 +24,13 @@ from torch import nn
 
 from ..evaluation.evaluator import ProposalEvaluator
 from ..evaluation.fixed_grid import evaluate_fixed_grid
+from ..evaluation.model_measures import MODEL_MEASURES
 from ..files.atomic_files import write_json
 from ..files.training_log import read_training_log
 from .experiment_tables import Run, is_untrained, result_file
 from .forward_hooks import around_forward
 from .job import check_config, check_datasets, fit_to_device, load_config
+from .labelled_images import labelled_test_images
 from .proposal_files import check_proposal_files
 from .trained_model import load_trained_model
 from .trainer import Trainer
@@ -365,9 +367,12 @@ def measure(run: Run, folder: str | os.PathLike, opts: Sequence[Any] = ()) -> di
         # Random weights are those that a training of this seed begins with.
         seed_all_rng(cfg.SEED)
         model = load_trained_model(cfg)
-        with timed_images(model) as times:
-            metrics = Trainer.test(cfg, model)
-        if cfg.TEST.AUG.ENABLED:
+        if run.measures:
+            metrics = MODEL_MEASURES.get(run.measures)(model, labelled_test_images(cfg))
+        else:
+            with timed_images(model) as times:
+                metrics = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED and not run.measures:
             metrics.update(Trainer.test_with_TTA(cfg, model))
     return {
         "table": run.table,

@@ -13,7 +13,8 @@ the row's base, with its sign; "base" is the label of that row. Other columns ar
 ``FACTS``. Of several seeds a cell has the mean and the standard deviation, of differences those
 seed by seed. The word "missing" among the columns has a line below the table that names the rows
 and seeds without a result; "only:zip*" and "without:zip*" choose rows by their names, where there
-are several by any of them.
+are several by any of them. "task:NAME" has a line for each row and task named so, whose columns are
+measures of it, without a task's name.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +42,7 @@ _MARK = re.compile(
 )
 
 _CHOICES = ("only:", "without:")
+_TASK = "task:"
 
 # Columns of how a row was made: what to read of a result, and how many decimals.
 FACTS: dict[str, tuple[Callable[[dict[str, Any]], Any], int]] = {
@@ -108,11 +111,15 @@ def format_rows(rows: dict[str, Row], columns: Iterable[str]) -> str:
     chosen = [row for name, row in rows.items() if _is_chosen(name, words)]
     header = ["", *(title for title, _ in shown)]
     lines = [header, ["---", *("---:" for _ in shown)]]
-    for row in (row for row in chosen if row.results):
-        cells = [_cell(rows, row, column) for _, column in shown]
-        # A method without masks has no place in a table of masks.
-        if any(cells):
-            lines.append([row.label, *cells])
+    for row, task in product((row for row in chosen if row.results), _tasks(words)):
+        names = [_of_task(column, task) for _, column in shown]
+        cells = [_cell(rows, row, name) for name in names]
+        # A method without masks has no place in a table of masks, nor one without a task's networks
+        # in the task's line.
+        figures = [cell for cell, name in zip(cells, names, strict=True) if not _is_fact(name)]
+        if any(figures) or (any(cells) and not figures):
+            label = f"{row.label}: {task.replace('_', ' ')}" if task else row.label
+            lines.append([label, *cells])
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else ""
     missing = [_label_of_missing(row) for row in chosen if row.missing_seeds or not row.results]
     if "missing" in words and missing:
@@ -123,9 +130,27 @@ def format_rows(rows: dict[str, Row], columns: Iterable[str]) -> str:
 def _words_and_shown(columns: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """The words that say which rows there are, and the title and name of each other column."""
     columns = list(columns)
-    words = [word for word in columns if word == "missing" or word.startswith(_CHOICES)]
+    words = [word for word in columns if word == "missing" or word.startswith((*_CHOICES, _TASK))]
     titled = (column.rpartition("=") for column in columns if column not in words)
     return words, [(title or column, column) for title, _, column in titled]
+
+
+def _tasks(words: Iterable[str]) -> list[str]:
+    """The tasks that a row has a line for each of; "" for a line of all that its columns name."""
+    return [word.removeprefix(_TASK) for word in words if word.startswith(_TASK)] or [""]
+
+
+def _of_task(column: str, task: str) -> str:
+    """The column of a task's measure, without a task's name in ``column``."""
+    if not task or _is_fact(column):
+        return column
+    measure = column.removeprefix("Δ").removeprefix("paper/")
+    return f"{column.removesuffix(measure)}{task}/{measure}"
+
+
+def _is_fact(column: str) -> bool:
+    """Whether a column is of how a row was made, rather than what it measures."""
+    return column in FACTS or column in ("seeds", "base")
 
 
 def _label_of_missing(row: Row) -> str:
@@ -192,13 +217,16 @@ def _check_columns(rows: dict[str, Row], columns: Iterable[str], page: str, tabl
     results = [result for row in rows.values() for result in row.results.values()]
     if not results:
         return
-    for _, column in _words_and_shown(columns)[1]:
-        if column in FACTS or column in ("seeds", "base"):
+    words, shown = _words_and_shown(columns)
+    for column, task in product((column for _, column in shown), _tasks(words)):
+        if _is_fact(column):
             continue
-        name = column.removeprefix("Δ")
+        name = _of_task(column, task).removeprefix("Δ")
         of_paper = name.removeprefix("paper/")
         if of_paper != name:
             is_known = any(of_paper in row.paper for row in rows.values())
+            # The paper need not have each task's.
+            is_known |= bool(task)
         else:
             is_known = any(name.rpartition("/")[2] in _measures(item, name) for item in results)
         if not is_known:

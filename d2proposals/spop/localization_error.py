@@ -9,19 +9,24 @@ distances, those of Table III would be a third of a pixel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from detectron2.structures import ImageList, Instances
 from tabulate import tabulate
 from torch import nn
 
+from ..evaluation.model_measures import MODEL_MEASURES
+from ..proposals.native_size import ImageSizes, given_sizes
 from .generator import SPOP
 from .pixel_proposals import fuse_coordinates
 
 SIZES = ("large", "small")
 COORDINATES = ("x_min", "y_min", "x_max", "y_max")
+# Tables of experiments have few decimals.
+_UNIT = 1e-4
 
 
 @dataclass
@@ -50,6 +55,18 @@ class LocalizationErrors:
             if self.num_cells[size]
             else total * torch.nan
             for (network, size), total in self.squared.items()
+        }
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """By task NETWORK_on_SIZE, as "small_size_on_large": the means, and that of the four sides
+        ("mean"), in ten-thousandths; "cells" is their number."""
+        return {
+            f"{network}_on_{size}": {
+                **dict(zip(COORDINATES, (mean / _UNIT).tolist(), strict=True)),
+                "mean": (mean / _UNIT).mean().item(),
+                "cells": self.num_cells[size],
+            }
+            for (network, size), mean in self.means().items()
         }
 
     def table(self) -> str:
@@ -101,6 +118,34 @@ def add_localization_errors(
                 difference = (predicted[cells] - targets.boxes)[is_size]
                 squared = (difference * generator.networks.normalizer / unit).square()
                 errors.add(network, size, squared)
+
+
+def measure_localization(model: nn.Module, inputs: Iterable[dict[str, Any]]) -> LocalizationErrors:
+    """The errors of all networks on labelled images.
+
+    Args:
+        model: in evaluation.
+        inputs: images with "instances", as a training maps them, without flips.
+
+    Raises:
+        ValueError: as :func:`find_spop`.
+    """
+    generator, device = find_spop(model), model.pixel_mean.device
+    errors = LocalizationErrors()
+    for mapped in inputs:
+        image = (mapped["image"].to(device) - model.pixel_mean) / model.pixel_std
+        images = ImageList.from_tensors([image])
+        with given_sizes([ImageSizes.of_input(mapped)]):
+            add_localization_errors(errors, generator, images, [mapped["instances"].to(device)])
+    return errors
+
+
+@MODEL_MEASURES.register()
+def localization_errors(
+    model: nn.Module, inputs: Iterable[dict[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """:meth:`LocalizationErrors.metrics` of :func:`measure_localization`."""
+    return measure_localization(model, inputs).metrics()
 
 
 def find_spop(model: nn.Module) -> SPOP:

@@ -10,14 +10,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from d2proposals.data.coco_files import register_coco_files
 from d2proposals.engine import experiments
 from d2proposals.engine.experiment_tables import Run, is_untrained, read_table, result_file
 from d2proposals.engine.experiments import lacking_trainings, run_overrides, trained_folder
+from d2proposals.engine.job import fit_to_device
+from d2proposals.engine.labelled_images import labelled_test_images
 from d2proposals.engine.result_pages import format_rows, read_rows
+from d2proposals.engine.trained_model import load_trained_model
 from d2proposals.evaluation.fixed_grid import evaluate_fixed_grid
+from d2proposals.spop.localization_error import measure_localization
 from tests.common import ROOT, forgotten_datasets, make_cfg, run_tool
 from tests.engine.experiment_results import CONFIG, result, row, write_table
 from tests.engine.tiny_coco import write_tiny_coco
@@ -199,6 +204,36 @@ def test_a_row_of_the_fixed_grid_has_no_network(tmp_path, monkeypatch, capsys):
     assert line == f"| 30 boxes | {expected['AR@100']:.1f} |  |  |  |  |  |  |  |"
 
 
+def test_a_row_of_a_network_s_own_measures(tmp_path, monkeypatch):
+    overrides = ["DATASETS.TEST", "('d2p_shapes_val',)", "MODEL.DEVICE", "cpu"]
+    overrides += ["INPUT.WARP_SIZE", "(64, 64)"]
+    rows = [{**row("spop", overrides=overrides), "config": "configs/shapes/spop_rpn_only.yaml"}]
+    rows += [
+        {"name": "e", "label": "E", "weights_of": "spop", "measures": "localization_errors"},
+        {"name": "f", "label": "F", "weights_of": "spop"},
+    ]
+    spop, errors, proposals = read_table(write_table(tmp_path / "t.yaml", rows))
+    assert [run.measures for run in (spop, errors, proposals)] == [None, errors.measures, None]
+    monkeypatch.setattr(experiments.Trainer, "test", lambda cfg, model: {"box_proposals": {}})
+    cfg = experiments._load_config(spop, run_overrides(spop, tmp_path))
+    fit_to_device(cfg)
+    cfg.MODEL.WEIGHTS = ""
+    seed_all_rng(3)
+    model = load_trained_model(cfg)
+    trained = trained_folder(spop, tmp_path)
+    trained.mkdir(parents=True)
+    torch.save({"model": model.state_dict()}, trained / "model_final.pth")
+    assert experiments.measure(proposals, tmp_path)["metrics"] == {"box_proposals": {}}
+    measured = experiments.measure(errors, tmp_path)
+    assert measured["test"]["seconds_per_image"] is None and measured["weights_of"] == "spop"
+    expected = measure_localization(model, labelled_test_images(cfg)).metrics()
+    assert measured["metrics"].keys() == expected.keys() and len(expected) == 6
+    task = expected["small_size_on_small"]
+    assert task["cells"] > 0 and measured["metrics"]["small_size_on_small"] == pytest.approx(
+        task, abs=0.01
+    )
+
+
 def test_overrides_that_several_rows_have(tmp_path):
     (tmp_path / "t.yaml").write_text(
         "rows:\n"
@@ -331,6 +366,14 @@ def test_what_rows_need_is_trained_first(tmp_path, monkeypatch):
         (
             "rows: [{name: a, label: a, fixed_grid: 9}, {name: b, label: b, weights_of: a}]",
             "row b has weights of a, untrained",
+        ),
+        (
+            f"rows: [{A}, {{name: b, label: b, weights_of: a, measures: errors}}]",
+            "'measures' of row b is errors, not one of localization_errors",
+        ),
+        (
+            "rows: [{name: a, label: b, config: c, measures: localization_errors}]",
+            "row a: unknown measures",
         ),
         (
             f"rows: [{A.replace('}', ', seeds: [1, 2]}')}, {{name: a-2, label: b, config: c}}]",

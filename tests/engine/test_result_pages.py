@@ -63,6 +63,29 @@ def test_differences_to_another_row_beside_the_paper_s():
     assert lines == ["| B | A |", "| C | B |", "| E | A |"]
 
 
+def test_a_line_for_each_task(tmp_path):
+    paper = {"large_on_small/x": 8.0}
+    rows = {
+        "a": Row("A", None, paper, {1: result(1, large_on_small={"x": 3.0}, all={"x": 2.0})}),
+        "b": Row("B", "a", {}, {1: result(1, large_on_small={"x": 5.0})}),
+    }
+    columns = ["x", "paper=paper/x", "Δ=Δx", "commit", "task:large_on_small", "task:all"]
+    assert format_rows(rows, columns).splitlines() == [
+        "|  | x | paper | Δ | commit |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| A: large on small | 3.0 | 8.0 |  | abc1234 |",
+        "| A: all | 2.0 |  |  | abc1234 |",
+        # None of the task "all", whose line would have the commit alone.
+        "| B: large on small | 5.0 |  | +2.0 | abc1234 |",
+    ]
+    table = write_table(tmp_path / "t.yaml", [row()])
+    write_result(table, read_table(table)[0], result(large={"x": 1.0}))
+    mark = "<!-- results of t.yaml: {} task:large commit -->\n<!-- end of results -->"
+    assert "| RPN: large | 1.0 |" in fill_page(mark.format("x"), tmp_path)
+    with pytest.raises(ValueError, match="no result of t.yaml has the column 'y'"):
+        fill_page(mark.format("y"), tmp_path)
+
+
 def test_seeds_without_a_result_are_named(tmp_path):
     table = write_table(tmp_path / "t.yaml", [row(seeds=[1, 2, 3]), row("zip", seeds=[1, 2])])
     runs = {run.name: run for run in read_table(table)}

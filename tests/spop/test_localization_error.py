@@ -53,6 +53,11 @@ def test_by_hand():
     # The confidence is right that the object is large: the fusion is the large-size network.
     assert means["fused", "large"].tolist() == pytest.approx(expected, abs=1e-6)
     assert means["large_size", "small"].isnan().all()
+    # In ten-thousandths, with the mean of the four sides.
+    metrics = errors.metrics()["large_size_on_large"]
+    assert metrics.pop("cells") == 80
+    expected = {"x_min": 100, "y_min": 0, "x_max": 0, "y_max": 100, "mean": 50}
+    assert metrics == pytest.approx(expected, abs=0.01)
     assert "| large_size" in errors.table() and "0.010000" in errors.table()
 
 

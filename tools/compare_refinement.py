@@ -4,7 +4,8 @@
         --output refinement.png MODEL.WEIGHTS output/shapes/detectornet_rpn_only/model_final.pth
 
 Prints average precision and greatest recall on the first dataset of DATASETS.TEST, at IoU
-thresholds .5 and .7, and draws the curves of the first. Both stages are detections, as those of
+thresholds .5 and .7, and draws the curves of the first; difficult objects and crowds are neither
+right nor wrong. Both stages are detections, as those of
 DetectorNetHeads: duplicates of a class are suppressed (MODEL.ROI_HEADS.NMS_THRESH_TEST). With masks
 of each class (MODEL.DETECTORNET.CLASS_AGNOSTIC False) every class has its figures and its panel,
 and the mean stands last; class-agnostic boxes are compared with objects of all classes as one.
@@ -24,6 +25,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from torch import nn
 
+from d2proposals.data.dataset_reading import read_dataset
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.detectornet import DetectorNet
 from d2proposals.detectornet.refinement_curves import (
@@ -34,13 +36,14 @@ from d2proposals.detectornet.refinement_curves import (
     precision_recall,
 )
 from d2proposals.engine import check_datasets, load_trained_model
-from d2proposals.engine.checked_datasets import records_to_test
+from d2proposals.engine.checked_datasets import checked_dataset, records_to_test
 from d2proposals.engine.model_command import (
     PROPOSALS_ONLY,
     command_config,
     model_parser,
     running_command,
 )
+from d2proposals.evaluation.voc_evaluator import objects_of
 from d2proposals.files.atomic_files import check_output_file
 
 IOU_THRESHOLDS = (0.5, 0.7)
@@ -68,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name = cfg.DATASETS.TEST[0]
         check_datasets([name])
         records = records_to_test(cfg, name)[: args.num_images]
+        by_image = objects_of(read_dataset(checked_dataset(cfg, name, "TEST")))
+        objects = [by_image[str(record["image_id"])] for record in records]
         model = load_trained_model(cfg)
         generator = model.proposal_generator
         if not isinstance(generator, DetectorNet):
@@ -79,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                             cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST)  # fmt: skip
         agnostic = not generator.predicts_classes
         curves = {
-            (stage, threshold): precision_recall(records, found, threshold, class_agnostic=agnostic)
+            (stage, threshold): precision_recall(objects, found, threshold, class_agnostic=agnostic)
             for stage, found in boxes.items()
             for threshold in IOU_THRESHOLDS
         }

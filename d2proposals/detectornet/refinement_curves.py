@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from detectron2.layers import batched_nms
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Instances
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..evaluation.voc_average_precision import Objects
 from ..files.figure_file import write_figure
 
 _MAX_COLUMNS = 4
@@ -77,31 +78,32 @@ def detections_of(proposals: Instances, nms_thresh: float) -> ScoredBoxes:
 
 
 def precision_recall(
-    records: Sequence[Mapping[str, Any]],
+    objects: Sequence[Objects],
     boxes: Sequence[ScoredBoxes],
     iou_threshold: float = 0.5,
     *,
     class_agnostic: bool = True,
 ) -> dict[int, PrecisionRecall]:
-    """Match boxes with objects by COCO's evaluation.
+    """Match boxes with objects by COCO's evaluation, where difficult objects stand as crowds: a box
+    that lies in one to the share of ``iou_threshold`` is neither right nor wrong.
 
     Args:
-        records: dictionaries of Detectron2's dataset format.
+        objects: of each image.
         boxes: of each image, in the same order.
         iou_threshold: of a match.
         class_agnostic: whether all categories are one, class 0; else boxes are matched with objects
             of their own class.
 
     Returns:
-        a curve for each class that has objects.
+        a curve for each class that has objects which are not difficult.
 
     Raises:
-        ValueError: there are no objects.
+        ValueError: there are none.
     """
     annotations = [
-        _annotation(x, image_id, class_agnostic)
-        for image_id, record in enumerate(records)
-        for x in record.get("annotations", [])
+        x
+        for image_id, of_image in enumerate(objects)
+        for x in _annotations(of_image, image_id, class_agnostic)
     ]
     classes = sorted({x["category_id"] for x in annotations if not x["iscrowd"]})
     if not classes:
@@ -118,7 +120,7 @@ def precision_recall(
         annotations,
         results,
         classes,
-        num_images=len(records),
+        num_images=len(objects),
         iou_threshold=iou_threshold,
         max_boxes=max([len(x.boxes) for x in boxes], default=0),
     )
@@ -188,16 +190,21 @@ def plot_precision_recall(
     write_figure(path, figure)
 
 
-def _annotation(x: Mapping[str, Any], image_id: int, class_agnostic: bool) -> dict[str, Any]:
-    """An object in COCO's format."""
-    x1, y1, w, h = BoxMode.convert(list(x["bbox"]), x["bbox_mode"], BoxMode.XYWH_ABS)
-    return {
-        "image_id": image_id,
-        "category_id": 0 if class_agnostic else x["category_id"],
-        "bbox": [x1, y1, w, h],
-        "area": w * h,
-        "iscrowd": int(x.get("iscrowd", 0)),
-    }
+def _annotations(objects: Objects, image_id: int, class_agnostic: bool) -> list[dict[str, Any]]:
+    """The objects of an image in COCO's format."""
+    boxes = _to_xywh(objects.boxes)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": 0 if class_agnostic else category,
+            "bbox": box,
+            "area": box[2] * box[3],
+            "iscrowd": int(is_difficult),
+        }
+        for box, category, is_difficult in zip(
+            boxes.tolist(), objects.categories.tolist(), objects.is_difficult.tolist(), strict=True
+        )
+    ]
 
 
 def _to_xywh(boxes: np.ndarray) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Precision and recall by hand, and the command that compares the two stages."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from d2proposals.detectornet.refinement_curves import (
@@ -16,15 +17,17 @@ from d2proposals.detectornet.refinement_curves import (
     plot_precision_recall,
     precision_recall,
 )
+from d2proposals.evaluation.voc_average_precision import Objects
 from tests.common import CONFIGS, run_tool
 from tests.engine.tiny_coco import registered, write_tiny_coco
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare_refinement.py"
 
 
-def record(*boxes, **extra):
-    common = {"bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, **extra}
-    return {"annotations": [{"bbox": x, **common} for x in boxes]}
+def objects(*boxes, categories=None, difficult=()):
+    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    categories = np.zeros(len(boxes), int) if categories is None else np.array(categories)
+    return Objects(boxes, categories, np.isin(np.arange(len(boxes)), difficult))
 
 
 def found(*boxes_and_scores, classes=None):
@@ -35,35 +38,45 @@ def found(*boxes_and_scores, classes=None):
 
 
 def test_a_curve_by_hand():
-    records = [record([0, 0, 10, 10], [20, 20, 40, 40]), record([0, 0, 30, 30])]
+    truth = [objects([0, 0, 10, 10], [20, 20, 40, 40]), objects([0, 0, 30, 30])]
     # By score: right, wrong, right (IoU .8), and a third object never found.
     boxes = [found((0, 0, 10, 10, 3.0), (20, 20, 40, 36, -1.0)), found((50, 50, 60, 60, 1.0))]
-    (curve,) = precision_recall(records, boxes, 0.5).values()
+    (curve,) = precision_recall(truth, boxes, 0.5).values()
     assert curve.greatest_recall == pytest.approx(2 / 3)
     # Precision 1 up to a recall of 1/3 (34 of 101 points), 2/3 up to 2/3 (33 points), then 0.
     assert curve.average_precision == pytest.approx((34 + 33 * 2 / 3) / 101)
-    (strict,) = precision_recall(records, boxes, 0.9).values()
+    (strict,) = precision_recall(truth, boxes, 0.9).values()
     assert strict.greatest_recall == pytest.approx(1 / 3)
 
 
 def test_no_boxes_and_no_objects():
-    (curve,) = precision_recall([record([0, 0, 9, 9])], [found()], 0.5).values()
+    (curve,) = precision_recall([objects([0, 0, 9, 9])], [found()], 0.5).values()
     assert curve.average_precision == 0 and curve.greatest_recall == 0
     with pytest.raises(ValueError, match="with objects"):
-        precision_recall([record([0, 0, 9, 9], iscrowd=1)], [found()])
+        precision_recall([objects([0, 0, 9, 9], difficult=[0])], [found()])
+
+
+def test_difficult_objects_are_neither_right_nor_wrong():
+    truth = [objects([0, 0, 10, 10], [20, 20, 40, 40], difficult=[1])]
+    boxes = [found((20, 20, 40, 40, 3.0), (0, 0, 10, 10, 2.0))]
+    (curve,) = precision_recall(truth, boxes).values()
+    assert (curve.greatest_recall, curve.average_precision) == (1, pytest.approx(1))
+    # Without the mark it is one of two to be found.
+    boxes = [found((0, 0, 10, 10, 2.0))]
+    (curve,) = precision_recall([truth[0]], boxes).values()
+    assert curve.greatest_recall == 1
+    (curve,) = precision_recall([replace(truth[0], is_difficult=np.zeros(2, bool))], boxes).values()
+    assert curve.greatest_recall == 0.5
 
 
 def test_classes_by_hand():
     cat, dog = [0, 0, 10, 10], [20, 20, 40, 40]
-    records = [
-        {"annotations": record(cat)["annotations"] + record(dog, category_id=2)["annotations"]},
-        record(cat),
-    ]
+    truth = [objects(cat, dog, categories=[0, 2]), objects(cat)]
     boxes = [
         found((*cat, 3.0), (*dog, 2.0), (*dog, 1.0), classes=[0, 0, 2]),
         found((*cat, 1.5), classes=[2]),
     ]
-    curves = precision_recall(records, boxes, class_agnostic=False)
+    curves = precision_recall(truth, boxes, class_agnostic=False)
     assert set(curves) == {0, 2}
     # Cat: right, then wrong, one of two found. Dog: one of its two boxes is on a cat.
     assert curves[0].greatest_recall == 0.5 and curves[2].greatest_recall == 1
@@ -71,7 +84,7 @@ def test_classes_by_hand():
     assert curves[2].average_precision == pytest.approx(1 / 2)
     # All classes as one: every object is found; one box of four is a duplicate.
     agnostic = [x._replace(classes=np.zeros_like(x.classes)) for x in boxes]
-    (curve,) = precision_recall(records, agnostic).values()
+    (curve,) = precision_recall(truth, agnostic).values()
     assert curve.greatest_recall == 1
 
 
@@ -93,9 +106,9 @@ def test_duplicates_are_suppressed_as_by_the_heads():
     assert kept.classes.tolist() == [1, 2, 1]
     assert len(detections_of(make_proposals(boxes, [3.0, 4.0, -1.0]), 1.0).boxes) == 3
     # Perfect boxes, each found five times as after the refinement: AP 100, not 63.
-    records = [record(*(boxes[1:]))]
+    truth = [objects(*(boxes[1:]))]
     five = make_proposals(boxes[1:] * 5, [float(x) for x in range(10, 0, -1)])
-    curves = [precision_recall(records, [detections_of(five, x)])[0] for x in (0.5, 1.0)]
+    curves = [precision_recall(truth, [detections_of(five, x)])[0] for x in (0.5, 1.0)]
     assert curves[0].average_precision == 1 and curves[0].greatest_recall == 1
     assert len(detections_of(five, 1.0).boxes) == 10
 

@@ -62,7 +62,7 @@ def short_name(name: str) -> str:
 def plot_comparison(
     path: str | os.PathLike, runs: Mapping[str, Measurement], limits: Sequence[int], title: str
 ) -> None:
-    """Draw the curves and diagnostics of all runs into one picture of eight panels.
+    """Draw the curves and diagnostics of all runs into one picture of ten panels.
 
     A run has its colour and its marker in all panels; line styles tell numbers of proposals.
 
@@ -72,18 +72,19 @@ def plot_comparison(
         limits: numbers of proposals k; one and two of them are shown where there is no axis of k.
         title: of the picture.
     """
-    figure = Figure(figsize=(20, 9.2), layout="constrained")
+    figure = Figure(figsize=(25, 9.2), layout="constrained")
     figure.suptitle(title, fontsize=13, parse_math=False)
-    panels = figure.subplots(2, 4)
+    panels = figure.subplots(2, 5)
     few, many = _shown_limits(limits)
     _draw_by_number(panels[0, 0], runs)
     _draw_by_iou(panels[0, 1], runs, sorted({few, many}))
     for panel, iou in zip(panels[0, 2:], CURVE_SINGLE_IOUS, strict=True):
         _draw_recall_by_number(panel, runs, iou)
     _draw_by_size(panels[1, 0], runs, few)
-    _draw_best_overlap(panels[1, 1], runs, many)
-    _draw_histogram(panels[1, 2], runs)
-    _draw_aspect_ratios(panels[1, 3], runs)
+    _draw_best_overlap_by_number(panels[1, 1], runs)
+    _draw_best_overlap(panels[1, 2], runs, many)
+    _draw_histogram(panels[1, 3], runs)
+    _draw_aspect_ratios(panels[1, 4], runs)
     handles = [
         Line2D([], [], color=_colour(index), marker=_MARKERS[index % len(_MARKERS)], label=name)
         for index, name in enumerate(map(short_name, runs))
@@ -211,6 +212,16 @@ def _draw_recall_by_number(axes: Axes, runs: Mapping[str, Measurement], iou: flo
     _numbers_on_log_axis(axes)
     axes.set_ylim(0, 102)
     _finish(axes, f"Recall at IoU {iou} by number", "proposals per image", "recall (%)")
+
+
+def _draw_best_overlap_by_number(axes: Axes, runs: Mapping[str, Measurement]) -> None:
+    for index, run in enumerate(runs.values()):
+        curve = run.curves["abo_by_num_proposals"]
+        if curve["ABO"] is not None:
+            axes.plot(curve["num_proposals"], curve["ABO"], **_style(index))
+    _numbers_on_log_axis(axes)
+    axes.set_ylim(0, 102)
+    _finish(axes, "ABO by number of proposals", "proposals per image", "ABO (%)")
 
 
 def _draw_by_iou(axes: Axes, runs: Mapping[str, Measurement], limits: Sequence[int]) -> None:

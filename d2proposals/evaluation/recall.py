@@ -44,8 +44,9 @@ AREA_RANGES = {
 # Where the curve of AR over the number of proposals, and so AUC, is sampled.
 CURVE_NUM_PROPOSALS = (1, 2, 3, 5, 7, 10, 20, 30, 50, 70, 100, 200, 300, 500, 700, 1000)
 CURVE_IOU_THRESHOLDS = np.arange(50, 101, dtype=np.float32) / np.float32(100)
-# IoU thresholds whose recall is drawn over the number of proposals (ZIP, Fig. 7).
-CURVE_SINGLE_IOUS = (0.5, 0.8)
+# IoU thresholds whose recall is drawn over the number of proposals (SPOP, Fig. 8, 11 and 12; ZIP,
+# Fig. 7).
+CURVE_SINGLE_IOUS = (0.5, 0.7, 0.8)
 # Single thresholds (in percent) whose recall is among the measures.
 DETAIL_IOU_THRESHOLDS = (50, 70)
 MAX_LIMIT = 2000

@@ -49,9 +49,10 @@ def recall_curves(matches: Matches, limits: Sequence[int]) -> dict:
 
     Returns:
         ``ar_by_num_proposals``: "num_proposals" (K values) and AR for each area's name, None
-        without ground truth. ``recall_by_num_proposals``: "num_proposals" and recall at IoU "0.5"
-        and "0.8" (ZIP, Fig. 7). ``recall_by_iou``: "iou" and, for each limit as text, recall.
-        Recall is None throughout where the dataset has no ground truth.
+        without ground truth. ``recall_by_num_proposals``: "num_proposals" and recall at IoU "0.5",
+        "0.7" (SPOP, Fig. 8) and "0.8" (ZIP, Fig. 7). ``abo_by_num_proposals``: "num_proposals" and
+        "ABO" (SPOP, Fig. 12). ``recall_by_iou``: "iou" and, for each limit as text, recall. Recall
+        and ABO are None throughout where the dataset has no ground truth.
     """
     ar = {
         AREA_NAMES[suffix]: [100 * value for value in row] if in_range.any() else None
@@ -67,20 +68,22 @@ def recall_curves(matches: Matches, limits: Sequence[int]) -> dict:
             if len(matched_iou)
             else None
         )
-    at_iou = dict.fromkeys(map(str, CURVE_SINGLE_IOUS))
+    at_iou, best_overlap = dict.fromkeys(map(str, CURVE_SINGLE_IOUS)), None
     if len(matches.matched_iou[0]):
         thresholds = np.array(CURVE_SINGLE_IOUS, np.float32)
         recall = [recall_at_iou(column, thresholds) for column in matches.matched_iou[0].T]
         at_iou = dict(zip(at_iou, (100 * np.transpose(recall)).tolist(), strict=True))
+        best_overlap = (100 * matches.best_iou.mean(axis=0, dtype=np.float64)).tolist()
     return {
         "ar_by_num_proposals": {"num_proposals": list(matches.num_proposals), **ar},
         "recall_by_num_proposals": {"num_proposals": list(matches.num_proposals), **at_iou},
+        "abo_by_num_proposals": {"num_proposals": list(matches.num_proposals), "ABO": best_overlap},
         "recall_by_iou": {"iou": (np.arange(50, 101) / 100).tolist(), **recall_by_iou},
     }
 
 
 def plot_curves(path: str | os.PathLike, curves: dict, title: str) -> None:
-    """Draw AR and recall over the number of proposals, and recall over IoU.
+    """Draw AR, recall and ABO over the number of proposals, and recall over IoU.
 
     Args:
         path: of the PNG file, written atomically.
@@ -88,16 +91,19 @@ def plot_curves(path: str | os.PathLike, curves: dict, title: str) -> None:
         title: of the picture.
     """
     # A layout that measures its texts would draw everything twice.
-    margins = {"left": 0.04, "right": 0.99, "bottom": 0.12, "top": 0.9, "wspace": 0.17}
-    figure = Figure(figsize=(16, 4.5))
+    margins = {"left": 0.03, "right": 0.99, "bottom": 0.12, "top": 0.9, "wspace": 0.17}
+    figure = Figure(figsize=(21, 4.5))
     figure.suptitle(title)
-    left, middle, right = figure.subplots(1, 3, gridspec_kw=margins)
+    left, middle, overlap, right = figure.subplots(1, 4, gridspec_kw=margins)
     by_number = dict(curves["ar_by_num_proposals"])
     _draw(left, by_number.pop("num_proposals"), by_number, "objects")
     left.set(xscale="log", xlabel="number of proposals", ylabel="average recall (%)")
     at_iou = dict(curves["recall_by_num_proposals"])
     _draw(middle, at_iou.pop("num_proposals"), at_iou, "IoU")
     middle.set(xscale="log", xlabel="number of proposals", ylabel="recall (%)")
+    best = dict(curves["abo_by_num_proposals"])
+    _draw(overlap, best.pop("num_proposals"), {"all": best["ABO"]}, "objects")
+    overlap.set(xscale="log", xlabel="number of proposals", ylabel="average best overlap (%)")
     by_iou = dict(curves["recall_by_iou"])
     _draw(right, by_iou.pop("iou"), by_iou, "proposals")
     right.set(xlabel="IoU", ylabel="recall (%)", xlim=(0.5, 1))

@@ -1,8 +1,14 @@
 """The commands of docs/detectornet.md run, in the page's order, on tiny images and networks."""
 
-import pytest
+import re
+import shlex
 
-from tests.common import ROOT
+import pytest
+import torch
+from detectron2.modeling import build_proposal_generator
+
+from d2proposals.engine.job import check_config
+from tests.common import ROOT, make_cfg
 from tests.page_commands import read_commands, run_page
 
 # AlexNet's public weights, 244 MB, are read by tests/backbones/test_alexnet.py.
@@ -48,3 +54,35 @@ def test_the_page_s_commands(tmp_path, monkeypatch, capsys):
     assert {"model_final.pth", "windows.pkl", "sliding.pkl", "refinement.png", "box_masks.png",
             "box_shapes.yaml", "round_1.pkl", "round_2.pkl", "classifier_reused.pth",
             } <= written  # fmt: skip
+
+
+def ablation_rows():
+    """The settings of each row of the page's ablations, KEY and VALUE, and its configuration."""
+    text = (ROOT / "docs" / "detectornet.md").read_text(encoding="utf-8")
+    for line in text.split("| What | Overrides |\n")[1].split("\n\n")[0].splitlines()[1:]:
+        name, cell = (part.strip() for part in line.strip("|").split(" | ", 1))
+        config = (
+            "detectornet_voc.yaml" if "(in `configs/detect" in cell else "detectornet_rpn_only.yaml"
+        )
+        spans = [shlex.split(span) for span in re.findall(r"`([^`]*)`", cell)]
+        yield name, config, [words for words in spans if len(words) > 1]
+
+
+@pytest.mark.parametrize(("name", "config", "settings"), [*ablation_rows()])
+def test_a_row_of_the_ablations_is_a_model(name, config, settings):
+    assert settings, name
+    for words in settings:
+        overrides = [x if i % 2 or "SOLVER" in x else f"MODEL.DETECTORNET.{x}"
+                     for i, x in enumerate(words)]  # fmt: skip
+        cfg = make_cfg(config, *overrides)
+        check_config(cfg)
+        with torch.device("meta"):
+            build_proposal_generator(cfg, {})
+
+
+def test_every_row_of_the_ablations_is_read():
+    rows = {name: settings for name, _, settings in ablation_rows()}
+    assert len(rows) > 10 and rows["non-maximum suppression"] == [
+        ["NMS_TYPE", "own_area"],
+        ["NMS_TYPE", "iou"],
+    ]

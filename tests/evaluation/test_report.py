@@ -41,6 +41,10 @@ def test_curves():
     assert by_number["num_proposals"] == list(CURVE_NUM_PROPOSALS)
     # The first proposal reaches .5 exactly, the second .8 exactly.
     assert by_number["0.5"] == [100] * 16 and by_number["0.8"] == [0] + [100] * 15
+    assert by_number["0.7"] == by_number["0.8"]
+    overlap = curves["abo_by_num_proposals"]
+    assert overlap["num_proposals"] == list(CURVE_NUM_PROPOSALS)
+    np.testing.assert_allclose(overlap["ABO"], [50] + [80] * 15)
     assert curves["recall_by_iou"]["1"] == [100] + [0] * 50
     assert curves["recall_by_iou"]["10"] == [100] * 31 + [0] * 20
 
@@ -49,6 +53,7 @@ def test_curves_without_ground_truth():
     matches = match_proposals([np.zeros((0, 2), np.float32)], np.zeros(0), CURVE_NUM_PROPOSALS)
     curves = recall_curves(matches, (1, 10))
     assert curves["recall_by_num_proposals"]["0.5"] is None
+    assert curves["abo_by_num_proposals"]["ABO"] is None
     assert curves["recall_by_iou"]["10"] is None
 
 

@@ -1,17 +1,24 @@
-"""The variants of Fig. 8 and the building blocks of Fig. 10 as overrides, see docs/spop.md."""
+"""The variants of Fig. 8 and the building blocks of Fig. 10, overrides read from docs/spop.md."""
 
-WITHOUT_REFINEMENT = ["MODEL.SPOP.REFINEMENT.ENABLED", False]
-SINGLE_SCALE = ["MODEL.SPOP.SCALES", (1.0,)]
-ENLARGED_SCALE = ["MODEL.SPOP.SCALES", (2.0,)]
+import re
+import shlex
 
-VARIANTS = {
-    "S-scale": ["MODEL.SPOP.SCALE_AWARE", False, *SINGLE_SCALE, *WITHOUT_REFINEMENT],
-    "S-scale+SA": [*SINGLE_SCALE, *WITHOUT_REFINEMENT],
-    "M-scale+SA": WITHOUT_REFINEMENT,
-    "M-scale+SA+RF": [],
-}
-BUILDING_BLOCKS = {
-    f"{name}, {scale_name}": ["MODEL.SPOP.LOCALIZATION", name, *scale, *WITHOUT_REFINEMENT]
-    for name in ("large_size", "small_size")
-    for scale_name, scale in (("original", SINGLE_SCALE), ("enlarged", ENLARGED_SCALE))
-}
+from tests.common import ROOT
+
+_ROW = re.compile(r"^\| (8, 9|10) \| ([^|(]+?)(?: \(.*\))? \| (?:`(.*)`|none) \|$", re.MULTILINE)
+
+
+def read_rows(figure: str) -> dict[str, list[str]]:
+    """The overrides of the rows of a figure, by name."""
+    text = (ROOT / "docs" / "spop.md").read_text(encoding="utf-8")
+    rows = {}
+    for number, name, cell in _ROW.findall(text):
+        words = shlex.split(cell)
+        keys = [f"MODEL.SPOP.{key}" for key in words[::2]]
+        if number == figure:
+            rows[name] = [x for pair in zip(keys, words[1::2], strict=True) for x in pair]
+    return rows
+
+
+VARIANTS = read_rows("8, 9")
+BUILDING_BLOCKS = read_rows("10")

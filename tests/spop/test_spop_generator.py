@@ -496,6 +496,11 @@ def test_each_variant_builds_trains_and_proposes(row):
     assert losses == {} and all(len(p) for p in proposals)
 
 
+def test_the_page_has_the_rows_of_the_figures():
+    assert list(VARIANTS) == ["S-scale", "S-scale+SA", "M-scale+SA", "M-scale+SA+RF"]
+    assert VARIANTS["M-scale+SA+RF"] == [] and len(BUILDING_BLOCKS) == 4
+
+
 def test_the_single_network_learns_of_all_objects():
     generator = build_generator(*VARIANTS["S-scale"])
     for boxes, area in (([[0, 0, 64, 64]], 4096.0), ([[8, 8, 24, 24]], 256.0)):

@@ -100,8 +100,9 @@ class ConvNormReLU(Conv2d):
             x = self.norm(x, valid)
         elif self.norm is not None:
             x = self.norm(x)
-        x = self.activation(x)
-        return x if valid is None else x * valid.to(x.dtype)
+        # Before the activation, in place: a product behind it would keep both its sides for the
+        # gradient. Zero stays zero.
+        return self.activation(x if valid is None else x.mul_(valid.to(x.dtype)))
 
     def _convolve(self, x: Tensor) -> Tensor:
         """The convolution alone: (N, C, H, W) -> (N, out_channels, H', W')."""

@@ -159,9 +159,10 @@ class VGG(Backbone):
                 stride, valid = 2 * stride, None
             elif image_sizes is not None and valid is None:  # the first layer of a stage
                 valid = valid_cells(image_sizes, x.shape[-2:], stride, x.dtype)
-            x = layer(x, valid) if isinstance(layer, MaskedBatchNorm) else layer(x)
             if valid is not None and isinstance(layer, nn.ReLU):
-                x = x * valid
+                # In place: a product behind it would keep both its sides for the gradient.
+                x = x.mul_(valid)
+            x = layer(x, valid) if isinstance(layer, MaskedBatchNorm) else layer(x)
             name = self._stage_ends.get(index)
             if name in self._out_features:
                 outputs[name] = x

@@ -21,7 +21,7 @@ Naming convention:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -107,6 +107,22 @@ def num_positions(frame_side: float, box_side: float, stride: float) -> int:
     return int((frame_side - box_side) / stride + 1e-6) + 1
 
 
+class AxisTerms(NamedTuple):
+    """Weights of an integral image along one axis, for Y intervals of one length.
+
+    Attributes:
+        whole: (Y, U + 1) for the sum over the interval.
+        halves: (Y, U + 1) for the sum over its first half minus that over its second.
+        ring: (Y, U + 1) for the sum over the interval with its ring.
+        ring_length: (Y,) length of the interval with its ring inside the frame.
+    """
+
+    whole: torch.Tensor
+    halves: torch.Tensor
+    ring: torch.Tensor
+    ring_length: torch.Tensor
+
+
 class MaskScores:
     """Scores boxes against sets of five masks (Eq. 2 and 3) by integral images.
 
@@ -168,52 +184,65 @@ class MaskScores:
             Tensor: (B, Y, X) float64 scores, Eq. 3.
             Tensor: (B, Y, X) float64 coverage of the box by the full mask, Eq. 2.
         """
-        (height, width), area = shape, shape[0] * shape[1]
-        rows, row_halves, ring_rows, ring_height = _axis_terms(self.y_edges, y1, height, ring)
-        columns, column_halves, ring_columns, ring_width = _axis_terms(
-            self.x_edges, x1, width, ring
-        )
-        columns, column_halves, ring_columns = columns.T, column_halves.T, ring_columns.T
-        covered = rows @ self.full @ columns  # (B, Y, X)
-        ring_covered = ring_rows @ self.full @ ring_columns - covered
-        ring_area = ring_height[:, None] * ring_width - area
+        (rows,) = axis_terms(self.y_edges, [y1], [shape[0]], ring)
+        (columns,) = axis_terms(self.x_edges, [x1], [shape[1]], ring)
+        return self.score(shape, rows, columns, ring_weight, halves_weight)
+
+    def score(
+        self,
+        shape: tuple[float, float],
+        rows: AxisTerms,
+        columns: AxisTerms,
+        ring_weight: float = 1.0,
+        halves_weight: float = 1.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score the boxes of one shape, given the weights of their Y rows and X columns; otherwise
+        as :meth:`__call__`."""
+        area = shape[0] * shape[1]
+        column_sums, column_halves = columns.whole.T, columns.halves.T
+        covered = rows.whole @ self.full @ column_sums  # (B, Y, X)
+        ring_covered = rows.ring @ self.full @ columns.ring.T - covered
+        ring_area = rows.ring_length[:, None] * columns.ring_length - area
         is_ring = ring_area > 1e-6 * area
         ring_mean = (ring_covered / ring_area.where(is_ring, torch.ones_like(ring_area))) * is_ring
-        halves = row_halves @ self.top @ columns + rows @ self.left @ column_halves
+        halves = rows.halves @ self.top @ column_sums + rows.whole @ self.left @ column_halves
         coverage = covered / area
         scores = coverage - ring_weight * ring_mean + halves_weight * halves / (area / 2)
         return scores, coverage
 
 
-def _axis_terms(
-    edges: torch.Tensor, start: torch.Tensor, side: float, ring: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weights of an integral image along one axis, for intervals of one length.
+def axis_terms(
+    edges: torch.Tensor, starts: Sequence[torch.Tensor], sides: Sequence[float], ring: float
+) -> list[AxisTerms]:
+    """Weights of an integral image along one axis, for intervals of several lengths at once.
 
     Args:
         edges: (U + 1,) edges of the cells.
-        start: (Y,) where the intervals begin.
-        side: their length.
-        ring: length of the interval with its ring, relative to ``side``.
+        starts: of each length, (Y,) float64 where its intervals begin.
+        sides: the lengths.
+        ring: length of an interval with its ring, relative to the interval's.
 
     Returns:
-        Tensor: (Y, U + 1) weights for the sum over the interval.
-        Tensor: (Y, U + 1) for the sum over its first half minus that over its second.
-        Tensor: (Y, U + 1) for the sum over the interval with its ring.
-        Tensor: (Y,) length of the interval with its ring inside the frame.
+        those of each length.
     """
+    numbers = [len(start) for start in starts]
+    start = torch.cat(list(starts))
+    side = torch.repeat_interleave(
+        start.new_tensor(sides), torch.tensor(numbers, device=start.device), output_size=len(start)
+    )
     end, margin = start + side, (ring - 1) / 2 * side
     ring_start, ring_end = (start - margin).clamp(min=edges[0]), (end + margin).clamp(max=edges[-1])
     points = torch.cat([start, start + side / 2, end, ring_start, ring_end])
     at_start, at_middle, at_end, at_ring_start, at_ring_end = _interpolation(edges, points).view(
         5, len(start), len(edges)
     )
-    return (
+    terms = (
         at_end - at_start,
         2 * at_middle - at_start - at_end,
         at_ring_end - at_ring_start,
         ring_end - ring_start,
     )
+    return [AxisTerms(*x) for x in zip(*(term.split(numbers) for term in terms), strict=True)]
 
 
 def _interpolation(edges: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -266,29 +295,66 @@ def search_boxes(
     """
     device = scorer.full.device
     found = []
-    for shape in shapes:
-        y1, x1 = (
-            torch.arange(num_positions(*sides, stride), device=device, dtype=torch.float64) * stride
-            for sides in zip(frame_size, shape, strict=True)
-        )
-        rows_at_once = max(MAX_POSITIONS // (scorer.num_sets * len(x1)), 1)
-        best = [
-            _best_positions(
-                shape,
-                rows,
-                x1,
-                scorer(shape, rows, x1, ring, ring_weight, halves_weight),
-                topk_per_shape,
-                min_coverage,
-            )
-            for rows in y1.split(rows_at_once)
+    for some_shapes in _shapes_at_once(scorer, frame_size, shapes, stride):
+        starts = [
+            [
+                torch.arange(num_positions(frame_side, side, stride), device=device).double()
+                * stride
+                for side in sides
+            ]
+            for frame_side, sides in zip(frame_size, zip(*some_shapes, strict=True), strict=True)
         ]
-        found.append(best[0] if len(best) == 1 else _best(_join(best), topk_per_shape))
+        terms = [
+            axis_terms(edges, of_axis, sides, ring)
+            for edges, of_axis, sides in zip(
+                (scorer.y_edges, scorer.x_edges),
+                starts,
+                zip(*some_shapes, strict=True),
+                strict=True,
+            )
+        ]
+        for shape, y1, x1, rows, columns in zip(some_shapes, *starts, *terms, strict=True):
+            rows_at_once = max(MAX_POSITIONS // (scorer.num_sets * len(x1)), 1)
+            parts = (x.split(rows_at_once) for x in (y1, *rows))
+            best = [
+                _best_positions(
+                    shape,
+                    y1_part,
+                    x1,
+                    scorer.score(shape, AxisTerms(*rows_part), columns, ring_weight, halves_weight),
+                    topk_per_shape,
+                    min_coverage,
+                )
+                for y1_part, *rows_part in zip(*parts, strict=True)
+            ]
+            found.append(best[0] if len(best) == 1 else _best(_join(best), topk_per_shape))
     if not found:
         empty = torch.zeros(scorer.num_sets, 0, device=device)
         return FoundBoxes(empty[..., None].expand(-1, -1, 4), empty)
     joined = _join(found)
     return _best(joined, joined.scores.shape[1])
+
+
+def _shapes_at_once(
+    scorer: MaskScores,
+    frame_size: tuple[float, float],
+    shapes: Sequence[tuple[float, float]],
+    stride: float,
+) -> Iterator[list[tuple[float, float]]]:
+    """The shapes in groups whose weights along an axis bounded memory holds."""
+    num_edges = max(len(scorer.y_edges), len(scorer.x_edges))
+    group, longest = [], 0
+    for shape in shapes:
+        longest = max(
+            longest,
+            *(num_positions(*x, stride) for x in zip(frame_size, shape, strict=True)),
+        )
+        if group and (len(group) + 1) * longest * num_edges > MAX_POSITIONS:
+            yield group
+            group = []
+        group.append(shape)
+    if group:
+        yield group
 
 
 def _best_positions(

@@ -112,14 +112,15 @@ def extend_edges(
         for side, cells in zip(image_size, size, strict=True)
     ):
         return maps
-    row, column = (torch.arange(cells, device=maps.device) for cells in size)
-    extended = []
-    for x, image_size in zip(maps, image_sizes, strict=True):
-        # Of the image's own cells.
-        last_row, last_column = (
-            torch.as_tensor(side, device=maps.device).sub(1).div(stride, rounding_mode="floor")
-            for side in image_size
-        )
-        x = x.index_select(1, torch.minimum(row, last_row))
-        extended.append(x.index_select(2, torch.minimum(column, last_column)))
-    return torch.stack(extended)
+    if torch.jit.is_tracing():
+        sizes = torch.stack([torch.stack([torch.as_tensor(x) for x in s]) for s in image_sizes])
+    else:
+        sizes = torch.as_tensor(image_sizes)
+    # Of the image's own cells, (N, 2).
+    last = sizes.to(maps.device).sub(1).div(stride, rounding_mode="floor")
+    row, column = (
+        torch.minimum(torch.arange(cells, device=maps.device), last[:, axis, None])
+        for axis, cells in enumerate(size)
+    )
+    index = (row[:, :, None] * size[1] + column[:, None, :]).flatten(1)
+    return maps.flatten(2).gather(2, index[:, None].expand(-1, maps.shape[1], -1)).view_as(maps)

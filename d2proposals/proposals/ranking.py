@@ -5,6 +5,7 @@ Shape shorthand in this module:
     R: number of boxes of one image
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,10 @@ import torch.nn.functional as F
 from torchvision.ops import nms
 
 from ..files.strict_order import lower_equal_scores
+
+# Of the boxes that another NMS has left already, multi-threshold NMS begins with this many for each
+# that is wanted: nearly all are kept.
+_FIRST_SHARE = 1.2
 
 
 def probability_to_logit(probability: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
@@ -93,9 +98,9 @@ def multi_threshold_nms(
     if torch.jit.is_tracing():
         return order[_rank_all_by_thresholds(boxes, thresholds, topks, limit)]
     # The beginning of the list decides the beginning of each S_i, and few of them are needed far.
-    length = 2 * limit
+    length = math.ceil(_FIRST_SHARE * limit)
     while True:
-        begin = first_of_nms(boxes[:length], thresholds[0], topks[0])  # of S_1
+        begin = first_of_nms(boxes[:length], thresholds[0], topks[0], _FIRST_SHARE)  # of S_1
         is_whole = length >= len(boxes) or len(begin) >= topks[0]
         ranked = _rank_by_thresholds(boxes[begin], thresholds, topks, limit, is_whole)
         if ranked is not None:
@@ -130,7 +135,7 @@ def _rank_by_thresholds(
         if threshold == thresholds[0]:
             kept = torch.arange(len(candidates), device=candidates.device)
         else:
-            kept = first_of_nms(candidates, threshold, topk)
+            kept = first_of_nms(candidates, threshold, topk, _FIRST_SHARE)
         num_missing = max(min(topk, limit) - len(ranked), 0)
         added = kept[~is_ranked[kept]][:num_missing]
         # S_i may hold further boxes among its first ``topk`` if S_1 goes on.
@@ -175,7 +180,9 @@ def _rank_all_by_thresholds(
     return loosest[order[added_by[order] < len(thresholds)]]
 
 
-def first_of_nms(boxes: torch.Tensor, threshold: float, number: int) -> torch.Tensor:
+def first_of_nms(
+    boxes: torch.Tensor, threshold: float, number: int, first_share: float = 2.0
+) -> torch.Tensor:
     """The first ``number`` boxes that NMS keeps, of boxes that are sorted already.
 
     Whether NMS keeps a box depends on the boxes before it alone, so it is run on the beginning of
@@ -185,6 +192,8 @@ def first_of_nms(boxes: torch.Tensor, threshold: float, number: int) -> torch.Te
         boxes: (R, 4) XYXY, best first.
         threshold: IoU above which the later box goes.
         number: how many are wanted.
+        first_share: length of the first beginning, relative to ``number``, at least 1. It changes
+            the time alone, which grows with the square of the length.
 
     Returns:
         Tensor: at most ``number`` int64 indices, increasing.
@@ -193,7 +202,7 @@ def first_of_nms(boxes: torch.Tensor, threshold: float, number: int) -> torch.Te
     scores = -torch.arange(boxes.shape[0], device=boxes.device, dtype=torch.float32)
     if torch.jit.is_tracing():  # which has no loop
         return nms(boxes, scores, threshold)[:number]
-    length = 2 * number
+    length = math.ceil(first_share * number)
     while True:
         kept = nms(boxes[:length], scores[:length], threshold)
         if len(kept) >= number or length >= len(boxes):

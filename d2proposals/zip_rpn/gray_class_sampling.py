@@ -65,36 +65,41 @@ class GrayClassLabeler:
         Returns:
             (R,) labels, and (R,) int64 index of each anchor's best ground truth (0 where none).
         """
-        best_iou, best_index, is_best_of_object = match_anchors(anchors, gt_boxes, is_valid)
+        best_iou, best_index, is_best_of_object = match_anchors(
+            anchors, gt_boxes, is_valid, with_best_of_object=self.low_quality_match
+        )
         labels = torch.full_like(best_index, IGNORED)
         labels[(best_iou >= self.negative_iou_min) & (best_iou < self.negative_iou)] = NEGATIVE
         if self.gray_iou is not None:
             low, high = self.gray_iou
             labels[(best_iou >= low) & (best_iou <= high)] = GRAY
         labels[best_iou >= self.positive_iou] = POSITIVE
-        if self.low_quality_match:
+        if is_best_of_object is not None:
             labels[is_best_of_object] = POSITIVE
         return labels.masked_fill(~is_valid, IGNORED), best_index
 
 
 def match_anchors(
-    anchors: Boxes, gt_boxes: Boxes, is_valid: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    anchors: Boxes, gt_boxes: Boxes, is_valid: torch.Tensor, *, with_best_of_object: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Match every anchor with the ground truth that it overlaps most.
 
     Args:
         anchors: R boxes.
         gt_boxes: M boxes, M may be 0.
         is_valid: (R,) bool; other anchors overlap nothing.
+        with_best_of_object: whether the third result is wanted.
 
     Returns:
         (R,) best IoU, (R,) index of that ground truth (the first of equals), and (R,) bool:
-        whether no other anchor has a higher IoU with some object.
+        whether no other anchor has a higher IoU with some object, or None.
     """
     num_anchors, device = len(anchors), anchors.device
     best_iou = torch.zeros(num_anchors, device=device)
     best_index = torch.zeros(num_anchors, dtype=torch.int64, device=device)
-    is_best_of_object = torch.zeros(num_anchors, dtype=torch.bool, device=device)
+    is_best_of_object = None
+    if with_best_of_object:
+        is_best_of_object = torch.zeros(num_anchors, dtype=torch.bool, device=device)
     step = max(MAX_IOU_ELEMENTS // max(num_anchors, 1), 1)
     for start in range(0, len(gt_boxes), step):
         iou = pairwise_iou(gt_boxes[start : start + step], anchors) * is_valid  # (step, R)
@@ -102,9 +107,10 @@ def match_anchors(
         is_better = part_iou > best_iou
         best_iou = torch.where(is_better, part_iou, best_iou)
         best_index = torch.where(is_better, part_index + start, best_index)
-        best_of_object = iou.amax(dim=1, keepdim=True)
-        # An object that touches no anchor has no best one.
-        is_best_of_object |= ((iou == best_of_object) & (best_of_object > 0)).any(dim=0)
+        if is_best_of_object is not None:
+            best_of_object = iou.amax(dim=1, keepdim=True)
+            # An object that touches no anchor has no best one.
+            is_best_of_object |= ((iou == best_of_object) & (best_of_object > 0)).any(dim=0)
     return best_iou, best_index, is_best_of_object
 
 

@@ -55,6 +55,8 @@ def recorded_candidates(generator: ZIP) -> Iterator[list[RecordedImage]]:
         ]
 
     def select(boxes: torch.Tensor, scores: torch.Tensor, image_size: tuple[int, int]) -> None:
+        # Of all images of the dataset: not on the model's device.
+        boxes, scores = boxes.cpu(), scores.cpu()
         recorded = LevelCandidates(boxes, scores[:, 0], scores[:, 1].long())
         records.append(RecordedImage(recorded, image_size))
 
@@ -84,8 +86,9 @@ def recall_with_bias(
     Returns:
         In [0, 1].
     """
+    device = next(generator.parameters()).device
     boxes = (
-        generator.select(c.boxes, c.biased_scores(level_bias), size)
+        generator.select(c.boxes.to(device), c.biased_scores(level_bias).to(device), size)
         .proposal_boxes.tensor[:limit]
         .cpu()
         .numpy()

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
@@ -15,10 +16,9 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from ..files.atomic_files import write_json
-from ..files.conversion import write_proposals
 from ..files.figure_file import beside_numbers
+from ..files.own_format import write_own_images
 from ..files.precomputed_format import write_proposal_file
-from ..files.proposal_set import ProposalSet
 from ..files.segmentations import filled_boxes
 from .collection import ProposalCollector, in_dataset_order, to_cpu
 from .ground_truth import GroundTruth, load_ground_truth, warn_of_faults
@@ -208,25 +208,9 @@ class ProposalEvaluator(ProposalCollector):
         write_proposal_file(path, image_ids, boxes, logits)
         if not ordered.has_masks:
             return
-        pairs = list(zip(ordered, usable, strict=True))
-        masks = [
-            list(itertools.compress(proposals_i.masks or [], usable_i))
-            for proposals_i, usable_i in pairs
-        ]
-        numbers = list(map(len, masks))
-        with_masks = ProposalSet(
-            "d2proposals",
-            image_ids,
-            [x.boxes[own][:number] for (x, own), number in zip(pairs, numbers, strict=True)],
-            [
-                x.objectness_logits[own][:number]
-                for (x, own), number in zip(pairs, numbers, strict=True)
-            ],
-            masks,
-            scores_are_logits=True,
-        )
         path = os.path.join(self._output_dir, "mask_proposals.json")
-        write_proposals(path, with_masks, "d2proposals")
+        images = zip(image_ids, ordered, usable, strict=True)
+        write_own_images(path, itertools.starmap(_with_masks, images))
 
     def _report(self, measurement: Measurement, prefix: str) -> None:
         """Log the table; write measures and curves into files whose names begin with ``prefix``."""
@@ -299,6 +283,15 @@ def _without_losing_numbers(what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         logger.error(f"The {what} are not kept: {error}")
+
+
+def _with_masks(
+    image_id: int | str, proposals: ImageProposals, usable: np.ndarray
+) -> tuple[int | str, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    """An image's id and the boxes, logits and masks of its usable proposals that have masks."""
+    masks = list(itertools.compress(proposals.masks or [], usable))
+    boxes, logits = proposals.boxes[usable], proposals.objectness_logits[usable]
+    return image_id, boxes[: len(masks)], logits[: len(masks)], masks
 
 
 def _by_task(measurement: Measurement, task: str) -> dict[str, dict[str, float]]:

@@ -5,8 +5,9 @@ Shape shorthand: R proposals of an image.
 
 import itertools
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,8 +21,9 @@ from .run_length_encodings import check_size, make_encodings
 
 OWN_FORMAT = "d2proposals"
 
-# What is in front of the entries and behind them, as ``write_own`` writes it.
-_BEFORE = re.compile(r'\{"format": "d2proposals", "version": 1, "proposals": ')
+# What is in front of the entries and behind them, as it is written here.
+_HEAD = '{"format": "d2proposals", "version": 1, "proposals": ['
+_BEFORE = re.compile(re.escape(_HEAD[:-1]))
 _BEHIND = re.compile(r"\}\s*")
 
 
@@ -100,23 +102,56 @@ def write_own(path: Path, proposals: ProposalSet, images: DatasetImages | None) 
         ValueError: a box or a score is not finite.
     """
     check_finite(proposals)
+    masks = itertools.repeat(None) if proposals.masks is None else proposals.masks
+    entries = zip(proposals.image_ids, proposals.boxes, proposals.logits(), masks, strict=False)
+    _write_entries(path, itertools.starmap(_entry, entries))
+
+
+def write_own_images(
+    path: str | os.PathLike,
+    images: Iterable[tuple[int | str, np.ndarray, np.ndarray, Sequence[dict[str, Any]]]],
+) -> None:
+    """Write this project's own file image by image, never all of it in memory.
+
+    Args:
+        path: of the file.
+        images: of each its id, (R, 4) boxes XYXY, (R,) logits, and R masks as encodings.
+
+    Raises:
+        ValueError: a box or a score is not finite. Nothing is written then.
+    """
+
+    def entries() -> Iterator[dict[str, Any]]:
+        for image_id, boxes, logits, masks in images:
+            own = ProposalSet(OWN_FORMAT, [image_id], [boxes], [logits], scores_are_logits=True)
+            check_finite(own)
+            yield _entry(image_id, boxes, logits, masks)
+
+    _write_entries(path, entries())
+
+
+def _write_entries(path: str | os.PathLike, entries: Iterable[dict[str, Any]]) -> None:
     with atomic_write(path) as file:
-        json.dump(own_content(proposals), file, allow_nan=False)
+        file.write(_HEAD)
+        for index, entry in enumerate(entries):
+            # Each as a text of its own: the encoder of texts is the fast one, that of files is not.
+            file.write((", " if index else "") + json.dumps(entry, allow_nan=False))
+        file.write("]}")
 
 
-def own_content(proposals: ProposalSet) -> dict[str, Any]:
-    """What this project's own file of proposals says."""
-    logits = proposals.logits()
-    entries = []
-    for index, image_id in enumerate(proposals.image_ids):
-        entry = {
-            "image_id": image_id,
-            "boxes": proposals.boxes[index].astype(np.float64).tolist(),
-            "objectness_logits": logits[index].tolist(),
-        }
-        if proposals.masks is not None:
-            masks = proposals.masks[index]
-            entry["size"] = list(masks[0]["size"]) if masks else None
-            entry["counts"] = [mask["counts"].decode("ascii") for mask in masks]
-        entries.append(entry)
-    return {"format": OWN_FORMAT, "version": 1, "proposals": entries}
+def _entry(
+    image_id: int | str,
+    boxes: np.ndarray,
+    logits: np.ndarray,
+    masks: Sequence[dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """What the file says of an image."""
+    entry = {
+        "image_id": image_id,
+        "boxes": boxes.astype(np.float64).tolist(),
+        "objectness_logits": logits.tolist(),
+    }
+    if masks is not None:
+        entry["size"] = list(masks[0]["size"]) if masks else None
+        entry["counts"] = [mask["counts"].decode("ascii") for mask in masks]
+    return entry

@@ -6,6 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from pycocotools import mask as mask_util
 
 from d2proposals.evaluation import (
     ProposalEvaluator,
@@ -21,7 +22,8 @@ from d2proposals.evaluation.proposal_runs import read_run
 from d2proposals.evaluation.proposal_spool import OrderedProposals, ProposalSpool
 from d2proposals.evaluation.simulation import simulate_dataset, simulate_outputs
 from d2proposals.files import json_list
-from d2proposals.files.conversion import write_proposals
+from d2proposals.files.conversion import read_proposals, write_proposals
+from d2proposals.files.own_format import write_own_images
 from d2proposals.files.precomputed_format import read_proposal_file, write_proposal_file
 from d2proposals.files.proposal_set import ProposalSet
 
@@ -61,6 +63,36 @@ def test_memory_grows_by_the_matches_of_an_image_not_by_its_boxes(
     monkeypatch.setattr(evaluator, "plot_curves", lambda *arguments: None)
     few, many = (peak_of_evaluation(register_dataset, n, tmp_path) for n in (20, 100))
     assert (many - few) / 80 < BYTES_OF_BOXES / 4
+
+
+def peak_of_written_masks(num_images, folder):
+    """Bytes at most in use while an image after the other is written, and the file."""
+    # Every second pixel: long runs of encodings.
+    chequered = np.asfortranarray(np.indices((20, 20)).sum(axis=0) % 2, np.uint8)
+    masks = [mask_util.encode(chequered)] * BOXES_OF_IMAGE
+    proposals = random_proposals(BOXES_OF_IMAGE, np.random.default_rng(0))
+    path = folder / f"{num_images}.json"
+    images = (
+        (image_id, proposals.boxes.copy(), proposals.objectness_logits.copy(), masks)
+        for image_id in range(num_images)
+    )
+    gc.collect()
+    tracemalloc.start()
+    try:
+        write_own_images(path, images)
+        return tracemalloc.get_traced_memory()[1], path
+    finally:
+        tracemalloc.stop()
+
+
+def test_masks_are_written_image_by_image(tmp_path):
+    (few, _), (many, path) = (peak_of_written_masks(n, tmp_path) for n in (5, 50))
+    assert many < 1.2 * few < path.stat().st_size / 4
+    # As the file of all of them at once.
+    written = read_proposals(path)
+    write_proposals(tmp_path / "all.json", written, "d2proposals")
+    assert (tmp_path / "all.json").read_bytes() == path.read_bytes()
+    assert len(written.masks) == 50 and len(written.masks[49]) == BOXES_OF_IMAGE
 
 
 # What a box of a file may take at most: coordinates and score are 24 bytes as they are kept,

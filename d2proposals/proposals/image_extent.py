@@ -38,6 +38,26 @@ def recover_image_sizes(batch: torch.Tensor) -> torch.Tensor:
     return torch.stack(sizes, dim=1).clamp(min=1)
 
 
+def stack_image_sizes(
+    image_sizes: Sequence[Sequence[int | torch.Tensor] | torch.Tensor],
+    device: torch.device | str,
+) -> torch.Tensor:
+    """The sizes of the images of a batch in one tensor, by one copy to the device.
+
+    Args:
+        image_sizes: (height, width) of each, as an ``ImageList`` has them: numbers, or tensors
+            where the caller is traced.
+        device: of the result.
+
+    Returns:
+        Tensor: (N, 2) int64 in pixels.
+    """
+    if any(isinstance(side, torch.Tensor) for size in image_sizes for side in size):
+        sizes = [torch.stack([torch.as_tensor(side) for side in size]) for size in image_sizes]
+        return torch.stack(sizes).to(device)
+    return torch.as_tensor(image_sizes, device=device)
+
+
 def valid_cells(
     image_sizes: torch.Tensor, map_size: tuple[int, int], stride: int, dtype: torch.dtype
 ) -> torch.Tensor:
@@ -112,12 +132,9 @@ def extend_edges(
         for side, cells in zip(image_size, size, strict=True)
     ):
         return maps
-    if torch.jit.is_tracing():
-        sizes = torch.stack([torch.stack([torch.as_tensor(x) for x in s]) for s in image_sizes])
-    else:
-        sizes = torch.as_tensor(image_sizes)
     # Of the image's own cells, (N, 2).
-    last = sizes.to(maps.device).sub(1).div(stride, rounding_mode="floor")
+    sizes = stack_image_sizes(image_sizes, maps.device)
+    last = sizes.sub(1).div(stride, rounding_mode="floor")
     row, column = (
         torch.minimum(torch.arange(cells, device=maps.device), last[:, axis, None])
         for axis, cells in enumerate(size)

@@ -28,7 +28,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ..proposals.candidates import select_input_shapes
-from ..proposals.image_extent import valid_cells
+from ..proposals.image_extent import stack_image_sizes, valid_cells
 from ..proposals.proposal_generator import ProposalGenerator
 from .duplicates import best_of_each_map, filter_duplicates
 from .head import SCRPNHead
@@ -238,10 +238,7 @@ class SCRPN(ProposalGenerator):
     ) -> tuple[InitialPredictions, PyramidLocations, list[tuple[int, int]]]:
         """The first stage everywhere, where that is, and the images' sizes."""
         maps = [features[name] for name in self.in_features]
-        # Sizes are tensors where the generator is traced.
-        image_sizes = torch.stack(
-            [torch.as_tensor(size, device=maps[0].device) for size in images.image_sizes]
-        )
+        image_sizes = stack_image_sizes(images.image_sizes, maps[0].device)
         valid = [
             valid_cells(image_sizes, x.shape[-2:], stride, x.dtype)
             if _has_padding(images, x, stride)

@@ -31,7 +31,8 @@ def localization_loss(
     Returns:
         Tensor: mean over the chosen cells; 0, connected to ``pred_boxes``, without any.
     """
-    difference = pred_boxes[is_trained] - gt_boxes[is_trained]
+    trained = _indices(is_trained)
+    difference = pred_boxes[trained] - gt_boxes[trained]
     squared = difference.square().sum(dim=1)
     # Unlike the paper, whose equations print the distance, by default half its square: the loss
     # layer of the paper's code base. The root's gradient is infinite at 0.
@@ -54,5 +55,14 @@ def two_way_loss(
     Returns:
         Tensor: mean over the chosen cells; 0, connected to ``logits``, without any.
     """
-    logits, labels = logits[is_trained], labels[is_trained]
+    trained = _indices(is_trained)
+    logits, labels = logits[trained], labels[trained]
     return F.cross_entropy(logits, labels.long(), reduction="sum") / max(len(labels), 1)
+
+
+def _indices(chosen: torch.Tensor) -> torch.Tensor:
+    """(K,) indices of the cells that a (T,) mask chooses, which may be indices already.
+
+    The host waits for the device each time that a mask picks, not where indices do.
+    """
+    return chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen

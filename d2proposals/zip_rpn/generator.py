@@ -32,7 +32,7 @@ from ..proposals.candidates import (
     make_proposals,
     select_input_shapes,
 )
-from ..proposals.image_extent import valid_cells
+from ..proposals.image_extent import stack_image_sizes, valid_cells
 from ..proposals.proposal_generator import ProposalGenerator
 from ..proposals.ranking import (
     check_multi_threshold_settings,
@@ -261,10 +261,7 @@ class ZIP(ProposalGenerator):
 
     def predict(self, images: ImageList, features: dict[str, torch.Tensor]):
         """Anchors, valid cells, class logits and offsets of each level, and the images' sizes."""
-        # Sizes are tensors where the generator is traced.
-        image_sizes = torch.stack(
-            [torch.as_tensor(size, device=images.tensor.device) for size in images.image_sizes]
-        )
+        image_sizes = stack_image_sizes(images.image_sizes, images.tensor.device)
         self._check_extent(image_sizes, features)
         maps = [features[name] for name in self.in_features]
         valid = [

@@ -69,19 +69,22 @@ class ZoomLoss:
         for anchors_i, logits_i, deltas_i, labels_i, boxes_i in zip(
             anchors, pred_class_logits, pred_anchor_deltas, gt_labels, gt_boxes, strict=True
         ):
-            is_sampled = labels_i != IGNORED
-            num_sampled = is_sampled.sum().clamp(min=1)
+            labels = labels_i.flatten()
+            # Indices, not masks: the host waits for a device's each time that a mask picks.
+            sampled = (labels != IGNORED).nonzero()[:, 0]
+            positive = (labels == POSITIVE).nonzero()[:, 0]
+            num_sampled = max(len(sampled), 1)
             class_loss = class_loss + (
-                F.cross_entropy(logits_i[is_sampled].float(), labels_i[is_sampled], reduction="sum")
+                F.cross_entropy(
+                    logits_i.flatten(0, 1)[sampled].float(), labels[sampled], reduction="sum"
+                )
                 / num_sampled
             )
-            is_positive = labels_i == POSITIVE
-            anchor_index = is_positive.nonzero()[:, 1]
             gt_deltas = self.box2box_transform.get_deltas(
-                anchors_i.tensor[anchor_index], boxes_i[is_positive]
+                anchors_i.tensor[positive % len(anchors_i)], boxes_i.flatten(0, 1)[positive]
             )
             box_loss = box_loss + (
-                self._box_loss(deltas_i[is_positive].float(), gt_deltas) / num_sampled
+                self._box_loss(deltas_i.flatten(0, 1)[positive].float(), gt_deltas) / num_sampled
             )
         return class_loss, box_loss
 

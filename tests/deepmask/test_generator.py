@@ -100,6 +100,13 @@ def test_numbers_of_patches(branches, iteration, numbers):
     assert len(patches.masks) == (0 if iteration else numbers[0])
 
 
+def test_an_odd_number_of_patches_has_a_positive_more():
+    generator = build_generator(batch_size_per_image=5, branches="joint")
+    with EventStorage():
+        patches = generator.label_and_sample_patches(*make_batch(BOXES))
+    assert (len(patches.pixels), patches.samples.num_positive) == (6, 3)
+
+
 def test_losses_are_those_of_equation_1():
     generator = build_generator(branches="joint", batch_size_per_image=6).eval()
     generator.loss_weight = {"loss_deepmask_mask": 3.0, "loss_deepmask_score": 3.0 / 32}
@@ -207,6 +214,8 @@ def test_boxes_are_those_around_the_masks_pasted_into_the_image(size, threshold)
     (proposals,), _ = generator(make_images(size, divisibility=0), {})
     bitmaps = proposals.proposal_masks.paste(*size, threshold=threshold)
     assert len(proposals) > 0
+    # Which the masks have themselves, for whoever pastes them.
+    assert torch.equal(proposals.proposal_masks.paste(*size), bitmaps)
     for box, bitmap in zip(proposals.proposal_boxes.tensor, bitmaps, strict=True):
         rows, columns = bitmap.any(dim=1).nonzero()[:, 0], bitmap.any(dim=0).nonzero()[:, 0]
         expected = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from d2proposals.deepmask import MaskHead, ScoreHead
 from d2proposals.deepmask.network import build_network as build_from_config
+from d2proposals.deepmask.score_head import CodeScoreHead
 from tests.common import make_cfg
 from tests.deepmask.deepmask_networks import STAGES, build_network
 
@@ -77,6 +78,16 @@ def test_dropout_is_where_the_paper_has_it():
         assert before.min() >= 0  # after the ReLU
         kept = after[before > 0] > 0
         assert 0.35 < kept.float().mean() < 0.65
+
+
+def test_dropout_of_the_later_network_is_before_both_layers():
+    head = CodeScoreHead(code_dim=200, hidden_dims=(300,), dropout=0.5).train()
+    seen = []
+    head.dropout.register_forward_hook(lambda module, x, y: seen.append((x[0], y)))
+    head(torch.rand(4, 200, 1, 1) + 1)
+    assert [x.shape[-1] for x, _ in seen] == [200, 300]
+    for before, after in seen:
+        assert 0.35 < (after[before > 0] > 0).float().mean() < 0.65
 
 
 @pytest.mark.parametrize("upsampling, side", [("bilinear", 56), ("none", 14), ("trainable", 56)])

@@ -296,6 +296,16 @@ def test_no_more_positions_at_a_time_than_fit(monkeypatch, num_sets):
     assert sum(seen) == num_sets * num_positions(240, 40, 5) * num_positions(320, 30, 5)
 
 
+def test_a_coverage_at_the_threshold_is_not_above_it():
+    # Exactly half of each cell is covered, everywhere.
+    scorer = make_scorer(torch.full((1, 5, 4, 4), 0.5), (40.0, 40.0))
+    settings = {"stride": 10, "ring": 1.5, "topk_per_shape": 3}
+    for threshold, exists in ((0.5, False), (0.25, True)):
+        found = search_boxes(scorer, (40, 40), [(20, 20)], **settings, min_coverage=threshold)
+        assert (found.scores > -torch.inf).all().item() == exists
+        assert (found.scores > -torch.inf).any().item() == exists
+
+
 def test_no_shapes():
     found = search_boxes(make_scorer(torch.rand(3, 5, 4, 4), (10, 10)), (10, 10), [], **SETTINGS)
     assert found.boxes.shape == (3, 0, 4) and found.scores.shape == (3, 0)

@@ -229,6 +229,20 @@ def test_hard_negatives_are_drawn_first():
     assert hard[0] not in negatives(1.0, crowd=[[90, 0, 140, 50]])
 
 
+def test_which_hard_negatives_are_drawn_is_left_to_chance():
+    hard = [[100 + 20 * i, 10, 118 + 20 * i, 40] for i in range(8)]
+    drawn = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        crops = sample_classifier_crops(
+            CropSampler(num_crops=10), [tensor(OBJECTS)], [torch.zeros(2).long()], [tensor([])],
+            [SIZE], 3, (0.2, 0.6), [tensor(hard)], 1 / 6,
+        )  # fmt: skip
+        found = crops.boxes[crops.labels == 3].tolist()
+        drawn |= {hard.index(box) for box in found if box in hard}
+    assert len(drawn) == 8
+
+
 def test_no_objects_no_positives():
     crops, is_positive = mask_crops([])
     assert len(crops) == 60 and not is_positive.any()

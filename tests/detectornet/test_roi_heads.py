@@ -6,6 +6,8 @@ from detectron2.modeling import build_model, build_roi_heads
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
+from d2proposals.detectornet import classifier_training
+from d2proposals.detectornet.crop_sampling import sample_classifier_crops
 from tests.common import make_cfg, make_instances
 
 SMALL = ["MODEL.DETECTORNET.WIDTH_FACTOR", 0.03, "MODEL.DETECTORNET.NUM_CROPS", 8,
@@ -207,6 +209,20 @@ def test_similarities_reach_the_sampling(monkeypatch):
     iou = pairwise_iou(Boxes(torch.tensor(box).float()), Boxes(crops[0]))[0]
     assert num_positives >= 1 and (iou[: int(num_positives)] >= 0.9).all()
     assert (iou[int(num_positives) :] < 0.1).all() and len(iou) > 30
+
+
+def test_the_share_of_hard_negatives_reaches_the_sampling(monkeypatch):
+    shares = []
+    monkeypatch.setattr(
+        classifier_training,
+        "sample_classifier_crops",
+        lambda *x: shares.append(x[-1]) or sample_classifier_crops(*x),
+    )
+    heads = build_heads("MODEL.DETECTORNET.CLASSIFIER.HARD_FRACTION", 0.375).train()
+    with EventStorage():
+        mined = make_proposals(BOXES, [0.0] * 4)
+        heads(make_images((100, 100)), {}, [mined], [make_instances((100, 100))])
+    assert shares == [0.375]
 
 
 def test_no_more_detections_than_wanted():

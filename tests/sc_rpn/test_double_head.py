@@ -120,6 +120,19 @@ def test_outputs_of_each_head_and_the_weights_of_the_losses():
     assert (weighted["loss_box_reg"] / plain["loss_box_reg"]).item() == pytest.approx(5)
 
 
+def test_output_layers_begin_as_detectron2_s():
+    torch.manual_seed(0)
+    layers = DoubleHeadOutputLayers(
+        ShapeSpec(channels=800),
+        num_class_features=400,
+        box2box_transform=Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)),
+        num_classes=20,
+    )
+    assert layers.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert layers.bbox_pred.weight.std().item() == pytest.approx(0.001, rel=0.1)
+    assert not layers.cls_score.bias.any() and not layers.bbox_pred.bias.any()
+
+
 TINY = (
     *("MODEL.FPN.OUT_CHANNELS", 8, "MODEL.SCRPN.HEAD_CHANNELS", 8, "MODEL.ROI_BOX_HEAD.FC_DIM", 8),
     *("MODEL.ROI_BOX_HEAD.CONV_DIM", 8, "MODEL.SCRPN.POST_NMS_TOPK_TRAIN", 20),

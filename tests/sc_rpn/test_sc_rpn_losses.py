@@ -52,6 +52,13 @@ def test_delta_loss_compares_deltas():
     torch.testing.assert_close(delta_loss(pred, gt, source, 0.1), expected.sum(1))
 
 
+def test_delta_loss_does_not_move_what_deltas_are_measured_from():
+    source = torch.tensor([[0.0, 0, 8, 8]], requires_grad=True)
+    pred = torch.tensor([[1.0, 1, 8, 8]], requires_grad=True)
+    delta_loss(pred, torch.tensor([[2.0, 2, 9, 9]]), source, 0.1).sum().backward()
+    assert source.grad is None and pred.grad.abs().sum() > 0
+
+
 def test_delta_loss_of_a_box_without_width_is_finite():
     # At x 1200 the next float32 is 1.2e-4 away: a box 1e-5 wide has no width left.
     pred = torch.tensor([[1200.0, 0, 1200 + 1e-5, 32]], requires_grad=True)

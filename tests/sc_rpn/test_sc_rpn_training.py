@@ -86,6 +86,20 @@ def test_regression_losses_of_both_stages_by_hand(text, init, refined):
     assert losses["loss_scrpn_refined"].item() == pytest.approx(refined, rel=1e-5)
 
 
+def test_each_stage_learns_of_the_object_that_it_is_matched_with():
+    predictions, locations, truth, samples = hand_case()
+    # A second object where the boxes are, which the second stage is matched with.
+    truth = GroundTruth(
+        torch.cat([truth.boxes, torch.tensor([[0.0, 0, 10, 10]])]), torch.tensor([0, 0])
+    )
+    other = samples.refined.matched.clone()
+    other[0, 0] = 1
+    samples.refined = Assignment(samples.refined.labels, other)
+    losses = build_generator(rows.node(BOX_STAGES)).losses(predictions, locations, truth, samples)
+    assert losses["loss_scrpn_init"].item() == pytest.approx(MINUS_LN_IOU, rel=1e-5)
+    assert losses["loss_scrpn_refined"].item() == pytest.approx(0, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("which", "expected"),
     [("classification", 3 / 2), ("regression", 1), ("regression_and_negatives", 10 / 4)],

@@ -61,6 +61,15 @@ def test_by_hand():
     assert "| large_size" in errors.table() and "0.010000" in errors.table()
 
 
+def test_each_size_has_its_own_mean():
+    errors = LocalizationErrors()
+    errors.num_cells = {"large": 4, "small": 2}
+    for size in ("large", "small"):
+        errors.add("fused", size, torch.tensor([[1.0, 2, 3, 4], [3, 2, 1, 0]]))
+    assert errors.means()["fused", "large"].tolist() == [1, 1, 1, 1]
+    assert errors.means()["fused", "small"].tolist() == [2, 2, 2, 2]
+
+
 def test_images_of_several_sizes():
     generator = build_generator().eval()
     sizes = [(40, 64), (64, 33)]

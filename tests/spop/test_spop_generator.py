@@ -256,6 +256,9 @@ def test_equations_1_to_4_by_hand():
         targets, cells = generator.label_and_sample_pixels(map_sizes, [gt])
         assert storage.latest()["spop/num_pos_large"][0] == 1
         assert storage.latest()["spop/num_pos_small"][0] == 2
+    with EventStorage() as storage:
+        generator.label_and_sample_pixels(map_sizes * 2, [gt, make_gt((16, 16), [], [])])
+        assert storage.latest()["spop/num_pos_small"][0] == 1  # of an image
     assert targets.object_index.view(3, 3)[:2, :2].tolist() == labels
     predictions = generator.networks(ImageList.from_tensors([torch.zeros(3, 16, 16)]))
     assert predictions.map_sizes == map_sizes

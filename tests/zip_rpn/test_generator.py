@@ -158,15 +158,20 @@ def test_losses_are_eq_6_by_hand():
     assert losses["loss_zip_loc"].item() == pytest.approx(0.29 / 3, abs=1e-5)
 
 
-def test_smooth_l1_and_weights_by_hand():
+@pytest.mark.parametrize(
+    ("beta", "expected"),
+    # Errors 0, .2, .3 and .4: beyond a beta of .25 a line.
+    [(1.0, 0.5 * 0.29), (0.25, 0.2**2 / 2 / 0.25 + (0.3 - 0.125) + (0.4 - 0.125))],
+)
+def test_smooth_l1_and_weights_by_hand(beta, expected):
     generator = build(
         "MODEL.ZIP.IN_FEATURES", ["zoom1"], "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32]],
         "MODEL.ZIP.BBOX_REG_LOSS_TYPE", "smooth_l1", "MODEL.ZIP.LOSS_WEIGHT", 3.0,
-        "MODEL.ZIP.BBOX_REG_LOSS_WEIGHT", 2.0,
+        "MODEL.ZIP.BBOX_REG_LOSS_WEIGHT", 2.0, "MODEL.ZIP.SMOOTH_L1_BETA", beta,
     )  # fmt: skip
     with EventStorage():
         losses = generator.losses(*hand_made_case())
-    assert losses["loss_zip_loc"].item() == pytest.approx(6 * 0.5 * 0.29 / 3, abs=1e-5)
+    assert losses["loss_zip_loc"].item() == pytest.approx(6 * expected / 3, abs=1e-5)
 
 
 def test_levels_are_summed_not_averaged():

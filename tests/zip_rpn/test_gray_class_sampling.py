@@ -37,6 +37,14 @@ def test_labels_by_iou_band():
     assert (index == 0).all()
 
 
+def test_labels_at_the_edges_of_the_bands():
+    # Exact in binary.
+    labeler = GrayClassLabeler(positive_iou=0.75, negative_iou=0.25, gray_iou=(0.375, 0.5))
+    anchors = boxes_with_iou(0.25, 0.375, 0.5, 0.75)
+    labels, _ = labeler(anchors, SQUARE, all_valid(anchors))
+    assert labels.tolist() == [IGNORED, GRAY, GRAY, POSITIVE]
+
+
 def test_labels_in_two_class_mode_and_with_a_lower_bound_on_negatives():
     anchors = boxes_with_iou(0.0, 0.05, 0.2, 0.4, 0.7)
     labels, _ = GrayClassLabeler(gray_iou=None)(anchors, SQUARE, all_valid(anchors))

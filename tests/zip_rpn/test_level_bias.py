@@ -56,6 +56,12 @@ def test_search_finds_the_top_of_a_hill():
     assert all(b[0] == 0 for b in seen) and len(seen) < 60
 
 
+def test_the_last_step_is_tried():
+    tried = []
+    tune_level_bias(lambda bias: tried.append(bias) or 0.0, 2, first_step=0.4, last_step=0.1)
+    assert {abs(bias[1]) for bias in tried} == {0.0, 0.4, 0.2, 0.1}
+
+
 def test_nothing_better_leaves_zeros():
     assert tune_level_bias(lambda _: 0.5, 3) == ((0.0, 0.0, 0.0), 0.5)
 

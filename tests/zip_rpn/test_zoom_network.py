@@ -180,6 +180,10 @@ def test_h2_is_the_mirrored_top_resized_and_convolved():
         (["MODEL.ZOOM_NETWORK.IN_FEATURES", ["inception_3b", "inception_4d"]], "three maps"),
         (["MODEL.ZOOM_NETWORK.MAD.LAMBDA", 3], "MAD.LAMBDA must be 2 or 4"),
         (["MODEL.ZOOM_NETWORK.ZOOM_IN", False], "no second stream"),
+        (
+            ["MODEL.ZOOM_NETWORK.ZOOM_IN", False, "MODEL.ZOOM_NETWORK.MAD.LAMBDA", 4],
+            "merges no maps: leave MODEL.ZOOM_NETWORK.MAD.LAMBDA at 2",
+        ),
         (["MODEL.ZOOM_NETWORK.MIRROR_DEPTHS", (2, 5, 2)], "asks for 5 mirrored blocks"),
         (["MODEL.ZOOM_NETWORK.MIRROR_DEPTHS", (2, 4)], "three numbers of blocks"),
         (["MODEL.ZOOM_NETWORK.MAD.TYPE", "attention"], "MAD.TYPE must be one of"),

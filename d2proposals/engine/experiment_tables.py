@@ -16,6 +16,7 @@ A table is a YAML file:
         label: RPN, few               # its configuration, overrides, seeds and weights
         weights_of: rpn
         overrides: [KEY, VALUE, ...]
+        seeds: [1]                    # of those of the row "rpn", which are the default
       - name: spop_errors             # measures of the network by itself in the place of those of
         label: errors of SPOP         # its proposals (evaluation/model_measures.py)
         weights_of: spop
@@ -145,7 +146,8 @@ def _check_row(row: Any, path: Path) -> None:
     if missing := {"name", "label", source} - row_keys:
         raise ValueError(f"{path}: the row {row} lacks {', '.join(sorted(missing))}.")
     known = {"name", "label", source, "overrides", "base", "paper"}
-    known |= {"config": {"seeds", "proposals_of"}, "weights_of": {"measures"}}.get(source, set())
+    of_source = {"config": {"seeds", "proposals_of"}, "weights_of": {"seeds", "measures"}}
+    known |= of_source.get(source, set())
     if unknown := row_keys - known:
         raise ValueError(
             f"{path}: row {row['name']}: unknown {', '.join(sorted(unknown))}"
@@ -204,9 +206,15 @@ def _runs_of_row(
         proposing = {run.seed: run for run in of_row}
         if any(map(is_untrained, of_row)):
             raise ValueError(f"{path}: row {name} has proposals of {of_row[0].row}, untrained.")
-    seeds = trained.get("seeds", list(proposing) or [1])
+    trained_seeds = trained.get("seeds", list(proposing) or [1])
+    seeds = row.get("seeds", trained_seeds)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"{path}: row {name} has a seed twice.")
+    if unknown := set(seeds) - set(trained_seeds):
+        raise ValueError(
+            f"{path}: row {name} has seeds that {trained['name']} lacks: "
+            f"{', '.join(map(str, sorted(unknown)))}."
+        )
     if proposing and (unknown := set(seeds) - set(proposing)):
         raise ValueError(
             f"{path}: row {name} has seeds that {trained['proposals_of']} lacks: "

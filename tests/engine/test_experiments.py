@@ -52,9 +52,12 @@ def test_runs_of_a_table(tmp_path):
 def test_a_row_with_the_weights_of_another(tmp_path, monkeypatch):
     rows = [{"name": "less", "label": "L", "weights_of": "full", "overrides": ["A", 2]}]
     rows += [row("full", seeds=[1, 2], overrides=["A", 1], base=None), row("other", base="less")]
+    # With settings that were found for one of the networks.
+    rows += [{"name": "tuned", "label": "T", "weights_of": "full", "seeds": [2], "base": None}]
     runs = read_table(write_table(tmp_path / "t.yaml", rows, overrides=["B", 3]))
-    assert [run.name for run in runs] == ["less-1", "less-2", "full-1", "full-2", "other-1"]
-    assert [run.base for run in runs] == [None, None, None, None, "less"]
+    names = ["less-1", "less-2", "full-1", "full-2", "other-1", "tuned-2"]
+    assert [run.name for run in runs] == names and runs[-1].trained_name == "full-2"
+    assert [run.base for run in runs] == [None, None, None, None, "less", None]
     less = runs[1]
     # Its own overrides come last; the rest is the other row's, those of all rows once.
     assert less.overrides == ("B", 3, "A", 1, "A", 2) and less.num_trained_overrides == 4
@@ -366,6 +369,10 @@ def test_what_rows_need_is_trained_first(tmp_path, monkeypatch):
         (
             "rows: [{name: a, label: a, fixed_grid: 9}, {name: b, label: b, weights_of: a}]",
             "row b has weights of a, untrained",
+        ),
+        (
+            f"rows: [{A}, {{name: b, label: b, weights_of: a, seeds: [1, 2]}}]",
+            "row b has seeds that a lacks: 2",
         ),
         (
             f"rows: [{A}, {{name: b, label: b, weights_of: a, measures: errors}}]",

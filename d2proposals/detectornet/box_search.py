@@ -341,18 +341,17 @@ def _shapes_at_once(
     shapes: Sequence[tuple[float, float]],
     stride: float,
 ) -> Iterator[list[tuple[float, float]]]:
-    """The shapes in groups whose weights along an axis bounded memory holds."""
+    """The shapes in groups, whose weights along an axis are at most ``MAX_POSITIONS`` numbers a
+    term, unless those of a single shape are more."""
     num_edges = max(len(scorer.y_edges), len(scorer.x_edges))
     group, longest = [], 0
     for shape in shapes:
-        longest = max(
-            longest,
-            *(num_positions(*x, stride) for x in zip(frame_size, shape, strict=True)),
-        )
-        if group and (len(group) + 1) * longest * num_edges > MAX_POSITIONS:
+        own = max(num_positions(*x, stride) for x in zip(frame_size, shape, strict=True))
+        if group and (len(group) + 1) * max(longest, own) * num_edges > MAX_POSITIONS:
             yield group
-            group = []
+            group, longest = [], 0
         group.append(shape)
+        longest = max(longest, own)
     if group:
         yield group
 

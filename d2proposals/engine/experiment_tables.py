@@ -153,10 +153,13 @@ def _check_row(row: Any, path: Path) -> None:
             f"{path}: row {row['name']}: unknown {', '.join(sorted(unknown))}"
             f"{f' beside {source}' if source != 'config' else ''}."
         )
+    seeds = row.get("seeds", [1])
+    if not isinstance(seeds, list) or not seeds or not all(type(x) is int for x in seeds):
+        raise ValueError(f"{path}: 'seeds' of row {row['name']} is not a list of numbers.")
     num_boxes = row.get("fixed_grid", 100)
     if not isinstance(num_boxes, int) or num_boxes < 3:
         raise ValueError(f"{path}: 'fixed_grid' of row {row['name']} is not a number from 3.")
-    if row.get("measures", None) not in {None, *(name for name, _ in MODEL_MEASURES)}:
+    if row.get("measures") not in [None, *(name for name, _ in MODEL_MEASURES)]:
         raise ValueError(
             f"{path}: 'measures' of row {row['name']} is {row['measures']}, not one of "
             f"{', '.join(name for name, _ in MODEL_MEASURES)}."

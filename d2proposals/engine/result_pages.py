@@ -218,17 +218,16 @@ def _check_columns(rows: dict[str, Row], columns: Iterable[str], page: str, tabl
     if not results:
         return
     words, shown = _words_and_shown(columns)
-    for column, task in product((column for _, column in shown), _tasks(words)):
-        if _is_fact(column):
-            continue
-        name = _of_task(column, task).removeprefix("Δ")
-        of_paper = name.removeprefix("paper/")
-        if of_paper != name:
-            is_known = any(of_paper in row.paper for row in rows.values())
-            # The paper need not have each task's.
-            is_known |= bool(task)
-        else:
-            is_known = any(name.rpartition("/")[2] in _measures(item, name) for item in results)
+    for column in (column for _, column in shown if not _is_fact(column)):
+        is_known = False
+        # Neither the paper nor each network has every task's.
+        for name in (_of_task(column, task).removeprefix("Δ") for task in _tasks(words)):
+            of_paper = name.removeprefix("paper/")
+            if of_paper != name:
+                is_known |= any(of_paper in row.paper for row in rows.values())
+            else:
+                measure = name.rpartition("/")[2]
+                is_known |= any(measure in _measures(item, name) for item in results)
         if not is_known:
             raise ValueError(
                 f"{page}: no result of {table} has the column {column!r}, and it is none of "

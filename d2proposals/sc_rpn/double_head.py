@@ -39,7 +39,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from fvcore.nn import weight_init
 from torch import nn
 
-from ..proposals.image_extent import extend_edges, valid_cells
+from ..proposals.image_extent import extend_edges, stack_image_sizes, valid_cells
 
 
 class EnlargingPooler(nn.Module):
@@ -256,7 +256,7 @@ def end_at_images(
         Tensor: (N, C, Hi + 2, Wi + 2).
     """
     maps = extend_edges(F.pad(maps, (0, 2, 0, 2)), image_sizes, stride)
-    sizes = torch.stack([torch.as_tensor(size, device=maps.device) for size in image_sizes])
+    sizes = stack_image_sizes(image_sizes, maps.device)
     return maps * valid_cells(sizes + stride, maps.shape[-2:], stride, maps.dtype)
 
 

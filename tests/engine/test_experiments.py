@@ -317,6 +317,7 @@ def test_what_rows_need_is_trained_first(tmp_path, monkeypatch):
         ("rows: [{name: a, label: b, config: c, seed: 1}]", "row a: unknown seed"),
         ("rows: [{name: a, label: b, config: c, overrides: [KEY]}]", "'overrides' of row a"),
         ("rows: [{name: a, label: b, config: c, seeds: [1, 1]}]", "row a has a seed twice"),
+        ("rows: [{name: a, label: b, config: c, seeds: 2}]", "'seeds' of row a is not a list"),
         (f"rows: [{A}, {A}]", "several rows have the name a"),
         (
             f"rows: [{A}, {{name: b, label: b, weights_of: c}}]",

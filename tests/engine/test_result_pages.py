@@ -82,8 +82,9 @@ def test_a_line_for_each_task(tmp_path):
     write_result(table, read_table(table)[0], result(large={"x": 1.0}))
     mark = "<!-- results of t.yaml: {} task:large commit -->\n<!-- end of results -->"
     assert "| RPN: large | 1.0 |" in fill_page(mark.format("x"), tmp_path)
-    with pytest.raises(ValueError, match="no result of t.yaml has the column 'y'"):
-        fill_page(mark.format("y"), tmp_path)
+    for column in ("y", "paper/x"):
+        with pytest.raises(ValueError, match=f"no result of t.yaml has the column '{column}'"):
+            fill_page(mark.format(column), tmp_path)
 
 
 def test_seeds_without_a_result_are_named(tmp_path):

@@ -76,12 +76,20 @@ def plot_comparison(
     figure.suptitle(title, fontsize=13, parse_math=False)
     panels = figure.subplots(2, 5)
     few, many = _shown_limits(limits)
-    _draw_by_number(panels[0, 0], runs)
+    _draw_over_number(
+        panels[0, 0], runs, "ar_by_num_proposals", "all",
+        "AR by number of proposals", "average recall (%)",
+    )  # fmt: skip
     _draw_by_iou(panels[0, 1], runs, sorted({few, many}))
     for panel, iou in zip(panels[0, 2:], CURVE_SINGLE_IOUS, strict=True):
-        _draw_recall_by_number(panel, runs, iou)
+        _draw_over_number(
+            panel, runs, "recall_by_num_proposals", str(iou),
+            f"Recall at IoU {iou} by number", "recall (%)",
+        )  # fmt: skip
     _draw_by_size(panels[1, 0], runs, few)
-    _draw_best_overlap_by_number(panels[1, 1], runs)
+    _draw_over_number(
+        panels[1, 1], runs, "abo_by_num_proposals", "ABO", "ABO by number of proposals", "ABO (%)"
+    )
     _draw_best_overlap(panels[1, 2], runs, many)
     _draw_histogram(panels[1, 3], runs)
     _draw_aspect_ratios(panels[1, 4], runs)
@@ -194,34 +202,26 @@ def _numbers_on_log_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _draw_by_number(axes: Axes, runs: Mapping[str, Measurement]) -> None:
+def _draw_over_number(
+    axes: Axes, runs: Mapping[str, Measurement], curve: str, line: str, title: str, unit: str
+) -> None:
+    """Draw one line of a curve over the number of proposals, of each run.
+
+    Args:
+        axes: to draw into.
+        runs: by name.
+        curve: name among a run's curves.
+        line: name of the line, which is None without ground truth.
+        title: of the axes.
+        unit: what the line is of.
+    """
     for index, run in enumerate(runs.values()):
-        curve = run.curves["ar_by_num_proposals"]
-        if curve["all"] is not None:
-            axes.plot(curve["num_proposals"], curve["all"], **_style(index))
+        lines = run.curves[curve]
+        if lines[line] is not None:
+            axes.plot(lines["num_proposals"], lines[line], **_style(index))
     _numbers_on_log_axis(axes)
     axes.set_ylim(0, 102)
-    _finish(axes, "AR by number of proposals", "proposals per image", "average recall (%)")
-
-
-def _draw_recall_by_number(axes: Axes, runs: Mapping[str, Measurement], iou: float) -> None:
-    for index, run in enumerate(runs.values()):
-        curve = run.curves["recall_by_num_proposals"]
-        if curve[str(iou)] is not None:
-            axes.plot(curve["num_proposals"], curve[str(iou)], **_style(index))
-    _numbers_on_log_axis(axes)
-    axes.set_ylim(0, 102)
-    _finish(axes, f"Recall at IoU {iou} by number", "proposals per image", "recall (%)")
-
-
-def _draw_best_overlap_by_number(axes: Axes, runs: Mapping[str, Measurement]) -> None:
-    for index, run in enumerate(runs.values()):
-        curve = run.curves["abo_by_num_proposals"]
-        if curve["ABO"] is not None:
-            axes.plot(curve["num_proposals"], curve["ABO"], **_style(index))
-    _numbers_on_log_axis(axes)
-    axes.set_ylim(0, 102)
-    _finish(axes, "ABO by number of proposals", "proposals per image", "ABO (%)")
+    _finish(axes, title, "proposals per image", unit)
 
 
 def _draw_by_iou(axes: Axes, runs: Mapping[str, Measurement], limits: Sequence[int]) -> None:

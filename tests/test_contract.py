@@ -238,3 +238,12 @@ def test_proposals_of_an_image_do_not_depend_on_the_resize_of_its_host(factor):
     assert enlarged.image_size == size and len(native) > 20
     best = pairwise_iou(native.proposal_boxes[:20], enlarged.proposal_boxes).amax(dim=1)
     assert (best > 0.9).all()
+
+
+@pytest.mark.parametrize("name", ["ZIP", "SCRPN"])
+def test_a_feature_map_that_is_not_there_is_named(name):
+    model = build_model(host_cfg(name)).eval()
+    generator = model.proposal_generator
+    generator.in_features = ["p9", *generator.in_features[1:]]
+    with pytest.raises(ValueError, match="needs the feature maps p9 .*and the backbone has p2"):
+        model([{"image": torch.zeros(3, 64, 64), "height": 64, "width": 64}])

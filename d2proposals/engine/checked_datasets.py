@@ -138,16 +138,27 @@ def _check(name: str, part: str) -> _Checked:
     reading = read_dataset(name, needs_ids=False)
     if part == "TEST" and not reading.records:
         raise ValueError(f"the dataset {name!r} has no images to test on: its list is empty")
+    nameless = [record for record in reading.records if "file_name" not in record]
+    if nameless:
+        raise ValueError(
+            f"{len(nameless)} images of {name!r} have no 'file_name' (image id "
+            f"{nameless[0].get('image_id')} is the first): give each the name of its file"
+        )
     ground_truth = ground_truth_of(reading)
     warn_of_faults(ground_truth, name)
     is_unlisted = ground_truth.categories == NO_CATEGORY
-    if reading.is_of_file and not reading.category_names:
+    lists_none = reading.is_of_file and not reading.category_names
+    if lists_none:
         is_unlisted[:] = True
     num_unlisted = int(is_unlisted.sum())
     function = DatasetCatalog[name]
     if _lacks_categories(reading):
         logger.warning(
             f"{name}: no annotation has a 'category_id'; all are read as objects of one category"
+        )
+    elif lists_none and len(is_unlisted):
+        logger.warning(
+            f"{name}: its file lists no 'categories'; all objects are read as of one category"
         )
     elif reading.is_readable and not reading.faults.need_mending:
         return _Checked(function, name, ground_truth.faults, num_unlisted)
@@ -175,7 +186,7 @@ def _register_mended(reading: DatasetReading, part: str) -> str:
     # Without the file, which evaluators would read instead.
     metadata = MetadataCatalog.get(reading.name).as_dict()
     left_out = {"json_file", "name"}
-    if lacks_categories:
+    if lacks_categories or not reading.category_names:
         left_out |= {"thing_classes", "thing_dataset_id_to_contiguous_id"}
     metadata = {"thing_classes": names} | {key: metadata[key] for key in metadata.keys() - left_out}
     unlisted = len(metadata["thing_classes"])

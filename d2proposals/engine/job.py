@@ -12,6 +12,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import launch
+from detectron2.layers import get_norm
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
@@ -19,6 +20,7 @@ from detectron2.modeling import (
     GeneralizedRCNN,
 )
 from detectron2.utils import comm
+from PIL import Image
 from torch.multiprocessing import ProcessExitedException
 
 from ..config import add_d2proposals_config
@@ -27,6 +29,9 @@ from .config_file import fault_of_form
 from .execution import check_execution
 
 logger = logging.getLogger(__name__)
+
+# What Pillow has for the formats that are Detectron2's alone.
+_PIXELS_OF_FORMAT = {"BGR": "RGB", "YUV-BT.601": "RGB"}
 
 
 def load_config(args: Namespace) -> CfgNode:
@@ -215,6 +220,7 @@ def check_config(cfg: CfgNode) -> None:
         known += ["PrecomputedProposals"] if registry is PROPOSAL_GENERATOR_REGISTRY else []
         if name not in known:
             raise ValueError(f"Unknown {key} '{name}'. Known: {', '.join(known)}.")
+    _check_plain_values(cfg)
     check_execution(cfg)
     if is_two_stage(cfg) and not cfg.MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING:
         raise ValueError(
@@ -240,6 +246,48 @@ def check_config(cfg: CfgNode) -> None:
             "the zoom network differ in channels: set MODEL.ZOOM_NETWORK.OUT_CHANNELS (256 in "
             "configs/zip_single_stage.yaml)."
         )
+
+
+def _check_plain_values(cfg: CfgNode) -> None:
+    """ValueError for values of Detectron2's own keys that it refuses deep inside, or not at all."""
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ValueError(
+            f"MODEL.DEVICE '{cfg.MODEL.DEVICE}' is no device: cpu, cuda or cuda:1."
+        ) from error
+    try:
+        Image.new("RGB", (1, 1)).convert(_PIXELS_OF_FORMAT.get(cfg.INPUT.FORMAT, cfg.INPUT.FORMAT))
+    except ValueError as error:
+        raise ValueError(f"INPUT.FORMAT '{cfg.INPUT.FORMAT}' is none: BGR or RGB.") from error
+    for key in ("MODEL.FPN.NORM", "MODEL.RESNETS.NORM"):
+        name = cfg.MODEL[key.split(".")[1]].NORM
+        try:
+            get_norm(name, 32)
+        except KeyError as error:
+            raise ValueError(
+                f"{key} '{name}' is no normalisation: '', BN, SyncBN, FrozenBN, GN or LN."
+            ) from error
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if not sizes or min(sizes) < 0 or cfg.INPUT.MIN_SIZE_TEST < 0:
+        raise ValueError(
+            "INPUT.MIN_SIZE_TRAIN needs one length or more of the shorter side in pixels, and "
+            f"MIN_SIZE_TEST one, 0 for the images' own; got {tuple(sizes)} and "
+            f"{cfg.INPUT.MIN_SIZE_TEST}."
+        )
+    for key, least in (("BASE_LR", 0), ("CHECKPOINT_PERIOD", 1), ("MAX_ITER", 0)):
+        if not cfg.SOLVER[key] >= least:
+            raise ValueError(f"SOLVER.{key} must be at least {least}, got {cfg.SOLVER[key]}.")
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN":
+        names = cfg.MODEL.RPN.IN_FEATURES
+        for key in ("SIZES", "ASPECT_RATIOS"):
+            number = len(cfg.MODEL.ANCHOR_GENERATOR[key])
+            if number not in (1, len(names)):
+                raise ValueError(
+                    f"MODEL.ANCHOR_GENERATOR.{key} has {number} lists, and MODEL.RPN.IN_FEATURES "
+                    f"has {len(names)} feature maps ({', '.join(names)}): give one list for each, "
+                    "or one for all."
+                )
 
 
 def is_two_stage(cfg: CfgNode) -> bool:

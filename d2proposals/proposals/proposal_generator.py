@@ -52,8 +52,15 @@ class ProposalGenerator(nn.Module):
             dict[str, Tensor]: losses by name, weighted; empty in evaluation.
 
         Raises:
-            ValueError: ground truth that lacks what the generator learns from.
+            ValueError: ground truth that lacks what the generator learns from, or features without
+                a map of ``in_features``.
         """
+        missing = [name for name in getattr(self, "in_features", ()) if name not in features]
+        if missing:
+            raise ValueError(
+                f"{type(self).__name__} needs the feature maps {', '.join(missing)} (in_features), "
+                f"and the backbone has {', '.join(features)}."
+            )
         predictions = self.predict(images, features)
         losses = {}
         if self.training:

@@ -206,6 +206,24 @@ def test_a_file_without_categories_trains_proposals(registered):
     assert MetadataCatalog.get(name).thing_classes == ["object"]
 
 
+def test_a_list_of_categories_may_be_empty(registered, caplog):
+    dataset = registered([annotation(1, category_id=3), annotation(2)], categories=[])
+    # As Detectron2 leaves it once it has read the file.
+    MetadataCatalog.get(dataset).thing_classes = []
+    with caplog.at_level(logging.WARNING):
+        name = checked_dataset(config(dataset), dataset, "TRAIN")
+    assert [x["category_id"] for x in DatasetCatalog.get(name)[0]["annotations"]] == [0, 0]
+    assert MetadataCatalog.get(name).thing_classes == ["object"]
+    assert f"{dataset}: its file lists no 'categories'" in caplog.text
+
+
+def test_images_without_a_file_name_are_one_line(registered):
+    record = {"image_id": 7, "height": HEIGHT, "width": WIDTH, "annotations": []}
+    DatasetCatalog.register("nameless", lambda: [{**record, "file_name": "a.png"}, record | {}])
+    with pytest.raises(ValueError, match="1 images of 'nameless' have no 'file_name' .image id 7"):
+        checked_dataset(config("nameless"), "nameless", "TRAIN")
+
+
 @pytest.mark.parametrize("has_function", [False, True])
 def test_annotations_without_any_category_are_of_one(registered, caplog, has_function):
     """Of a file that lists categories, and of a function."""
@@ -261,7 +279,8 @@ def test_own_functions(registered):
 def test_another_dataset_of_the_same_name_is_checked_anew(registered):
     def register(box):
         item = {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
-        DatasetCatalog.register("made twice", lambda: [{"image_id": 1, "annotations": [item]}])
+        record = {"image_id": 1, "file_name": "1.png", "annotations": [item]}
+        DatasetCatalog.register("made twice", lambda: [record])
 
     register([1, 1, -5, 5])
     assert checked_dataset(config("made twice"), "made twice", "TRAIN") != "made twice"

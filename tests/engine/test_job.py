@@ -113,6 +113,17 @@ def test_with_cuda_nothing_changes(monkeypatch):
             ("MODEL.META_ARCHITECTURE", "PanopticFPN"),
             "PROPOSALS_IN_TRAINING must be True with MODEL.META_ARCHITECTURE 'PanopticFPN'",
         ),
+        (("MODEL.DEVICE", "gpu"), "MODEL.DEVICE 'gpu' is no device: cpu, cuda or cuda:1"),
+        (("INPUT.FORMAT", "XYZ"), "INPUT.FORMAT 'XYZ' is none: BGR or RGB"),
+        (("MODEL.FPN.NORM", "XX"), "MODEL.FPN.NORM 'XX' is no normalisation"),
+        (("INPUT.MIN_SIZE_TRAIN", ()), "INPUT.MIN_SIZE_TRAIN needs one length or more"),
+        (("INPUT.MIN_SIZE_TEST", -5), r"got \(640, .* and -5"),
+        (("SOLVER.BASE_LR", -0.1), "SOLVER.BASE_LR must be at least 0, got -0.1"),
+        (("SOLVER.CHECKPOINT_PERIOD", 0), "SOLVER.CHECKPOINT_PERIOD must be at least 1, got 0"),
+        (
+            ("MODEL.RPN.IN_FEATURES", ["p2", "p3"]),
+            r"ANCHOR_GENERATOR.SIZES has 5 lists, and MODEL.RPN.IN_FEATURES has 2 .*\(p2, p3\)",
+        ),
     ],
 )
 def test_bad_configuration(overrides, message):

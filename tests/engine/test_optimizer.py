@@ -40,6 +40,27 @@ def test_sgd_steps_as_detectron2s():
         assert torch.equal(ours, theirs)
 
 
+def test_biases_have_a_weight_decay_of_their_own():
+    cfg = make_cfg(None, "SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_BIAS", 0.025)
+    model = nn.Linear(2, 1)
+    groups = build_optimizer(cfg, model).param_groups
+    decays = {p: group["weight_decay"] for group in groups for p in group["params"]}
+    assert (decays[model.weight], decays[model.bias]) == (0.1, 0.025)
+
+
+def test_a_factor_is_that_of_a_module_not_of_names_that_begin_alike():
+    model = nn.Module()
+    model.new, model.newer = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    model.proposal_generators = nn.Linear(1, 1, bias=False)
+    model.new.lr_factor = 10.0
+    cfg = make_cfg(None, "SOLVER.BASE_LR", 0.2, "SOLVER.PROPOSAL_GENERATOR_LR_FACTOR", 0.5)
+    assert rates(build_optimizer(cfg, model), model) == {
+        "new.weight": 2.0,
+        "newer.weight": 0.2,
+        "proposal_generators.weight": 0.2,
+    }
+
+
 def test_the_innermost_factor_counts():
     model = make_model()
     model[1].lr_factor = 10.0
@@ -105,29 +126,31 @@ def test_gradients_are_clipped(name):
     assert model[0].bias.grad.abs().max() == 0.25
 
 
-def clipping(clip_type, value):
+def clipping(clip_type, value, norm_type=2.0):
     return make_cfg(
         None,
         *("SOLVER.WEIGHT_DECAY", 0.0, "SOLVER.MOMENTUM", 0.0, "SOLVER.BASE_LR", 1.0),
         *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip_type),
         *("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", value),
+        *("SOLVER.CLIP_GRADIENTS.NORM_TYPE", norm_type),
     )
 
 
 @pytest.mark.parametrize(
-    ("clip_type", "value", "expected"),
+    ("clip_type", "value", "norm_type", "expected"),
     [
-        # Gradients (3, 0) and 4, of a norm of 5 together.
-        ("full_model", 10.0, [3.0, 0.0, 4.0]),
-        ("full_model", 2.5, [1.5, 0.0, 2.0]),
-        ("norm", 2.5, [2.5, 0.0, 2.5]),
+        # Gradients (3, 0) and 4, of a norm of 5 together, and a sum of 7.
+        ("full_model", 10.0, 2.0, [3.0, 0.0, 4.0]),
+        ("full_model", 2.5, 2.0, [1.5, 0.0, 2.0]),
+        ("full_model", 3.5, 1.0, [1.5, 0.0, 2.0]),
+        ("norm", 2.5, 2.0, [2.5, 0.0, 2.5]),
     ],
 )
-def test_all_parameters_are_clipped_together(clip_type, value, expected):
+def test_all_parameters_are_clipped_together(clip_type, value, norm_type, expected):
     model = nn.Linear(2, 1)
     model.frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
     before = torch.cat([model.weight.flatten(), model.bias]).detach()
-    cfg = clipping(clip_type, value)
+    cfg = clipping(clip_type, value, norm_type)
     cfg.SOLVER.BIAS_LR_FACTOR = 2.0
     optimizer = build_optimizer(cfg, model)
     assert len(optimizer.param_groups) == 2

@@ -43,6 +43,12 @@ def test_images_that_were_not_tested_do_not_count(tmp_path, evaluator, ids, expe
             evaluator.process([record], [found(record)])
         # Two of four images.
         assert evaluator.evaluate(ids)["bbox"]["AP"] == pytest.approx(expected, abs=2)
+        # All that were tested count, not the last one alone.
+        evaluator.reset()
+        for record, number in zip(records, (0, None), strict=True):
+            output = found(record)["instances"][:number]
+            evaluator.process([record], [{"instances": output}])
+        assert evaluator.evaluate(ids)["bbox"]["AP"] == pytest.approx(expected / 2, abs=2)
 
 
 def test_area_and_iscrowd_may_be_missing(tmp_path):

@@ -217,6 +217,22 @@ def test_image_ids_of_numpy_are_written(register_dataset, tmp_path):
     assert read_proposals(tmp_path / "mask_proposals.json").image_ids == [0, 1]
 
 
+def test_difficult_objects_count_as_with_boxes(register_dataset, tmp_path):
+    records = make_records(segmentation=[SQUARE])
+    # The two images share the annotations of make_records.
+    records[1]["annotations"] = [{**x, "difficult": 1} for x in records[1]["annotations"]]
+    name, outputs = register_dataset(records), [make_output(1)] * 2
+    for counts in (True, False):
+        evaluate(name, records, outputs, output_dir=str(tmp_path), count_difficult=counts)
+        numbers = [
+            json.loads((tmp_path / f"{prefix}proposal_results.json").read_text())[
+                "num_ground_truth"
+            ]["all"]
+            for prefix in ("", "mask_")
+        ]
+        assert numbers == ([2, 2] if counts else [1, 1])
+
+
 def test_image_without_proposals_counts(register_dataset):
     records = make_records(segmentation=[SQUARE])
     empty = {"proposals": make_output(1)["proposals"][:0]}

@@ -321,6 +321,18 @@ def test_perfect_detections_of_dog_and_cat(tmp_path, forget_datasets):
     assert run(evaluator, {})["AP50"] == 0
 
 
+@pytest.mark.parametrize(("year", "expected"), [(2009, 600 / 11), (2010, 50)])
+def test_the_year_decides_how_precision_is_averaged(year, expected, register_dataset):
+    annotation = {"bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    boxes = [[0, 0, 10, 10], [50, 50, 10, 10]]
+    annotations = [{**annotation, "bbox": box} for box in boxes]
+    name = register_dataset([{"image_id": 1, "annotations": annotations}], thing_classes=NAMES)
+    MetadataCatalog.get(name).set(year=year)
+    # One of two objects: a precision of 1 at the recalls 0, .1 ... .5, or over half of the axis.
+    found = {"1": make_detections((0, 0, 10, 10, 0, 0.9))}
+    assert run(VOCEvaluator(name), found)["AP50"] == pytest.approx(expected)
+
+
 def test_crowds_are_ignored_and_a_year_is_needed(register_dataset):
     annotation = {"bbox": [0, 0, 10, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
     records = [{"image_id": 1, "annotations": [{**annotation, "iscrowd": 1}]}, {"image_id": 2}]

@@ -9,7 +9,7 @@ the dataset itself.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -36,12 +36,14 @@ class _Checked(NamedTuple):
         name: under which the job reads it.
         faults: that it has.
         num_unlisted: objects whose category it does not list.
+        nameless: what is wrong where images have no file; "" where all have.
     """
 
     function: Callable[[], list[dict]]
     name: str
     faults: list[Fault]
     num_unlisted: int
+    nameless: str
 
 
 _CHECKED: dict[tuple[str, str], _Checked] = {}
@@ -60,10 +62,27 @@ def with_checked_datasets(cfg: CfgNode, part: str) -> CfgNode:
 
     Raises:
         ValueError: in one line, for what cannot be mended, for objects of unlisted categories
-            where the model tells categories apart, and with ``DATASETS.STRICT`` for any fault.
+            where the model tells categories apart, for images without a file name, and with
+            ``DATASETS.STRICT`` for any fault.
     """
     names = {name: checked_dataset(cfg, name, part) for name in cfg.DATASETS[part]}
+    check_file_names(names, part)
     return with_copies(cfg, part, names)
+
+
+def check_file_names(names: Iterable[str], part: str) -> None:
+    """Check, where the images are read, that each has a file: others take the annotations alone.
+
+    Args:
+        names: of datasets that were checked.
+        part: "TRAIN" or "TEST".
+
+    Raises:
+        ValueError: an image of one has no file name.
+    """
+    for name in names:
+        if (name, part) in _CHECKED and _CHECKED[name, part].nameless:
+            raise ValueError(_CHECKED[name, part].nameless)
 
 
 def records_to_test(cfg: CfgNode, name: str) -> list[dict[str, Any]]:
@@ -138,11 +157,12 @@ def _check(name: str, part: str) -> _Checked:
     reading = read_dataset(name, needs_ids=False)
     if part == "TEST" and not reading.records:
         raise ValueError(f"the dataset {name!r} has no images to test on: its list is empty")
-    nameless = [record for record in reading.records if "file_name" not in record]
-    if nameless:
-        raise ValueError(
-            f"{len(nameless)} images of {name!r} have no 'file_name' (image id "
-            f"{nameless[0].get('image_id')} is the first): give each the name of its file"
+    without_name = [record for record in reading.records if "file_name" not in record]
+    nameless = ""
+    if without_name:
+        nameless = (
+            f"{len(without_name)} images of {name!r} have no 'file_name' (image id "
+            f"{without_name[0].get('image_id')} is the first): give each the name of its file"
         )
     ground_truth = ground_truth_of(reading)
     warn_of_faults(ground_truth, name)
@@ -161,8 +181,9 @@ def _check(name: str, part: str) -> _Checked:
             f"{name}: its file lists no 'categories'; all objects are read as of one category"
         )
     elif reading.is_readable and not reading.faults.need_mending:
-        return _Checked(function, name, ground_truth.faults, num_unlisted)
-    return _Checked(function, _register_mended(reading, part), ground_truth.faults, num_unlisted)
+        return _Checked(function, name, ground_truth.faults, num_unlisted, nameless)
+    mended = _register_mended(reading, part)
+    return _Checked(function, mended, ground_truth.faults, num_unlisted, nameless)
 
 
 def _lacks_categories(reading: DatasetReading) -> bool:

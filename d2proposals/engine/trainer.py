@@ -34,7 +34,7 @@ from ..evaluation.coco_evaluator import SubsetCOCOEvaluator
 from ..evaluation.evaluator import ProposalEvaluator
 from ..evaluation.voc_evaluator import VOCEvaluator
 from ..proposals.native_size_hosts import hand_over_native_sizes
-from .checked_datasets import checked_dataset, with_checked_datasets
+from .checked_datasets import check_file_names, checked_dataset, with_checked_datasets
 from .checkpointer import ProposalCheckpointer
 from .collapse import CollapseWarner
 from .detector_proposals import DetectorProposalEvaluator, recorded_proposals
@@ -214,8 +214,9 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Build Detectron2's test loader with :class:`ProposalDatasetMapper`."""
-        mapper = ProposalDatasetMapper(cfg, False)
-        dataset_name = checked_dataset(cfg, dataset_name, "TEST")
+        mapper, name = ProposalDatasetMapper(cfg, False), dataset_name
+        dataset_name = checked_dataset(cfg, name, "TEST")
+        check_file_names([name], "TEST")
         if cfg.MODEL.LOAD_PROPOSALS:  # whose files are those of DATASETS.TEST, in its order
             cfg = with_checked_datasets(cfg, "TEST")
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)

@@ -62,11 +62,9 @@ def with_checked_datasets(cfg: CfgNode, part: str) -> CfgNode:
 
     Raises:
         ValueError: in one line, for what cannot be mended, for objects of unlisted categories
-            where the model tells categories apart, for images without a file name, and with
-            ``DATASETS.STRICT`` for any fault.
+            where the model tells categories apart, and with ``DATASETS.STRICT`` for any fault.
     """
     names = {name: checked_dataset(cfg, name, part) for name in cfg.DATASETS[part]}
-    check_file_names(names, part)
     return with_copies(cfg, part, names)
 
 

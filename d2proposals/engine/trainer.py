@@ -200,7 +200,10 @@ class Trainer(DefaultTrainer):
                 f"of the number of processes ({num_processes})."
             )
         with_checked_datasets(cfg, "TEST")
+        names = cfg.DATASETS.TRAIN
         cfg = with_training_copies(cfg)
+        check_file_names(names, "TRAIN")
+        check_file_names(cfg.DATASETS.TEST, "TEST")
         mapper, dataset = ProposalDatasetMapper(cfg, True), training_records(cfg)
         scale, batch_size = cfg.INPUT.DY_TRAIN_SCALE, cfg.SOLVER.IMS_PER_BATCH // num_processes
         if not scale.ENABLED or scale.GROUPED_BATCHES == 1 or batch_size == 1:

@@ -135,8 +135,9 @@ def test_bad_configuration(overrides, message):
 def test_unknown_dataset_gets_a_suggestion():
     with pytest.raises(ValueError, match="Unknown dataset 'coco_2017_trian'.*coco_2017_train"):
         check_datasets(("coco_2017_trian",))
+    # Like no other name, of other tests' datasets neither.
     with pytest.raises(ValueError, match="d2p_shapes_train"):
-        check_datasets(("mine",))
+        check_datasets(("xyzzy",))
 
 
 @pytest.mark.parametrize("missing", ["annotations/instances_val2017.json", "val2017"])

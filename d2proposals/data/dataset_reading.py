@@ -25,7 +25,7 @@ from ..files.annotation_file import (
     read_annotation_file,
     registered_annotation_file,
 )
-from ..files.annotation_values import is_finite, read_number, read_side, read_whole
+from ..files.annotation_values import is_finite, read_id, read_number, read_side, read_whole
 from ..files.image_files import image_size
 
 # Whose errors are about a file that they read.
@@ -92,8 +92,7 @@ def read_dataset(name: str, *, needs_ids: bool = True) -> DatasetReading:
     if file is not None and _is_reading_of(records, file):
         by_id = {str(record["image_id"]): record for record in file.records}
         kept = [
-            {**_others(record), **by_id[str(record["image_id"])], **_path_of(record)}
-            for record in records
+            {**_others(record), **by_id[_id_text(record)], **_path_of(record)} for record in records
         ]
         return _of_file(name, file, kept)
     if needs_ids:
@@ -111,6 +110,11 @@ def _of_file(name: str, file: AnnotationFile, records: list[dict[str, Any]]) -> 
 
 def _sorting_key(image_id: int | str) -> tuple:
     return (isinstance(image_id, str), image_id)
+
+
+def _id_text(record: dict[str, Any]) -> str:
+    """The id of a record as text, 1.0 as "1", as the file's records have it."""
+    return str(read_id(record.get("image_id")))
 
 
 def _others(record: dict[str, Any]) -> dict[str, Any]:
@@ -165,11 +169,11 @@ def _is_reading_of(records: list[dict[str, Any]], file: AnnotationFile) -> bool:
     index_of = {category_id: index for index, category_id in enumerate(file.category_ids)}
     by_id = {str(record["image_id"]): record for record in file.records}
     for record in records:
-        known = by_id.get(str(record.get("image_id")))
+        known = by_id.get(_id_text(record))
         if known is None or ("annotations" in known) != ("annotations" in record):
             return False
         annotations = record.get("annotations", [])
-        read = file.read_by_detectron2.get(str(record["image_id"]), [])
+        read = file.read_by_detectron2.get(_id_text(record), [])
         if len(annotations) != len(read) or not _has_size_of(record, known):
             return False
         for item, (category, box) in zip(annotations, read, strict=True):

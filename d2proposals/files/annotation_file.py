@@ -301,7 +301,8 @@ def _read_annotations(
             ids.add(annotation_id)
         size = (record["height"], record["width"]) if "height" in record else None
         item = cleaner.clean(annotation, where, size)
-        if not is_dropped_by_detectron2(annotation.get("segmentation")):
+        is_read = annotation["image_id"] == record["image_id"]  # its reader takes no text for it
+        if is_read and not is_dropped_by_detectron2(annotation.get("segmentation")):
             category = read_whole(annotation.get("category_id"))
             kept = AnnotationOfFile(category, None if item is None else item["bbox"])
             read[str(record["image_id"])].append(kept)

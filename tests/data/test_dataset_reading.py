@@ -5,7 +5,7 @@ import json
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets import load_coco_json, register_coco_instances
 
 from d2proposals.data.dataset_reading import read_dataset
 from tests.common import forgotten_datasets
@@ -59,3 +59,32 @@ def test_a_function_that_changes_boxes_or_sizes_counts_as_it_is(tmp_path, change
     assert read["annotations"][0]["bbox"] == list(expected["annotations"][0]["bbox"])
     assert len(read["annotations"]) == (3 if change is mend else 2)
     assert read["width"] == expected["width"]
+
+
+@pytest.mark.parametrize(
+    ("of_image", "of_annotation"),
+    [(int, int), (int, float), (int, str), (float, int), (float, float), (str, int), (str, str)],
+)
+def test_ids_of_another_kind_find_their_image_and_are_named(tmp_path, of_image, of_annotation):
+    box = [5, 6, 7, 8]
+    content = {
+        "images": [{"id": of_image(1), "file_name": "a.png", "height": 40, "width": 60}],
+        "annotations": [
+            {"id": 1, "image_id": of_annotation(1), "category_id": 3, "bbox": box, "iscrowd": 0}
+        ],
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content))
+    with forgotten_datasets() as names:
+        names.append("ids_of_another_kind")
+        register_coco_instances(names[0], {}, str(file), str(tmp_path))
+        reading = read_dataset(names[0])
+    assert reading.is_of_file
+    (record,) = reading.records
+    assert record["image_id"] == (of_image(1) if of_image is str else 1)
+    assert type(record["image_id"]) is not float
+    assert [item["bbox"] for item in record["annotations"]] == [box]
+    is_wrong = of_image is not of_annotation or of_image is float
+    assert bool(reading.faults.count("gt-text")) == is_wrong
+    assert reading.faults.need_mending == is_wrong

@@ -106,7 +106,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     if not cfg.DATASETS.TEST:
         raise SystemExit("Error: DATASETS.TEST is empty: name what --eval-only evaluates on.")
     check_datasets(cfg.DATASETS.TEST)
-    check_evaluations(cfg)
+    check_evaluations(cfg, trains=False)
     check_proposal_files(cfg, train=False)
     model = Trainer.build_model(cfg)
     checkpointer = ProposalCheckpointer(model, save_dir=cfg.OUTPUT_DIR)

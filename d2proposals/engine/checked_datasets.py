@@ -19,6 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..data.dataset_reading import DatasetReading, read_dataset
 from ..evaluation.ground_truth import ground_truth_of, warn_of_faults
 from ..files.annotation_cleaning import BAD_MASK, NO_CATEGORY
+from ..files.image_files import missing_files
 from ..files.proposal_set import Fault
 from ..files.segmentations import encode_segmentation
 
@@ -36,14 +37,14 @@ class _Checked(NamedTuple):
         name: under which the job reads it.
         faults: that it has.
         num_unlisted: objects whose category it does not list.
-        nameless: what is wrong where images have no file; "" where all have.
+        imageless: what is wrong where images have no file; "" where all have.
     """
 
     function: Callable[[], list[dict]]
     name: str
     faults: list[Fault]
     num_unlisted: int
-    nameless: str
+    imageless: str
 
 
 _CHECKED: dict[tuple[str, str], _Checked] = {}
@@ -68,7 +69,7 @@ def with_checked_datasets(cfg: CfgNode, part: str) -> CfgNode:
     return with_copies(cfg, part, names)
 
 
-def check_file_names(names: Iterable[str], part: str) -> None:
+def check_image_files(names: Iterable[str], part: str) -> None:
     """Check, where the images are read, that each has a file: others take the annotations alone.
 
     Args:
@@ -76,11 +77,12 @@ def check_file_names(names: Iterable[str], part: str) -> None:
         part: "TRAIN" or "TEST".
 
     Raises:
-        ValueError: an image of one has no file name.
+        ValueError: an image of one has no file name, or its file was not there.
     """
     for name in names:
-        if (name, part) in _CHECKED and _CHECKED[name, part].nameless:
-            raise ValueError(_CHECKED[name, part].nameless)
+        if (name, part) in _CHECKED and _CHECKED[name, part].imageless:
+            # Checked anew after it is mended.
+            raise ValueError(_CHECKED.pop((name, part)).imageless)
 
 
 def records_to_test(cfg: CfgNode, name: str) -> list[dict[str, Any]]:
@@ -155,14 +157,13 @@ def _check(name: str, part: str) -> _Checked:
     reading = read_dataset(name, needs_ids=False)
     if part == "TEST" and not reading.records:
         raise ValueError(f"the dataset {name!r} has no images to test on: its list is empty")
-    without_name = [record for record in reading.records if "file_name" not in record]
-    nameless = ""
-    if without_name:
-        nameless = (
-            f"{len(without_name)} images of {name!r} have no 'file_name' (image id "
-            f"{without_name[0].get('image_id')} is the first): give each the name of its file"
-        )
+    imageless = _find_imageless(reading)
     ground_truth = ground_truth_of(reading)
+    if part == "TEST" and ground_truth.is_annotated and not len(ground_truth.boxes):
+        crowd = f": its {ground_truth.num_crowd} annotations are crowd regions, which do not count"
+        words = f"there are no objects to find{crowd if ground_truth.num_crowd else ''}"
+        faults = [*ground_truth.faults, Fault("gt-no-objects", words)]
+        ground_truth = replace(ground_truth, faults=faults)
     warn_of_faults(ground_truth, name)
     is_unlisted = ground_truth.categories == NO_CATEGORY
     lists_none = reading.is_of_file and not reading.category_names
@@ -179,9 +180,27 @@ def _check(name: str, part: str) -> _Checked:
             f"{name}: its file lists no 'categories'; all objects are read as of one category"
         )
     elif reading.is_readable and not reading.faults.need_mending:
-        return _Checked(function, name, ground_truth.faults, num_unlisted, nameless)
+        return _Checked(function, name, ground_truth.faults, num_unlisted, imageless)
     mended = _register_mended(reading, part)
-    return _Checked(function, mended, ground_truth.faults, num_unlisted, nameless)
+    return _Checked(function, mended, ground_truth.faults, num_unlisted, imageless)
+
+
+def _find_imageless(reading: DatasetReading) -> str:
+    """What is wrong where images have no file; "" where all have."""
+    without_name = [record for record in reading.records if "file_name" not in record]
+    if without_name:
+        return (
+            f"{len(without_name)} images of {reading.name!r} have no 'file_name' (image id "
+            f"{without_name[0].get('image_id')} is the first): give each the name of its file"
+        )
+    missing = missing_files(record["file_name"] for record in reading.records)
+    if missing:
+        return (
+            f"{len(missing)} of {len(reading.records)} images of {reading.name!r} are not there, "
+            f"the first is {missing[0]}: correct the folder (DATASETS.COCO_FILES, or "
+            "DETECTRON2_DATASETS) or take them out of the annotations"
+        )
+    return ""
 
 
 def _lacks_categories(reading: DatasetReading) -> bool:

@@ -17,6 +17,8 @@ from torch import nn
 
 # Stands before the suffix of a checkpoint that is being written.
 _PARTIAL = ".partial"
+# What a training calls its checkpoints.
+_OF_TRAINING = re.compile(r"model_(\d+|final)\.pth")
 
 
 class ProposalCheckpointer(DetectionCheckpointer):
@@ -89,6 +91,31 @@ class ProposalCheckpointer(DetectionCheckpointer):
         with open(self._tag_file + _PARTIAL, "w", encoding="utf-8") as f:
             f.write(basename)
         os.replace(self._tag_file + _PARTIAL, self._tag_file)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Load the last checkpoint of ``save_dir`` if asked to and there is one, else ``path``.
+
+        Raises:
+            ValueError: ``save_dir`` has checkpoints of a training, and does not say which is the
+                last: a training from the beginning would overwrite them.
+            FileNotFoundError: as :meth:`load`.
+        """
+        if resume and self.save_dir and not self.has_checkpoint():
+            self._check_has_no_training()
+        return super().resume_or_load(path, resume=resume)
+
+    def _check_has_no_training(self) -> None:
+        names = self.path_manager.ls(self.save_dir) if os.path.isdir(self.save_dir) else []
+        names = [name for name in names if _OF_TRAINING.fullmatch(name)]
+        if names:
+            newest = max(
+                names, key=lambda name: os.path.getmtime(os.path.join(self.save_dir, name))
+            )
+            raise ValueError(
+                f"{self.save_dir} has checkpoints, the newest is {newest}, but no file "
+                f"'last_checkpoint', which says where to go on: write {newest} into "
+                f"{self._tag_file}, or take another OUTPUT_DIR."
+            )
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load from ``path``, as ``DetectionCheckpointer`` does.

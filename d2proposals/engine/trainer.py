@@ -34,7 +34,7 @@ from ..evaluation.coco_evaluator import SubsetCOCOEvaluator
 from ..evaluation.evaluator import ProposalEvaluator
 from ..evaluation.voc_evaluator import VOCEvaluator
 from ..proposals.native_size_hosts import hand_over_native_sizes
-from .checked_datasets import check_file_names, checked_dataset, with_checked_datasets
+from .checked_datasets import check_image_files, checked_dataset, with_checked_datasets
 from .checkpointer import ProposalCheckpointer
 from .collapse import CollapseWarner
 from .detector_proposals import DetectorProposalEvaluator, recorded_proposals
@@ -202,8 +202,8 @@ class Trainer(DefaultTrainer):
         with_checked_datasets(cfg, "TEST")
         names = cfg.DATASETS.TRAIN
         cfg = with_training_copies(cfg)
-        check_file_names(names, "TRAIN")
-        check_file_names(cfg.DATASETS.TEST, "TEST")
+        check_image_files(names, "TRAIN")
+        check_image_files(cfg.DATASETS.TEST, "TEST")
         mapper, dataset = ProposalDatasetMapper(cfg, True), training_records(cfg)
         scale, batch_size = cfg.INPUT.DY_TRAIN_SCALE, cfg.SOLVER.IMS_PER_BATCH // num_processes
         if not scale.ENABLED or scale.GROUPED_BATCHES == 1 or batch_size == 1:
@@ -219,7 +219,7 @@ class Trainer(DefaultTrainer):
         """Build Detectron2's test loader with :class:`ProposalDatasetMapper`."""
         mapper, name = ProposalDatasetMapper(cfg, False), dataset_name
         dataset_name = checked_dataset(cfg, name, "TEST")
-        check_file_names([name], "TEST")
+        check_image_files([name], "TEST")
         if cfg.MODEL.LOAD_PROPOSALS:  # whose files are those of DATASETS.TEST, in its order
             cfg = with_checked_datasets(cfg, "TEST")
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)

@@ -101,16 +101,19 @@ def training_records(cfg: CfgNode) -> Any:
     return records
 
 
-def check_evaluations(cfg: CfgNode) -> None:
+def check_evaluations(cfg: CfgNode, *, trains: bool = True) -> None:
     """Check that ``DATASETS.TEST`` can be evaluated.
 
     Args:
         cfg: of the job, its datasets checked (:func:`~d2proposals.engine.job.check_datasets`).
+        trains: whether the job trains, on ``DATASETS.TRAIN``. In an evaluation alone they need not
+            be there, and other classes than theirs are a warning.
 
     Raises:
         ValueError: in one line, when images have no "image_id", when a detector's dataset has no
-            evaluator, or when it has fewer classes than the detector; where proposals are measured,
-            for wrong limits and for seen categories that split no dataset.
+            evaluator, fewer classes than the detector, or those of the training in another order;
+            where proposals are measured, for wrong limits and for seen categories that split no
+            dataset.
     """
     is_alone = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
     measures_proposals = is_alone or (cfg.TEST.PROPOSALS.OF_DETECTORS and is_two_stage(cfg))
@@ -141,24 +144,51 @@ def check_evaluations(cfg: CfgNode) -> None:
                 f"'{name}').evaluator_type = 'coco', or name a dataset of files in "
                 "DATASETS.COCO_FILES."
             )
-        # Those of VOC, which have a year, have an evaluator that takes any class.
-        if evaluator_type == "coco" and not metadata.get("year"):
-            _check_number_of_classes(cfg, name)
+        # COCO's evaluation stops at a class that the dataset lacks; that of VOC, whose datasets have
+        # a year, does not.
+        needs_all = evaluator_type == "coco" and not metadata.get("year")
+        _check_classes_of_test(cfg, name, trains, needs_all)
 
 
-def _check_number_of_classes(cfg: CfgNode, name: str) -> None:
-    """COCO's evaluation stops at a prediction of a class that the dataset lacks."""
+def _check_classes_of_test(cfg: CfgNode, name: str, trains: bool, needs_all: bool) -> None:
+    """An evaluation takes a class of the training for the dataset's of the same number."""
     key, number = _classes_of(cfg)
     if number is None:
         return
     # Which reads them, where nobody has yet.
     metadata = MetadataCatalog.get(checked_dataset(cfg, name, "TEST"))
     classes = metadata.get("thing_classes")
-    if classes and len(classes) < number:
+    if not classes:
+        return
+    for trained in cfg.DATASETS.TRAIN:
+        trained_on = checked_dataset(cfg, trained, "TRAIN") if trains else trained
+        known = MetadataCatalog.get(trained_on).get("thing_classes") or []
+        _check_same_classes(trained, known[:number], name, classes[:number], trains)
+    if needs_all and len(classes) < number:
         raise ValueError(
             f"{key} is {number}, but DATASETS.TEST '{name}' has {len(classes)} classes "
             f"({_name_some(classes)}): set it to {len(classes)}."
         )
+
+
+def _check_same_classes(
+    trained: str, known: list[str], name: str, classes: list[str], trains: bool
+) -> None:
+    """Warn of classes that are others than those of the training; where a training has the same
+    ones under other numbers, that is an error."""
+    others = [k for k, pair in enumerate(zip(known, classes, strict=False)) if len({*pair}) > 1]
+    if not others:
+        return
+    moved = [k for k in others if known[k] in classes or classes[k] in known]
+    k = (moved or others)[0]
+    message = (
+        f"class {k} is {known[k]!r} in DATASETS.TRAIN '{trained}' and {classes[k]!r} in "
+        f"DATASETS.TEST '{name}' ({len(others)} of {len(classes)} classes differ), and detections "
+        "are counted by the number: list the same categories in the same order, with the same ids."
+    )
+    if moved and trains:
+        raise ValueError(message)
+    logger.warning(message)
 
 
 def _classes_of(cfg: CfgNode) -> tuple[str, int | None]:

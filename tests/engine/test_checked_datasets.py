@@ -228,6 +228,36 @@ def test_images_without_a_file_name_are_one_line(registered):
     assert checked_dataset(config("nameless"), "nameless", "TRAIN") == "nameless"
 
 
+def test_images_that_are_not_there_are_one_line(registered, tmp_path):
+    dataset = registered([annotation(1), annotation(2, image_id=2)])
+    path = tmp_path / "2.png"
+    path.rename(tmp_path / "away.png")
+    line = f"1 of 2 images of '{dataset}' are not there, the first is .*2.png: correct the folder"
+    for part in ("TRAIN", "TEST"):
+        other = registered([annotation(1)], "all_are_there", file_name="1.png")
+        names = (dataset, ()) if part == "TRAIN" else (other, (dataset,))
+        with pytest.raises(ValueError, match=line):
+            first_batch(config(*names))
+        DatasetCatalog.remove("all_are_there")
+        MetadataCatalog.remove("all_are_there")
+    # Annotations alone can be read.
+    assert len(records_to_test(config(dataset), dataset)) == 2
+    (tmp_path / "away.png").rename(path)
+    assert len(first_batch(config(dataset))) == 2
+
+
+@pytest.mark.parametrize("iscrowd", [0, 1])
+def test_a_test_set_without_objects_is_named(registered, caplog, iscrowd):
+    annotations = [annotation(1, iscrowd=1)] if iscrowd else []
+    dataset = registered(annotations)
+    with caplog.at_level(logging.WARNING):
+        checked_dataset(config(None, (dataset,)), dataset, "TEST")
+    (message,) = [x.message for x in caplog.records if "[gt-no-objects]" in x.message]
+    assert ("1 annotations are crowd regions" in message) == iscrowd
+    with pytest.raises(ValueError, match="DATASETS.STRICT.*no objects to find"):
+        checked_dataset(config(None, (dataset,), "DATASETS.STRICT", True), dataset, "TEST")
+
+
 @pytest.mark.parametrize("has_function", [False, True])
 def test_annotations_without_any_category_are_of_one(registered, caplog, has_function):
     """Of a file that lists categories, and of a function."""

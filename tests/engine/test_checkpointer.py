@@ -45,6 +45,24 @@ def test_save_and_resume(model, tmp_path):
         assert torch.equal(value, expected[name])
 
 
+def test_no_training_is_begun_over_checkpoints_of_which_none_is_the_last(model, tmp_path):
+    # What is no training's is nobody's to go on from.
+    torch.save({"model": model.state_dict()}, tmp_path / "model_converted.pth")
+    ProposalCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)
+    checkpointer = ProposalCheckpointer(model, str(tmp_path))
+    for number in (9, 19):
+        checkpointer.save(f"model_{number:07d}", iteration=number)
+    os.utime(tmp_path / "model_0000009.pth", (0, 0))
+    (tmp_path / "last_checkpoint").unlink()
+    line = "newest is model_0000019.pth, but no file 'last_checkpoint'.*write model_0000019.pth"
+    with pytest.raises(ValueError, match=line):
+        ProposalCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)
+    ProposalCheckpointer(model, str(tmp_path)).resume_or_load("", resume=False)
+    (tmp_path / "last_checkpoint").write_text("model_0000019.pth")
+    rest = ProposalCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)
+    assert rest["iteration"] == 19
+
+
 def test_interrupted_save_leaves_the_last_checkpoint(model, tmp_path, monkeypatch):
     checkpointer = ProposalCheckpointer(model, str(tmp_path))
     checkpointer.save("model_final")

@@ -130,3 +130,35 @@ def test_evaluations_that_would_fail_after_the_training(register):
                 "TEST.PROPOSALS.OF_DETECTORS", False,
             )  # fmt: skip
             check_evaluations(of_two)
+
+
+@pytest.mark.parametrize("evaluator_type", ["coco", "pascal_voc"])
+def test_detectors_tested_on_classes_of_another_order(register, caplog, evaluator_type):
+    kinds = {"evaluator_type": evaluator_type}
+    trained = register("records_abc", [item()], "abc")
+    same = register("records_abcd", [item()], "abcd", **kinds)
+    moved = register("records_acb", [item()], "acb", **kinds)
+    others = register("records_axc", [item()], "axc", **kinds)
+
+    def cfg_of(test, config="shapes/faster_rcnn_rpn.yaml"):
+        return make_cfg(
+            config, "DATASETS.TRAIN", (trained,), "DATASETS.TEST", (test,),
+            "MODEL.ROI_HEADS.NUM_CLASSES", 3,
+        )  # fmt: skip
+
+    def words():
+        found = [x.getMessage() for x in caplog.records if "counted by the number" in x.getMessage()]
+        caplog.clear()
+        return found
+
+    check_evaluations(cfg_of(same))
+    assert not words()
+    with pytest.raises(ValueError, match="class 1 is 'b' in DATASETS.TRAIN 'records_abc' and 'c'"):
+        check_evaluations(cfg_of(moved))
+    check_evaluations(cfg_of(moved), trains=False)
+    assert "(2 of 3 classes differ)" in words()[0]
+    # One of another name may be the same.
+    check_evaluations(cfg_of(others))
+    assert "class 1 is 'b'" in words()[0]
+    check_evaluations(cfg_of(moved, "shapes/rpn_only.yaml"))
+    assert not words()

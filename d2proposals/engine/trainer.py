@@ -8,7 +8,7 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from ..evaluation.coco_evaluator import SubsetCOCOEvaluator
 from ..evaluation.evaluator import ProposalEvaluator
 from ..evaluation.voc_evaluator import VOCEvaluator
 from ..proposals.native_size_hosts import hand_over_native_sizes
+from .bad_input import explain_bad_input
 from .checked_datasets import check_image_files, checked_dataset, with_checked_datasets
 from .checkpointer import ProposalCheckpointer
 from .collapse import CollapseWarner
@@ -71,6 +72,7 @@ class Trainer(DefaultTrainer):
         Args:
             cfg: a configuration with this project's keys.
         """
+        self._last_whole_iteration = -1
         with _distributed_on_cpu(cfg.MODEL.DEVICE):
             super().__init__(cfg)
 
@@ -115,6 +117,44 @@ class Trainer(DefaultTrainer):
             load_part_weights(self.cfg, self.checkpointer)
             warn_of_frozen_random_parts(self.cfg, self.checkpointer.missing_keys)
             warn_of_random_generator(self.cfg, self.checkpointer)
+
+    def train(self) -> OrderedDict | None:
+        """Train as ``DefaultTrainer`` does; bad input, such as a broken image, loses nothing.
+
+        Returns:
+            results of the last evaluation, if there is one.
+
+        Raises:
+            Exception: what ended the training. If that was bad input, a checkpoint with what was
+                learnt until then has been saved, from which ``--resume`` goes on.
+        """
+        try:
+            return super().train()
+        except Exception as error:
+            # After a loss that became infinite the weights may be, too.
+            if not isinstance(error, FloatingPointError) and explain_bad_input(error) is not None:
+                self._save_what_is_learnt()
+            raise
+
+    def run_step(self) -> None:
+        """Do one iteration."""
+        super().run_step()
+        self._last_whole_iteration = self.iter
+
+    def _save_what_is_learnt(self) -> None:
+        """Save a checkpoint of the last whole iteration of this run, if there was one."""
+        if self._last_whole_iteration < 0 or not comm.is_main_process():
+            return
+        name = f"model_{self._last_whole_iteration:07d}"
+        is_last = self._last_whole_iteration + 1 >= self.max_iter
+        if self.checkpointer.has_checkpoint():
+            saved = os.path.basename(self.checkpointer.get_checkpoint_file())
+            if saved == f"{name}.pth" or (is_last and saved == "model_final.pth"):
+                return
+        self.iter = self._last_whole_iteration  # after which a resumed training begins
+        with suppress(OSError):  # a full disk is what may have ended it
+            self.checkpointer.save(name, iteration=self.iter)
+            logger.info(f"{name}.pth has what was learnt so far: --resume goes on from it")
 
     def _check_resumed(self) -> None:
         """Check that what was resumed can be trained on.

@@ -14,7 +14,7 @@ from d2proposals.data.size_grouping import SizeGroupedBatches
 from d2proposals.engine import ProposalCheckpointer, Trainer
 from d2proposals.evaluation import ProposalEvaluator
 from tests.common import forgotten_datasets, make_cfg
-from tests.engine.tiny_coco import SMALL
+from tests.engine.tiny_coco import SMALL, registered, write_tiny_coco
 
 DATASETS = ("DATASETS.TRAIN", ("tiny_train",), "DATASETS.TEST", ("tiny_val",))
 
@@ -117,6 +117,36 @@ def test_infinite_loss_stops_and_keeps_the_last_checkpoint(tiny_coco, tmp_path, 
     assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000001.pth"
     state = torch.load(tmp_path / "out" / "model_0000001.pth", weights_only=True)["model"]
     assert all(x.isfinite().all() for x in state.values())
+
+
+@pytest.mark.parametrize("fails_in", ["training", "test"])
+def test_a_broken_image_loses_nothing_of_the_training(tmp_path, monkeypatch, fails_in):
+    root = write_tiny_coco(tmp_path) / "coco"
+    broken = root / ("train2017" if fails_in == "training" else "val2017") / "000000000002.jpg"
+    whole = broken.read_bytes()
+    steps = []
+
+    def run_step(self, run_step=Trainer.run_step):
+        if self.iter == 2 and not steps.count(2):
+            broken.write_bytes(whole[:200])
+        steps.append(self.iter)
+        run_step(self)
+
+    monkeypatch.setattr(Trainer, "run_step", run_step)
+    overrides = ["SOLVER.MAX_ITER", 12, "DATALOADER.NUM_WORKERS", 0, "TEST.EVAL_PERIOD", 4]
+    with registered(root):
+        cfg = tiny_cfg(tmp_path / "out", *overrides)
+        with pytest.raises(ValueError, match="000000000002.jpg cannot be read"):
+            train(cfg)
+        # The iteration that met it, or all of the one after which the test met it.
+        done = steps[-1] - (fails_in == "training")
+        assert done >= 1 and (fails_in == "training" or done == 3)
+        last = (tmp_path / "out" / "last_checkpoint").read_text()
+        assert last == f"model_{done:07d}.pth"
+        broken.write_bytes(whole)
+        resumed = train(cfg, resume=True)
+    assert resumed.start_iter == done + 1
+    assert steps.count(done) == 1 and steps[-1] == 11
 
 
 def test_augmented_test_resizes_from_the_original_image(tiny_coco, tmp_path, monkeypatch):

@@ -46,6 +46,7 @@ from d2proposals.engine import (
     load_part_weights,
     prepare_launch,
     run_processes,
+    without_needless_weights,
 )
 from d2proposals.files.atomic_files import check_output_folder
 
@@ -88,7 +89,7 @@ def main(args: Namespace) -> dict[str, Any] | None:
         check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         check_evaluations(cfg)
         check_proposal_files(cfg)
-        trainer = Trainer(cfg)
+        trainer = Trainer(without_needless_weights(cfg, trains=True, resume=args.resume))
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
 
@@ -108,7 +109,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     check_datasets(cfg.DATASETS.TEST)
     check_evaluations(cfg, trains=False)
     check_proposal_files(cfg, train=False)
-    model = Trainer.build_model(cfg)
+    model = Trainer.build_model(without_needless_weights(cfg, resume=resume))
     checkpointer = ProposalCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     load_part_weights(cfg, checkpointer, only_missing=True)

@@ -83,6 +83,7 @@ from d2proposals.backbones.weight_conversion import (
 )
 from d2proposals.deepmask.released_weights import read_released_weights
 from d2proposals.engine import load_config
+from d2proposals.engine.trained_model import without_trunk_weights
 from d2proposals.zip_rpn.follow_up import FollowUpBlocks
 from d2proposals.zip_rpn.zoom_network import ZoomNetwork
 
@@ -212,7 +213,7 @@ def build_narrow_model(config_file: str) -> torch.nn.Module:
     cfg = load_config(argparse.Namespace(config_file=config_file, opts=[]))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.DETECTORNET.WIDTH_FACTOR = 0.01
-    return build_model(cfg)
+    return build_model(without_trunk_weights(cfg))
 
 
 def convert(args: argparse.Namespace) -> tuple[dict, bool]:

@@ -22,6 +22,7 @@ from detectron2.utils.env import seed_all_rng
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.engine import check_datasets
 from d2proposals.engine.model_command import command_config, model_parser, running_command
+from d2proposals.engine.trained_model import without_trunk_weights
 from d2proposals.engine.training_records import training_records, with_training_copies
 from d2proposals.zip_rpn import ZIP
 from d2proposals.zip_rpn.scale_measurement import (
@@ -47,11 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args, "INPUT.DY_TRAIN_SCALE.ENABLED", True, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""
         )
         batch_size, scale = cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.DY_TRAIN_SCALE
-        if args.draws < batch_size:
-            parser.error(f"--draws must be at least a batch of {batch_size}, got {args.draws}")
+        least = 2 * batch_size - 1  # so many fill a batch of portraits or one of landscapes
+        if args.draws < least:
+            parser.error(
+                f"--draws must be at least {least} for batches of {batch_size}, got {args.draws}"
+            )
         check_datasets(cfg.DATASETS.TRAIN)
         with torch.device("meta"):  # its maps' shapes are all that is needed
-            shapes = build_backbone(cfg).output_shape()
+            shapes = build_backbone(without_trunk_weights(cfg)).output_shape()
         generator = build_proposal_generator(cfg, shapes)
         if not isinstance(generator, ZIP):
             parser.error(f"dyTrainScale is ZIP's, the configuration has {type(generator).__name__}")

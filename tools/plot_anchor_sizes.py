@@ -26,6 +26,7 @@ from d2proposals.engine.model_command import (
     model_parser,
     running_command,
 )
+from d2proposals.engine.trained_model import without_trunk_weights
 from d2proposals.zip_rpn.anchor_scatter import best_levels, object_sizes, write_anchor_picture
 
 DATASET = (None, "registered dataset (default: of DATASETS.TEST)")
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"the anchors are ZIP's, the configuration has {generator}")
         name = dataset_of(args, cfg, parser)
         with torch.device("meta"):  # its maps' shapes are all that is needed
-            shapes = build_backbone(cfg).output_shape()
+            shapes = build_backbone(without_trunk_weights(cfg)).output_shape()
         shapes = [shapes[feature] for feature in cfg.MODEL.ZIP.IN_FEATURES]
         anchors = [
             np.asarray(a[:, 2:] - a[:, :2])

@@ -24,6 +24,7 @@ from detectron2.modeling import build_model
 
 from d2proposals.detectornet.classifier_weights import reuse_classifier
 from d2proposals.engine.model_command import command_config, model_parser, running_command
+from d2proposals.engine.trained_model import without_trunk_weights
 from d2proposals.files.atomic_files import atomic_write
 from d2proposals.files.checkpoint_file import read_model
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Names and shapes are all that is wanted of it.
         cfg.MODEL.DEVICE = "meta"
         with torch.device("meta"):
-            model = build_model(cfg)
+            model = build_model(without_trunk_weights(cfg))
         weights = reuse_classifier(read_model(args.classifier), model)
         with atomic_write(args.output, "wb") as file:
             torch.save({"model": weights}, file)

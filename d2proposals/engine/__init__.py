@@ -18,7 +18,7 @@ from .job import (
 from .part_weights import check_weights_are_whole, load_part_weights
 from .proposal_files import check_proposal_files
 from .test_time_augmentation import DetectorWithTTA, ProposalNetworkWithTTA, without_test_resize
-from .trained_model import load_trained_model, network_input_of
+from .trained_model import load_trained_model, network_input_of, without_needless_weights
 from .trainer import Trainer
 from .training_records import check_evaluations
 
@@ -48,5 +48,6 @@ __all__ = [
     "prepare_launch",
     "run_processes",
     "warn_of_frozen_random_norm",
+    "without_needless_weights",
     "without_test_resize",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -20,6 +21,38 @@ from .execution import prepare_execution
 from .part_weights import check_weights_are_whole, load_part_weights
 
 
+def without_trunk_weights(cfg: CfgNode) -> CfgNode:
+    """The configuration of a model that takes no weights of torchvision, which may be downloaded:
+    for one whose weights a checkpoint has, or of which the shapes are all that is wanted.
+
+    Args:
+        cfg: of any model; not changed.
+    """
+    if not cfg.MODEL.TORCHVISION.WEIGHTS:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.TORCHVISION.WEIGHTS = ""
+    cfg.freeze()
+    return cfg
+
+
+def without_needless_weights(
+    cfg: CfgNode, *, trains: bool = False, resume: bool = False
+) -> CfgNode:
+    """The configuration without weights of torchvision where a checkpoint has the whole model's.
+
+    Args:
+        cfg: of a job; not changed.
+        trains: whether it trains, and so may begin with a part of the weights in
+            ``MODEL.WEIGHTS``.
+        resume: whether the last checkpoint in ``OUTPUT_DIR`` is loaded, if there is one.
+    """
+    resumes = resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    has_checkpoint = resumes or (cfg.MODEL.WEIGHTS and not trains)
+    return without_trunk_weights(cfg) if has_checkpoint else cfg
+
+
 def load_trained_model(cfg: CfgNode) -> nn.Module:
     """Build the configuration's model with its weights, for evaluation.
 
@@ -31,7 +64,8 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
     Returns:
         nn.Module: in evaluation mode. Without weights they are random, which a warning says.
     """
-    model = hand_over_native_sizes(prepare_execution(cfg, build_model(cfg))).eval()
+    built = build_model(without_needless_weights(cfg))
+    model = hand_over_native_sizes(prepare_execution(cfg, built)).eval()
     checkpointer = ProposalCheckpointer(model)
     checkpointer.load(cfg.MODEL.WEIGHTS)
     load_part_weights(cfg, checkpointer, only_missing=True)

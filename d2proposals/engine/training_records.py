@@ -144,8 +144,8 @@ def check_evaluations(cfg: CfgNode, *, trains: bool = True) -> None:
                 f"'{name}').evaluator_type = 'coco', or name a dataset of files in "
                 "DATASETS.COCO_FILES."
             )
-        # COCO's evaluation stops at a class that the dataset lacks; that of VOC, whose datasets have
-        # a year, does not.
+        # COCO's evaluation stops at a class that the dataset lacks, that of VOC (datasets with
+        # a year) does not.
         needs_all = evaluator_type == "coco" and not metadata.get("year")
         _check_classes_of_test(cfg, name, trains, needs_all)
 

@@ -147,7 +147,9 @@ def test_detectors_tested_on_classes_of_another_order(register, caplog, evaluato
         )  # fmt: skip
 
     def words():
-        found = [x.getMessage() for x in caplog.records if "counted by the number" in x.getMessage()]
+        found = [
+            x.getMessage() for x in caplog.records if "counted by the number" in x.getMessage()
+        ]
         caplog.clear()
         return found
 

@@ -95,7 +95,7 @@ def test_command(tmp_path, monkeypatch, capsys):
         assert "2 images, 8 draws" in capsys.readouterr().out
         with pytest.raises(SystemExit):
             main([*arguments[:-1], "3"])
-        assert "at least a batch of 4" in capsys.readouterr().err
+        assert "at least 7 for batches of 4" in capsys.readouterr().err
     finally:
         DatasetCatalog.remove("measured_scale")
         MetadataCatalog.remove("measured_scale")

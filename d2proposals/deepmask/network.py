@@ -154,6 +154,13 @@ class DeepMaskNetwork(nn.Module):
         return maps if self.shared_code is None else self.shared_code.at_every_window(maps[None])[0]
 
 
+# Keys that choose what these trunks return.
+_FEATURES_OF = {
+    "build_vgg_backbone": "MODEL.VGG.OUT_FEATURES",
+    "build_torchvision_backbone": "MODEL.TORCHVISION.OUT_FEATURES",
+}
+
+
 def build_network(cfg: CfgNode) -> DeepMaskNetwork:
     """The network of MODEL.DEEPMASK."""
     node = cfg.MODEL.DEEPMASK
@@ -171,14 +178,14 @@ def build_network(cfg: CfgNode) -> DeepMaskNetwork:
     if len(shapes) != 1:
         raise ValueError(
             f"DeepMask reads one map of its trunk {node.TRUNK}, which returns {sorted(shapes)}: "
-            "set MODEL.VGG.OUT_FEATURES to the last stage's name alone."
+            f"set {_FEATURES_OF.get(node.TRUNK, 'its features')} to the last stage's name alone."
         )
     (shape,) = shapes.values()
     if shape.stride != trunk.stride:
         raise ValueError(
             f"DeepMask reads the last map of its trunk, at stride {trunk.stride}, but "
             f"{node.TRUNK} returns {next(iter(shapes))} at stride {shape.stride}: set "
-            "MODEL.VGG.OUT_FEATURES to the last stage, or drop later ones from MODEL.VGG.STAGES."
+            f"{_FEATURES_OF.get(node.TRUNK, 'its features')} to the last stage."
         )
     map_size = node.PATCH_SIZE // shape.stride
     mask_settings = {

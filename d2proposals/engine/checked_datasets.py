@@ -69,6 +69,11 @@ def with_checked_datasets(cfg: CfgNode, part: str) -> CfgNode:
     return with_copies(cfg, part, names)
 
 
+def own_name(name: str) -> str:
+    """The name by which the configuration knows a dataset, from that of its mended copy."""
+    return name.removesuffix(_SUFFIXES["TRAIN"]).removesuffix(_SUFFIXES["TEST"])
+
+
 def check_image_files(names: Iterable[str], part: str) -> None:
     """Check, where the images are read, that each has a file: others take the annotations alone.
 

@@ -106,13 +106,6 @@ def check_trainable(cfg: CfgNode, model: nn.Module) -> None:
             "feature maps it reads, is trained, and its proposals get worse. Set "
             "MODEL.BACKBONE.FREEZE True as well."
         )
-    backbone_weights = cfg.MODEL.BACKBONE.WEIGHTS or cfg.MODEL.WEIGHTS
-    if generator_node.WEIGHTS not in ("", backbone_weights):
-        logger.warning(
-            f"MODEL.PROPOSAL_GENERATOR.FREEZE: the generator of {generator_node.WEIGHTS} reads "
-            f"feature maps of another backbone ({backbone_weights or 'random weights'}). Set "
-            "MODEL.BACKBONE.WEIGHTS to the generator's checkpoint as well."
-        )
 
 
 def warn_of_frozen_random_parts(cfg: CfgNode, missing_keys: set[str]) -> None:

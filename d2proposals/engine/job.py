@@ -275,6 +275,13 @@ def _check_plain_values(cfg: CfgNode) -> None:
             f"MIN_SIZE_TEST one, 0 for the images' own; got {tuple(sizes)} and "
             f"{cfg.INPUT.MIN_SIZE_TEST}."
         )
+    if cfg.TEST.AUG.ENABLED and not cfg.TEST.AUG.MIN_SIZES:
+        raise ValueError("TEST.AUG.MIN_SIZES is empty: name lengths of the shorter side in pixels.")
+    if not min(cfg.MODEL.PIXEL_STD) > 0:
+        raise ValueError(
+            f"MODEL.PIXEL_STD {tuple(cfg.MODEL.PIXEL_STD)} divides the pixels: each must be above "
+            "0 (1.0 divides nothing)."
+        )
     for key, least in (("BASE_LR", 0), ("CHECKPOINT_PERIOD", 1), ("MAX_ITER", 0)):
         if not cfg.SOLVER[key] >= least:
             raise ValueError(f"SOLVER.{key} must be at least {least}, got {cfg.SOLVER[key]}.")
@@ -321,6 +328,7 @@ def check_datasets(names: list[str] | tuple[str, ...]) -> None:
                 "DATASETS.COCO_FILES, other datasets registered with "
                 "detectron2.data.DatasetCatalog.register."
             )
+        _check_kinds_of_paths(name)
         if _missing_path(name) is None:
             continue
         # A dataset that makes its own files does so when it is read.
@@ -330,6 +338,19 @@ def check_datasets(names: list[str] | tuple[str, ...]) -> None:
             raise _missing_dataset_error(name, error.filename) from error
         if (path := _missing_path(name)) is not None:
             raise _missing_dataset_error(name, path)
+
+
+def _check_kinds_of_paths(name: str) -> None:
+    """ValueError where a folder stands for a dataset's file of annotations, or a file for one."""
+    metadata = MetadataCatalog.get(name)
+    json_file, image_root = (metadata.get(key, None) for key in ("json_file", "image_root"))
+    wrong = [f"{json_file} is a folder"] if json_file and os.path.isdir(json_file) else []
+    wrong += [f"{image_root} is a file"] if image_root and os.path.isfile(image_root) else []
+    if wrong:
+        raise ValueError(
+            f"Dataset '{name}': {' and '.join(wrong)}. It needs the file of annotations and the "
+            "folder of images, in DATASETS.COCO_FILES in this order: [name, file, folder]."
+        )
 
 
 def _missing_path(name: str) -> str | None:
@@ -349,6 +370,9 @@ def _missing_dataset_error(name: str, path: str | None) -> FileNotFoundError:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}."
     message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
     return message.strip().splitlines()[0].rstrip(".") + "."
 

@@ -27,7 +27,7 @@ _SHAPING_KEYS = {
     "RPN": "MODEL.RPN and MODEL.ANCHOR_GENERATOR",
     "ZIP": "MODEL.ZIP and MODEL.ANCHOR_GENERATOR",
     "SCRPN": "MODEL.SCRPN",
-    "DeepMask": "MODEL.DEEPMASK and MODEL.VGG",
+    "DeepMask": "MODEL.DEEPMASK",
     "SPOP": "MODEL.SPOP",
     "DetectorNet": "MODEL.DETECTORNET",
     "build_resnet_backbone": "MODEL.RESNETS",
@@ -97,6 +97,25 @@ def load_part_weights(
                 f"start from random values, the first is {name}.{random[0]}."
             )
         logger.info(f"The {name} has the weights of {path} ({key}).")
+        if name == "proposal_generator" and hasattr(part, "in_features"):
+            _warn_of_other_backbone(cfg, path)
+
+
+def _warn_of_other_backbone(cfg: CfgNode, path: str) -> None:
+    """Warn where a generator reads feature maps of another backbone than in its training.
+
+    Args:
+        cfg: a configuration.
+        path: of the generator's checkpoint.
+    """
+    backbone_weights = cfg.MODEL.BACKBONE.WEIGHTS or cfg.MODEL.WEIGHTS
+    if path != backbone_weights:
+        logger.warning(
+            f"MODEL.PROPOSAL_GENERATOR.WEIGHTS: the generator of {path} reads feature maps of "
+            f"another backbone ({backbone_weights or 'without a checkpoint'}). Set "
+            "MODEL.BACKBONE.WEIGHTS to the generator's checkpoint as well, unless both have the "
+            "same backbone, or the generator is to learn anew."
+        )
 
 
 def check_weights_are_whole(checkpointer: ProposalCheckpointer, cfg: CfgNode | None = None) -> None:
@@ -317,9 +336,11 @@ def _advice(cfg: CfgNode, name: str, part: nn.Module) -> str:
     """What the configuration of a checkpoint that does not fit a part probably differs in."""
     key = next(key for key, value in FREEZABLE.items() if value == name)
     kind = cfg.MODEL[key].NAME
-    shaping = f", {_SHAPING_KEYS[kind]}" if kind in _SHAPING_KEYS else ""
+    kinds = [kind, _trunk_name(cfg)] if kind in _NORM_NODES else [kind]
+    shaping = " and ".join(_SHAPING_KEYS[kind] for kind in kinds if kind in _SHAPING_KEYS)
     advice = (
-        f"The checkpoint's configuration probably differs in MODEL.{key}.NAME ({kind}){shaping}"
+        f"The checkpoint's configuration probably differs in MODEL.{key}.NAME ({kind})"
+        f"{', ' if shaping else ''}{shaping}"
     )
     if name == "proposal_generator" and hasattr(part, "in_features"):
         advice += ", or in the channels of its backbone"

@@ -71,7 +71,15 @@ class Trainer(DefaultTrainer):
         """
         Args:
             cfg: a configuration with this project's keys.
+
+        Raises:
+            ValueError: there is no iteration to train.
         """
+        if cfg.SOLVER.MAX_ITER < 1:
+            raise ValueError(
+                f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: there is nothing to train; --eval-only "
+                "measures the network as it is."
+            )
         self._last_whole_iteration = -1
         with _distributed_on_cpu(cfg.MODEL.DEVICE):
             super().__init__(cfg)

@@ -15,7 +15,7 @@ from ..data.category_choice import with_chosen_categories
 from ..evaluation.evaluator import unseen_of
 from ..evaluation.ground_truth import load_ground_truth
 from ..evaluation.recall import check_limits
-from .checked_datasets import checked_dataset, with_checked_datasets, with_copies
+from .checked_datasets import checked_dataset, own_name, with_checked_datasets, with_copies
 from .job import is_two_stage
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def training_records(cfg: CfgNode) -> Any:
             classes apart have different ones, when objects have classes that the heads lack, or
             when masks are asked for that are not there.
     """
-    names = ", ".join(cfg.DATASETS.TRAIN)
+    names = ", ".join(map(own_name, cfg.DATASETS.TRAIN))
     key, number = _classes_of(cfg)
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: name a dataset to train on.")

@@ -32,7 +32,7 @@ KINDS = {
     "gt-box-of-mask": _Kind("have a mask but no box", "their box is that around their mask"),
     "gt-category": _Kind(
         "have a category that the dataset does not list",
-        "they count in recall, as a category of their own",
+        "they count in recall, as a category of their own; in training they are left out",
     ),
     "gt-unknown-images": _Kind("are of images that are not there", "left out", needs_mending=False),
     "gt-flag": _Kind(

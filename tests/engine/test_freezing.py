@@ -302,13 +302,6 @@ def test_a_part_that_is_not_there(key, tmp_path):
         ("SCRPN", (*FREEZE_GENERATOR, *FREEZE_BACKBONE), None),
         ("DeepMask", FREEZE_GENERATOR, None),
         ("SCRPN", FREEZE_BACKBONE, None),
-        ("SCRPN", (*FREEZE_GENERATOR, *FREEZE_BACKBONE,
-                   "MODEL.PROPOSAL_GENERATOR.WEIGHTS", "a.pth"), "feature maps of another"),
-        ("SCRPN", (*FREEZE_GENERATOR, *FREEZE_BACKBONE, "MODEL.BACKBONE.WEIGHTS", "a.pth",
-                   "MODEL.PROPOSAL_GENERATOR.WEIGHTS", "a.pth"), None),
-        ("SCRPN", (*FREEZE_GENERATOR, *FREEZE_BACKBONE, "MODEL.WEIGHTS", "a.pth",
-                   "MODEL.PROPOSAL_GENERATOR.WEIGHTS", "a.pth"), None),
-        ("SPOP", (*FREEZE_GENERATOR, "MODEL.PROPOSAL_GENERATOR.WEIGHTS", "a.pth"), None),
     ],
 )  # fmt: skip
 def test_warnings_of_a_generator_on_foreign_features(generator, overrides, warning, caplog):

@@ -46,7 +46,8 @@ def test_bad_override(opts, message):
     [
         ("VERSION: 2\nMODEL: {ZIPP: {HEAD_CHANNELS: 3}}", "MODEL.ZIPP.*Did you mean MODEL.ZIP"),
         ("VERSION: 2\nSOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER"),
-        ("VERSION: 2\nSOLVER: [", "while parsing"),
+        ("VERSION: 2\nSOLVER: [", "line 2, column 10: expected the node content"),
+        ("MODEL:\n\tMASK_ON: True", "line 2, column 1: found character .*cannot start any token"),
         ("_BASE_: gone.yaml", "gone.yaml"),
         ("", "it needs KEY: value lines, and is empty"),
         ("[1, 2]", "it needs KEY: value lines, and has a list"),
@@ -119,6 +120,8 @@ def test_with_cuda_nothing_changes(monkeypatch):
         (("INPUT.MIN_SIZE_TRAIN", ()), "INPUT.MIN_SIZE_TRAIN needs one length or more"),
         (("INPUT.MIN_SIZE_TEST", -5), r"got \(640, .* and -5"),
         (("SOLVER.BASE_LR", -0.1), "SOLVER.BASE_LR must be at least 0, got -0.1"),
+        (("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", ()), "TEST.AUG.MIN_SIZES is empty"),
+        (("MODEL.PIXEL_STD", (1.0, 0.0, 1.0)), r"MODEL.PIXEL_STD .*each must be above 0"),
         (("SOLVER.CHECKPOINT_PERIOD", 0), "SOLVER.CHECKPOINT_PERIOD must be at least 1, got 0"),
         (
             ("MODEL.RPN.IN_FEATURES", ["p2", "p3"]),
@@ -150,6 +153,16 @@ def test_missing_dataset_files_are_named(tiny_coco, missing):
     assert f"Dataset 'tiny_val' needs {tiny_coco / missing}, which is missing." in message
     assert "DETECTRON2_DATASETS" in message
     assert "configs/shapes/ need no download" in message
+
+
+def test_a_file_and_a_folder_that_are_exchanged_are_named(tiny_coco):
+    metadata = MetadataCatalog.get("tiny_val")
+    folder, file = metadata.image_root, metadata.json_file
+    del metadata.image_root, metadata.json_file
+    metadata.set(image_root=file, json_file=folder)
+    line = f"{folder} is a folder and {file} is a file.*in this order: .name, file, folder."
+    with pytest.raises(ValueError, match=line):
+        check_datasets(("tiny_train", "tiny_val"))
 
 
 def test_dataset_that_makes_its_files_is_asked_to(tmp_path):

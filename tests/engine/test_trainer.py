@@ -246,6 +246,11 @@ def test_batch_must_split_over_the_processes(tmp_path, monkeypatch, batch, num_p
         Trainer.build_train_loader(cfg)
 
 
+def test_a_training_of_no_iterations_is_one_line(tiny_coco, tmp_path):
+    with pytest.raises(ValueError, match="SOLVER.MAX_ITER is 0: there is nothing to train"):
+        Trainer(tiny_cfg(tmp_path / "out", "SOLVER.MAX_ITER", 0))
+
+
 def test_a_resume_that_does_not_fit_is_named_before_it_starts(tiny_coco, tmp_path):
     cfg = tiny_cfg(tmp_path, "SOLVER.MAX_ITER", 1)
     trainer = Trainer(cfg)

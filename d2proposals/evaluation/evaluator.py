@@ -5,6 +5,7 @@ Shape shorthand: R proposals of an image.
 
 import itertools
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,6 +66,7 @@ class ProposalEvaluator(ProposalCollector):
         count_difficult: bool = True,
         seen: Sequence[str] = (),
         boxes_as_masks: bool = False,
+        limit_of_generator: tuple[str, int] | None = None,
         distributed: bool = True,
         output_dir: str | None = None,
     ) -> None:
@@ -76,6 +78,8 @@ class ProposalEvaluator(ProposalCollector):
             seen: categories that the model was trained on, as of ``find_categories``; () for no
                 split.
             boxes_as_masks: give all proposals masks, their filled boxes, in the place of their own.
+            limit_of_generator: key that bounds the number of proposals of an image, and that
+                number, for a warning; None if nobody knows.
             distributed: collect the proposals of all processes and evaluate them in the first one;
                 False if this process sees the whole dataset.
             output_dir: folder for files; None for none.
@@ -90,6 +94,7 @@ class ProposalEvaluator(ProposalCollector):
         self._limits = check_limits(limits)
         self._count_difficult = count_difficult
         self._boxes_as_masks = boxes_as_masks
+        self._limit_of_generator = limit_of_generator
         self._output_dir = output_dir
         # Read now: what is wrong with the dataset shows before hours of inference. One process
         # evaluates, so one needs it.
@@ -123,6 +128,7 @@ class ProposalEvaluator(ProposalCollector):
             "count_difficult": cfg.TEST.PROPOSALS.COUNT_DIFFICULT,
             "seen": cfg.TEST.PROPOSALS.SEEN,
             "boxes_as_masks": cfg.TEST.PROPOSALS.BOXES_AS_MASKS,
+            "limit_of_generator": _limit_of(cfg),
             "distributed": distributed,
             "output_dir": output_dir,
         }
@@ -161,7 +167,10 @@ class ProposalEvaluator(ProposalCollector):
             return {}
         idle = describe_idle_limits(self._limits, ordered.numbers)
         if idle:
-            logger.warning(f"On {self._dataset_name} {idle} (limits: TEST.PROPOSALS.LIMITS)")
+            key, number = self._limit_of_generator or ("", math.inf)
+            # Where the generator finds fewer than it may, its limit changes nothing.
+            mend = f"; for more raise {key}" if max(ordered.numbers, default=0) >= number else ""
+            logger.warning(f"On {self._dataset_name} {idle} (TEST.PROPOSALS.LIMITS){mend}")
         top = num_needed(self._limits, self._unseen)
         overlaps = box_overlaps_of(ground_truth, ordered, usable, top)
         measurement = measure(overlaps, ground_truth, self._limits, self._unseen)
@@ -248,6 +257,24 @@ class ProposalEvaluator(ProposalCollector):
             path = os.path.join(self._output_dir, f"{prefix}proposal_curves.png")
             with beside_numbers(path):
                 plot_curves(path, measurement.curves, f"{kind} on {self._dataset_name}")
+
+
+def _limit_of(cfg: CfgNode) -> tuple[str, int] | None:
+    """The key that bounds the number of proposals of an image, and that number.
+
+    Of DetectorNet, which suppresses duplicates after it, the number of one scale; None for
+    generators of others.
+    """
+    name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    if name == "PrecomputedProposals":
+        key = "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST"
+        return key, cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
+    if name == "DetectorNet":
+        return "MODEL.DETECTORNET.TOPK_PER_SCALE", cfg.MODEL.DETECTORNET.TOPK_PER_SCALE
+    node = cfg.MODEL.get(name.upper(), {})
+    if "POST_NMS_TOPK_TEST" not in node:
+        return None
+    return f"MODEL.{name.upper()}.POST_NMS_TOPK_TEST", node.POST_NMS_TOPK_TEST
 
 
 def unseen_of(dataset_name: str, ground_truth: GroundTruth, seen: Sequence[str]) -> set[int]:

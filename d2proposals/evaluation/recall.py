@@ -115,15 +115,14 @@ def find_idle_limits(limits: Sequence[int], numbers: Iterable[int]) -> list[int]
 
 
 def describe_idle_limits(limits: Sequence[int], numbers: Sequence[int]) -> str:
-    """A sentence that names them and says what to do, "" where there are none."""
+    """A sentence that names them, "" where there are none; arguments as above."""
     idle = find_idle_limits(limits, numbers)
     if not idle:
         return ""
     lower = max(set(limits) - set(idle))
     return (
         f"no image has more than {max(numbers, default=0)} proposals: the figures at "
-        f"{', '.join(map(str, idle))} repeat those at {lower}; for more proposals raise the "
-        "generator's POST_NMS_TOPK_TEST"
+        f"{', '.join(map(str, idle))} repeat those at {lower}"
     )
 
 

@@ -235,7 +235,35 @@ def test_good_boxes_raise_no_warning(register_dataset, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     evaluate(name, records, outputs, limits=(1, 2, 5))
     (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert "the figures at 5 repeat those at 2; for more proposals raise" in warning.getMessage()
+    assert "the figures at 5 repeat those at 2" in warning.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "is_advised"),
+    [
+        ("RPN", "MODEL.RPN.POST_NMS_TOPK_TEST", True),
+        ("SPOP", "MODEL.SPOP.POST_NMS_TOPK_TEST", True),
+        ("SPOP", None, False),  # which found fewer than it may
+        ("DetectorNet", "MODEL.DETECTORNET.TOPK_PER_SCALE", True),
+        ("PrecomputedProposals", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", True),
+        ("SlidingWindows", None, False),
+    ],
+)
+def test_a_limit_that_gave_no_more_proposals_is_named(
+    register_dataset, caplog, name, key, is_advised
+):
+    records = make_records(1)
+    outputs = [make_output([GT_BOX, [5, 5, 90, 80]])]
+    cfg = make_cfg(None, "TEST.PROPOSALS.LIMITS", (1, 2, 5), "MODEL.PROPOSAL_GENERATOR.NAME", name)
+    if key is not None:
+        cfg.merge_from_list([key, 2])
+    dataset = register_dataset(records)
+    evaluator = ProposalEvaluator(cfg, dataset, distributed=False, output_dir="")
+    evaluator.process(records, outputs)
+    evaluator.evaluate()
+    (message,) = [x.getMessage() for x in caplog.records if "repeat those" in x.getMessage()]
+    assert message.endswith(f"; for more raise {key}") == is_advised
+    assert is_advised or message.endswith("(TEST.PROPOSALS.LIMITS)")
 
 
 def grid_boxes(num, sides=(30, 20)):

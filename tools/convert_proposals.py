@@ -20,9 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-from d2proposals.engine import bad_input_in_one_line, check_datasets
+from d2proposals.engine import bad_input_in_one_line
+from d2proposals.engine.dataset_source import add_dataset_source, named_datasets
 from d2proposals.evaluation.ground_truth import load_ground_truth
-from d2proposals.files.annotation_file import register_annotation_file
 from d2proposals.files.conversion import (
     FORMATS,
     drop_proposals,
@@ -42,9 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("input", help="file (Segment-Anything: folder) of proposals")
     parser.add_argument("output", help="file to write; a new folder for the format sam")
     parser.add_argument("--to", required=True, choices=FORMATS, help="format of the output")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--dataset", help="registered dataset: its images, their names and order")
-    source.add_argument("--gt", metavar="FILE.json", help="COCO-style annotations instead")
+    add_dataset_source(
+        parser, "registered dataset: its images, their names and order", required=False
+    )
     parser.add_argument(
         "--box-mode",
         choices=("xyxy", "xywh", "yxyx"),
@@ -59,12 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def find_images(args: argparse.Namespace) -> DatasetImages | None:
     """The images of the dataset that the arguments name."""
-    if args.gt:
-        return load_ground_truth(register_annotation_file(args.gt)).images
-    if args.dataset:
-        check_datasets([args.dataset])
-        return load_ground_truth(args.dataset).images
-    return None
+    names = named_datasets(args)
+    return load_ground_truth(names[0]).images if names else None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,7 +19,8 @@ import yaml
 
 from d2proposals.data.dataset_reading import read_dataset
 from d2proposals.detectornet.box_shapes import cluster_aspect_ratios, dataset_aspect_ratios
-from d2proposals.engine import bad_input_in_one_line, check_datasets
+from d2proposals.engine import bad_input_in_one_line
+from d2proposals.engine.dataset_source import add_dataset_source, named_datasets
 from d2proposals.files.atomic_files import atomic_write
 
 
@@ -28,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", required=True, nargs="+", help="registered datasets")
+    add_dataset_source(parser, "registered datasets", several=True)
     parser.add_argument("--number", type=int, default=10, help="of aspect ratios (default: 10)")
     parser.add_argument("--output", default="box_shapes.yaml", help="YAML file to write")
     return parser
@@ -38,19 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ``arguments`` are those of the command line by default."""
     args = build_parser().parse_args(arguments)
     with bad_input_in_one_line():
-        check_datasets(args.dataset)
         records = [
             record
-            for name in args.dataset
+            for name in named_datasets(args)
             for record in read_dataset(name, needs_ids=False).records
         ]
         ratios = dataset_aspect_ratios(records)
         found = [round(x, 3) for x in cluster_aspect_ratios(ratios, args.number).tolist()]
+        names = ", ".join(args.gt or args.dataset)
         # A flow sequence, as in the other configurations.
         values = yaml.safe_dump({"ASPECT_RATIOS": found}, default_flow_style=None, width=100)
         with atomic_write(args.output) as file:
             file.write(
-                f"# Width / height: k-means, {len(ratios)} boxes of {', '.join(args.dataset)}.\n"
+                f"# Width / height: k-means, {len(ratios)} boxes of {names}.\n"
                 f"MODEL:\n  DETECTORNET:\n    {values}VERSION: 2\n"
             )
     print(f"{args.output}: {len(found)} aspect ratios of {len(ratios)} boxes: {found}")

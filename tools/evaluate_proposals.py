@@ -22,7 +22,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-from d2proposals.engine import bad_input_in_one_line, check_datasets
+from d2proposals.engine import bad_input_in_one_line
+from d2proposals.engine.dataset_source import add_dataset_source, named_datasets
 from d2proposals.evaluation.comparison import compare_table, plot_comparison, write_csv
 from d2proposals.evaluation.ground_truth import GroundTruth, load_ground_truth
 from d2proposals.evaluation.measurement import (
@@ -35,7 +36,6 @@ from d2proposals.evaluation.measurement import (
 from d2proposals.evaluation.proposal_runs import ProposalRun, name_runs, read_run
 from d2proposals.evaluation.recall import check_limits, describe_idle_limits
 from d2proposals.evaluation.unseen_categories import choose_unseen
-from d2proposals.files.annotation_file import register_annotation_file
 from d2proposals.files.atomic_files import write_json
 from d2proposals.files.figure_file import beside_numbers
 
@@ -48,9 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", help="registered dataset, e.g. coco_2017_val")
-    source.add_argument("--gt", metavar="FILE.json", help="COCO-style annotations instead")
+    add_dataset_source(parser)
     parser.add_argument(
         "--proposals",
         nargs="+",
@@ -210,11 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with bad_input_in_one_line():
         limits = check_limits(args.limits)
         paths = name_runs(args.proposals)
-        if args.gt:
-            dataset = register_annotation_file(args.gt)
-        else:
-            check_datasets([args.dataset])
-            dataset = args.dataset
+        (dataset,) = named_datasets(args)
         ground_truth = load_ground_truth(
             dataset,
             with_masks=args.kind != "box",

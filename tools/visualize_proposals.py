@@ -34,6 +34,7 @@ from detectron2.config import CfgNode
 from d2proposals.data.dataset_reading import read_dataset
 from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.engine import check_datasets, load_config, load_trained_model
+from d2proposals.engine.dataset_source import add_dataset_source, named_datasets
 from d2proposals.engine.model_command import (
     PROPOSALS_ONLY,
     command_config,
@@ -50,7 +51,6 @@ from d2proposals.evaluation.ground_truth import (
 from d2proposals.evaluation.proposal_checks import ImageProposals, usable_of
 from d2proposals.evaluation.proposal_runs import name_runs, read_run
 from d2proposals.evaluation.unseen_categories import choose_unseen
-from d2proposals.files.annotation_file import register_annotation_file
 from d2proposals.files.atomic_files import check_output_file
 from d2proposals.files.image_files import read_rgb_image
 from d2proposals.pictures.coverage import ProposalPicture, spread_evenly, write_contact_sheet
@@ -67,9 +67,9 @@ ProposalSource = Callable[[dict], ImageProposals]
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = model_parser(__doc__, "configuration of the model, or of the dataset", required=False)
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--dataset", help="registered dataset (default: first of DATASETS.TEST)")
-    source.add_argument("--gt", metavar="FILE.json", help="COCO-style annotations instead")
+    add_dataset_source(
+        parser, "registered dataset (default: first of DATASETS.TEST)", required=False
+    )
     parser.add_argument("--image-root", help="folder of the images of --gt (default: its own)")
     parser.add_argument(
         "--proposals", nargs="+", metavar="[NAME=]PATH",
@@ -175,15 +175,15 @@ def _read_image(record: dict, size: tuple[int, int] | None) -> np.ndarray:
 
 def find_dataset(args: argparse.Namespace, cfg: CfgNode) -> str:
     """Name of the dataset that the arguments or the configuration name."""
-    if args.gt:
-        return register_annotation_file(args.gt, args.image_root)
-    if not args.dataset and not (args.config_file and cfg.DATASETS.TEST):
+    names = named_datasets(args, args.image_root)
+    if names:
+        return names[0]
+    if not (args.config_file and cfg.DATASETS.TEST):
         raise SystemExit(
             "Error: name a dataset: --dataset, --gt, or DATASETS.TEST of --config-file"
         )
-    dataset = args.dataset or cfg.DATASETS.TEST[0]
-    check_datasets([dataset])
-    return dataset
+    check_datasets([cfg.DATASETS.TEST[0]])
+    return cfg.DATASETS.TEST[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,7 +24,8 @@ from detectron2.config import get_cfg
 from d2proposals.config import add_d2proposals_config
 from d2proposals.detectornet.sliding_windows import SlidingGrid
 from d2proposals.detectornet.windows import make_windows
-from d2proposals.engine import bad_input_in_one_line, check_datasets
+from d2proposals.engine import bad_input_in_one_line
+from d2proposals.engine.dataset_source import add_dataset_source, named_datasets
 from d2proposals.evaluation.ground_truth import load_ground_truth
 from d2proposals.files.precomputed_format import write_proposal_file
 
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", help="PKL file to write")
-    parser.add_argument("--dataset", required=True, help="registered dataset")
+    add_dataset_source(parser)
     parser.add_argument("--num-scales", type=int, default=3, help="default: 3, the paper's")
     parser.add_argument("--overlap", type=float, default=0.2, help="default: .2, the paper's")
     parser.add_argument("--sliding", action="store_true", help="the baseline's windows instead")
@@ -63,12 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not 0 < args.stride < float("inf"):
         parser.error(f"--stride must be a positive number of pixels, got {args.stride}")
     with bad_input_in_one_line():
-        check_datasets([args.dataset])
-        images = load_ground_truth(args.dataset)
+        (dataset,) = named_datasets(args)
+        images = load_ground_truth(dataset)
         boxes = []
         for image_id, size in zip(images.image_ids, images.image_sizes, strict=True):
             if size is None:
-                parser.error(f"{args.dataset} does not say how large the image {image_id} is")
+                parser.error(f"{dataset} does not say how large the image {image_id} is")
             boxes.append(windows_of(size, args))
         logits = [-np.arange(len(boxes_i), dtype=np.float32) for boxes_i in boxes]
         write_proposal_file(args.output, images.image_ids, boxes, logits)

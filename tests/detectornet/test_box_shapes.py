@@ -1,5 +1,6 @@
 """Aspect ratios by k-means: hand-worked clusters, what counts, the command's configuration."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
 from d2proposals.detectornet.box_shapes import cluster_aspect_ratios, dataset_aspect_ratios
-from tests.common import CONFIGS, make_cfg
+from tests.common import CONFIGS, forgotten_datasets, make_cfg
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "estimate_box_shapes.py"
 
@@ -77,3 +78,18 @@ def test_the_command_writes_a_configuration(dataset, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--dataset", dataset, "--number", "5", "--output", str(tmp_path / "no.yaml")])
     assert "5 clusters among 4" in str(stop.value) and not (tmp_path / "no.yaml").exists()
+
+
+def test_the_command_reads_files_of_annotations(tmp_path):
+    main = runpy.run_path(str(TOOL))["main"]
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, width in zip(files, (20, 5), strict=True):
+        objects = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, width, 10]}]
+        content = {"images": [{"id": 1, "height": 50, "width": 50}], "annotations": objects}
+        file.write_text(json.dumps(content))
+    output = tmp_path / "box_shapes.yaml"
+    with forgotten_datasets() as names:
+        main(["--gt", *map(str, files), "--number", "2", "--output", str(output)])
+        names += [name for name in DatasetCatalog.list() if str(tmp_path) in name]
+    written = output.read_text()
+    assert "2 boxes of" in written and "[0.5, 2.0]" in written

@@ -4,6 +4,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2proposals.files.conversion import read_proposals
+from tests.common import forgotten_datasets
 from tools.write_windows import main
 
 
@@ -32,6 +33,16 @@ def test_windows_of_each_image_the_largest_first(dataset, tmp_path, capsys):
     assert first[1].tolist() == [0, 0, 40, 20] and first[9].tolist() == [40, 20, 80, 40]
     assert (proposals.scores[0][1:] < proposals.scores[0][:-1]).all()
     assert "70 windows of 2 images" in capsys.readouterr().out
+
+
+def test_windows_of_a_file_of_annotations(tmp_path, capsys):
+    file, output = tmp_path / "own.json", tmp_path / "windows.pkl"
+    file.write_text('{"images": [{"id": 3, "file_name": "a.jpg", "height": 40, "width": 80}]}')
+    with forgotten_datasets() as names:
+        main([str(output), "--gt", str(file)])
+        names += [name for name in DatasetCatalog.list() if str(file) in name]
+    assert read_proposals(output).image_ids == [3]
+    assert "35 windows of 1 images" in capsys.readouterr().out
 
 
 def test_wrong_arguments(dataset, tmp_path, capsys):

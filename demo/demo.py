@@ -18,6 +18,7 @@ network, with a slider for the number of proposals and the rank and score of eac
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -174,16 +175,50 @@ def draw(image: np.ndarray, proposals: Instances, top: int) -> np.ndarray:
     return drawn
 
 
-def gallery_images(inputs: Sequence[Path], propose: Proposer) -> Iterator[GalleryImage]:
+class Reader:
+    """Reads images, and leaves broken ones among them out.
+
+    Attributes:
+        faults: a line for each that was left out.
+    """
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+
+    def read(self, path: Path) -> np.ndarray | None:
+        """(H, W, 3) uint8 RGB, or None for a broken one."""
+        try:
+            return read_rgb_image(path)
+        except ValueError as error:
+            self.faults.append(str(error))
+            print(f"Left out: {error}", file=sys.stderr)
+            return None
+
+    def finish(self, number: int) -> None:
+        """Raise SystemExit if any of so many images was left out."""
+        if self.faults:
+            raise SystemExit(
+                f"Error: {len(self.faults)} of {number} images are left out: {self.faults[0]}"
+            )
+
+
+def gallery_images(
+    inputs: Sequence[Path], propose: Proposer, reader: Reader
+) -> Iterator[GalleryImage]:
     """Images with their proposals, one at a time; nobody knows their objects."""
     for path in inputs:
-        image = read_rgb_image(path)
-        yield GalleryImage(path.name, image, to_cpu([propose(image)]))
+        image = reader.read(path)
+        if image is not None:
+            yield GalleryImage(path.name, image, to_cpu([propose(image)]))
+    if len(reader.faults) == len(inputs):
+        reader.finish(len(inputs))
 
 
-def draw_image(path: Path, output: Path, propose: Proposer, top: int) -> None:
+def draw_image(path: Path, output: Path, propose: Proposer, top: int, reader: Reader) -> None:
     """Draw an image file's proposals into a PNG file."""
-    image = read_rgb_image(path)
+    image = reader.read(path)
+    if image is None:
+        return
     drawn = draw(image, propose(image), top)
     with atomic_write(output, "wb") as file:
         Image.fromarray(drawn).save(file, format="PNG")
@@ -257,21 +292,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
             trained = ["MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, "MODEL.TORCHVISION.WEIGHTS", ""]
             args.opts = [*trained, *args.opts]
         propose = load_proposer(command_config(args, *PROPOSALS_ONLY))
+        reader = Reader()
         if args.gallery:
             write_gallery(
                 args.gallery,
-                gallery_images(inputs, propose),
+                gallery_images(inputs, propose, reader),
                 runs=[Path(args.config_file).stem],
                 about=f"{len(inputs)} images, {Path(args.config_file).stem}",
                 top=args.top,
                 keep=args.keep,
             )
-            print(f"{args.gallery}: {len(inputs)} images")
+            print(f"{args.gallery}: {len(inputs) - len(reader.faults)} images")
+            reader.finish(len(inputs))
             return
         check_output_folder(args.output)
         for path, output in zip(inputs, output_paths(inputs, Path(args.output)), strict=True):
-            draw_one = draw_video if is_video(path) else draw_image
-            draw_one(path, output, propose, args.top)
+            if is_video(path):
+                draw_video(path, output, propose, args.top)
+            else:
+                draw_image(path, output, propose, args.top, reader)
+        reader.finish(len(inputs))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from d2proposals.evaluation.measurement import (
 from d2proposals.evaluation.proposal_runs import ProposalRun, name_runs, read_run
 from d2proposals.evaluation.recall import check_limits, describe_idle_limits
 from d2proposals.evaluation.unseen_categories import choose_unseen
-from d2proposals.files.atomic_files import write_json
+from d2proposals.files.atomic_files import check_output_folder, write_json
 from d2proposals.files.figure_file import beside_numbers
 
 # Seconds between two lines of progress.
@@ -208,6 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with bad_input_in_one_line():
         limits = check_limits(args.limits)
         paths = name_runs(args.proposals)
+        if args.output:  # before the long work
+            check_output_folder(args.output)
         (dataset,) = named_datasets(args)
         ground_truth = load_ground_truth(
             dataset,

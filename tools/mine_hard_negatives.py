@@ -102,6 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ):
                 if image_id in mined:
                     mined[image_id] = merge_rounds(tuple(of_image), mined[image_id])
+        if not any(len(boxes) for boxes, _ in mined.values()):
+            parser.error(
+                f"no hard negative among the detections on {name}: train the detector longer, or "
+                f"lower MODEL.ROI_HEADS.SCORE_THRESH_TEST ({cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST})"
+            )
         boxes, scores = zip(*mined.values(), strict=True)
         write_proposal_file(args.output, list(mined), boxes, scores)
     print(f"{args.output}: {sum(map(len, boxes))} hard negatives of {len(mined)} images of {name}")

@@ -60,6 +60,8 @@ class ResultEntries:
     def take(self, entry: dict[str, Any]) -> dict[str, Any] | None:
         """A hook of json: keeps what it needs of an entry, and leaves other objects alone."""
         if "image_id" not in entry or not ("bbox" in entry or "segmentation" in entry):
+            if {"image_id", "category_id", "score"} <= entry.keys():
+                raise ContentError(f"a result has neither 'bbox' nor 'segmentation': {entry}")
             return entry
         number = len(self._image)
         image_id = plain_id(entry["image_id"])

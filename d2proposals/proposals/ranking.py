@@ -210,13 +210,15 @@ def first_of_nms(
         length *= 2
 
 
-def check_multi_threshold_settings(thresholds: Sequence[float], topks: Sequence[int]) -> None:
-    """Raise ValueError unless both are decreasing and of one, non-zero length."""
+def check_multi_threshold_settings(
+    thresholds: Sequence[float], topks: Sequence[int], keys: str = "multi-threshold NMS"
+) -> None:
+    """Raise ValueError, which names ``keys``, unless both are decreasing and of one length."""
     decreasing = all(
         a > b for values in (thresholds, topks) for a, b in zip(values, values[1:], strict=False)
     )
     if not thresholds or len(thresholds) != len(topks) or not decreasing:
         raise ValueError(
-            "multi-threshold NMS needs as many thresholds as numbers of boxes, both decreasing, "
+            f"{keys}: as many thresholds as numbers of boxes are needed, both decreasing, "
             f"got thresholds {tuple(thresholds)} and numbers {tuple(topks)}"
         )

@@ -17,6 +17,7 @@ Naming convention:
     candidates: the boxes of an image after the NMS of each level, with their (biased) scores.
 """
 
+import itertools
 import logging
 from collections.abc import Sequence
 
@@ -111,7 +112,11 @@ class ZIP(ProposalGenerator):
                 f"({list(in_features)})"
             )
         if multi_nms_thresholds or multi_nms_topks:
-            check_multi_threshold_settings(multi_nms_thresholds, multi_nms_topks)
+            check_multi_threshold_settings(
+                multi_nms_thresholds,
+                multi_nms_topks,
+                "MODEL.ZIP.MULTI_NMS_THRESHOLDS and MULTI_NMS_TOPKS",
+            )
         self.in_features = list(in_features)
         self.strides = list(strides)
         self.heads = heads
@@ -399,4 +404,21 @@ def _input_shapes(cfg, input_shape: dict[str, ShapeSpec]) -> list[ShapeSpec]:
                 f"MODEL.ANCHOR_GENERATOR.{key} has {groups} groups for the {len(names)} levels of "
                 f"MODEL.ZIP.IN_FEATURES ({list(names)}): give one group per level, or one for all"
             )
+    _warn_of_small_anchors_of_deep_maps(names, shapes, cfg.MODEL.ANCHOR_GENERATOR.SIZES)
     return shapes
+
+
+def _warn_of_small_anchors_of_deep_maps(
+    names: Sequence[str], shapes: Sequence[ShapeSpec], sizes: Sequence[Sequence[float]]
+) -> None:
+    """Warn where a map of a larger stride has smaller anchors than another one."""
+    if len(sizes) != len(names):
+        return
+    levels = sorted(zip(shapes, map(max, sizes), names, strict=True), key=lambda x: x[0].stride)
+    for (shape, size, name), (deeper, other_size, other_name) in itertools.pairwise(levels):
+        if deeper.stride > shape.stride and other_size < size:
+            logger.warning(
+                f"MODEL.ANCHOR_GENERATOR.SIZES: {other_name}, of stride {deeper.stride}, has "
+                f"anchors up to {other_size:g} pixels, and {name}, of stride {shape.stride}, up "
+                f"to {size:g}: the groups go in the order of MODEL.ZIP.IN_FEATURES ({list(names)})."
+            )

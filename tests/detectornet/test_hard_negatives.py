@@ -102,8 +102,10 @@ def test_mining_is_of_one_dataset_and_of_the_categories_trained_on(tmp_path, cap
     monkeypatch.setattr("d2proposals.detectornet.hard_negatives.hard_negatives", negatives)
     options = ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.CATEGORIES", "('dog',)",
                "MODEL.ROI_HEADS.NUM_CLASSES", "80", *TINY]  # fmt: skip
-    with registered(write_tiny_coco(tmp_path / "datasets") / "coco"):
+    with registered(write_tiny_coco(tmp_path / "datasets") / "coco"), pytest.raises(SystemExit):
         run_tool(*command, *options)
+    assert "no hard negative among the detections on tiny_train" in capsys.readouterr().err
+    assert not (tmp_path / "x.pkl").exists()
     # Where nothing is a dog, as in the training.
     assert seen == [0, 0, 0, 0]
 

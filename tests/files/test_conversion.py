@@ -368,6 +368,10 @@ def test_many_encodings_are_checked_in_little_memory():
         ([{"image_id": 1, "segmentation": {"size": [2], "counts": "4"}}], "size of a mask"),
         ([{"image_id": 1, "segmentation": {"size": [2, 2], "counts": "5"}}], "fill 5 pixels"),
         ([{"image_id": 1, "bbox": [1, 2, 3, 4]}, 5], "1 of 2 items of the list are no results"),
+        (
+            [{"image_id": 1, "category_id": 1, "score": 0.5}],
+            "a result has neither 'bbox' nor 'segmentation'",
+        ),
         ([{"segmentation": {"size": [2, 2], "counts": "4"}, "predicted_iou": "a"}], "not a number"),
         ([{"segmentation": [[True]], "predicted_iou": 1}], "--convert-to-rle"),
         ({"format": "d2proposals", "version": 2}, "of version 2, not 1"),

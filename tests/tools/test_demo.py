@@ -236,3 +236,19 @@ def test_bad_input(images, tmp_path):
     line = stop_line("--input", images / "notes.txt", "--output", tmp_path / "out")
     assert "notes.txt cannot be read" in line
     assert not list(tmp_path.glob("out/*"))
+    line = stop_line("--input", images / "notes.txt", "--gallery", tmp_path / "a.html")
+    assert "notes.txt cannot be read" in line and not (tmp_path / "a.html").exists()
+
+
+def test_a_broken_image_among_others_is_left_out(images, tmp_path, capsys):
+    (images / "broken.png").write_bytes((images / "0.png").read_bytes()[:60])
+    names = ("0.png", "broken.png", "1.png")
+    inputs = ("--input", *(images / name for name in names))
+    line = "Error: 1 of 3 images are left out: .*broken.png cannot be read"
+    with pytest.raises(SystemExit, match=line):
+        run(*inputs, "--output", tmp_path / "out", *TINY)
+    assert sorted(x.name for x in tmp_path.glob("out/*")) == ["0.png", "1.png"]
+    with pytest.raises(SystemExit, match=line):
+        run(*inputs, "--gallery", tmp_path / "gallery.html", *TINY)
+    assert "gallery.html: 2 images" in capsys.readouterr().out
+    assert (tmp_path / "gallery.html").is_file()

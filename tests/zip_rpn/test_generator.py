@@ -404,9 +404,21 @@ def test_infinite_predictions_end_training_and_are_dropped_in_evaluation():
         (["MODEL.ZIP.LEVEL_BIAS", (0.1, 0.2)], "2 numbers for 3 levels"),
         (["MODEL.ZIP.BBOX_REG_LOSS_TYPE", "giou"], "BBOX_REG_LOSS_TYPE must be"),
         (["MODEL.ZIP.SHARED_HEAD", True], "SHARED_HEAD needs the same channels"),
-        (["MODEL.ZIP.MULTI_NMS_TOPKS", (10,)], "both decreasing"),
+        (["MODEL.ZIP.MULTI_NMS_TOPKS", (10,)], "^MODEL.ZIP.MULTI_NMS_THRESHOLDS .*both decreasing"),
     ],
 )
 def test_bad_settings_are_named(overrides, message):
     with pytest.raises(ValueError, match=message):
         build(*overrides)
+
+
+def test_anchors_that_fall_while_strides_grow_are_named(caplog):
+    build()
+    build("MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32]])
+    assert not caplog.records
+    build("MODEL.ANCHOR_GENERATOR.SIZES", [[256, 512], [64, 128], [16, 32]])
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert (
+        "zoom2, of stride 16, has anchors up to 128 pixels, and zoom1, of stride 8" in messages[0]
+    )

@@ -325,8 +325,8 @@ def check_datasets(names: list[str] | tuple[str, ...]) -> None:
             raise ValueError(
                 f"Unknown dataset '{name}'. Did you mean "
                 f"{' or '.join(close)}? COCO-style files of your own are named in "
-                "DATASETS.COCO_FILES, other datasets registered with "
-                "detectron2.data.DatasetCatalog.register."
+                "DATASETS.COCO_FILES (lazy configurations register them, docs/lazy.md), other "
+                "datasets registered with detectron2.data.DatasetCatalog.register."
             )
         _check_kinds_of_paths(name)
         if _missing_path(name) is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from argparse import Namespace
 from typing import Any
 
@@ -62,11 +63,39 @@ def load_lazy_config(args: Namespace) -> DictConfig:
     for override in args.opts:
         _check_override(cfg, override)
     # Detectron2 adds what is not there, without the plus as well.
+    before = {key: _value_of(cfg, key) for key in map(_key_of, args.opts)}
     try:
-        return LazyConfig.apply_overrides(cfg, [override.lstrip("+") for override in args.opts])
+        cfg = LazyConfig.apply_overrides(cfg, [override.lstrip("+") for override in args.opts])
     except (HydraException, KeyError, OmegaConfBaseException) as error:
         line = str(error).strip().splitlines()[0]
         raise ValueError(f"Overrides KEY=VALUE of lazy configurations: {line}.") from error
+    for key, value in before.items():
+        _check_kind(key, value, _value_of(cfg, key))
+    return cfg
+
+
+def _key_of(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]
+
+
+def _value_of(cfg: DictConfig, key: str) -> Any:
+    """What a key leads to, None for nothing."""
+    try:
+        return OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:  # e.g. below a number
+        return None
+
+
+def _check_kind(key: str, before: Any, after: Any) -> None:
+    """ValueError where a plain value has become one of another kind, which would fail later."""
+    if not all(isinstance(value, bool | int | float | str) for value in (before, after)):
+        return
+    kinds = (type(before), type(after))
+    if kinds[0] is not kinds[1] and kinds != (float, int):
+        raise ValueError(
+            f"Overrides KEY=VALUE of lazy configurations: {key} takes a {kinds[0].__name__}, as "
+            f"{before!r}, not {after!r}."
+        )
 
 
 def _check_override(cfg: DictConfig, override: str) -> None:
@@ -103,10 +132,7 @@ def _all_keys(node: DictConfig) -> list[str]:
 
 def _selects(cfg: DictConfig, key: str) -> bool:
     """Whether a key leads to something, maybe through a list or an interpolation."""
-    try:
-        return OmegaConf.select(cfg, key) is not None
-    except OmegaConfBaseException:  # e.g. below a number
-        return False
+    return _value_of(cfg, key) is not None
 
 
 def prepare_lazy_launch(args: Namespace) -> None:
@@ -126,7 +152,21 @@ def fit_lazy_config_to_device(cfg: DictConfig) -> None:
 
 def build_lazy_model(cfg: DictConfig) -> nn.Module:
     """The configuration's model on its device; its generator is told sizes of images if it asks."""
-    return hand_over_native_sizes(instantiate(cfg.model).to(cfg.train.device))
+    return hand_over_native_sizes(_instantiate(cfg, "model").to(cfg.train.device))
+
+
+def _instantiate(cfg: DictConfig, key: str) -> Any:
+    """Build what a key of the configuration describes.
+
+    Raises:
+        ValueError: in one line, for an argument that there is not, or one that is missing.
+    """
+    try:
+        return instantiate(OmegaConf.select(cfg, key))
+    except TypeError as error:
+        if not re.search("unexpected keyword argument|required .*argument", str(error)):
+            raise
+        raise ValueError(f"{key} of the lazy configuration: {error}.") from error
 
 
 def evaluate_lazy(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
@@ -144,8 +184,8 @@ def evaluate_lazy(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
         FileNotFoundError: its files are missing.
     """
     _check_test_dataset(cfg)
-    evaluator = instantiate(cfg.dataloader.proposal_evaluator)
-    loader = instantiate(cfg.dataloader.test)
+    evaluator = _instantiate(cfg, "dataloader.proposal_evaluator")
+    loader = _instantiate(cfg, "dataloader.test")
     host = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     if isinstance(host, GeneralizedRCNN):
         with recorded_proposals(model) as recorder:
@@ -184,8 +224,8 @@ def train_lazy(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     check_datasets([names] if isinstance(names, str) else list(names))
     model = build_lazy_model(cfg)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    loader = instantiate(cfg.dataloader.train)
+    optimizer = _instantiate(cfg, "optimizer")
+    loader = _instantiate(cfg, "dataloader.train")
     # torch takes device_ids for GPUs only. Buffers as in the YAML configurations' trainer.
     devices = {"device_ids": None} if cfg.train.device == "cpu" else {}
     settings = {"broadcast_buffers": False, **cfg.train.get("ddp", {}), **devices}
@@ -202,7 +242,7 @@ def train_lazy(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.LRScheduler(scheduler=_instantiate(cfg, "lr_multiplier")),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
             if comm.is_main_process()
             else None,

@@ -10,7 +10,6 @@ Shape shorthand in this module:
     N: number of images in the batch
     A: number of anchors per cell
     Hi, Wi: height and width of feature map i
-    P: number of cells of one feature map that have a sampled anchor
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.structures import Boxes, ImageList, Instances
 
 from ..proposals.candidates import make_empty_proposals
-from ..proposals.sampled_convolution import conv3x3_at, pointwise_at
+from ..proposals.sampled_convolution import is_watched, predict_at
 
 
 class LossRPN(RPN):
@@ -59,9 +58,10 @@ class LossRPN(RPN):
         )
 
     def _can_predict_at_samples(self, device: torch.device) -> bool:
-        """On a CPU, with the head that has one hidden convolution."""
+        """On a CPU, with the head that has one hidden convolution, while nobody watches it."""
         head = self.rpn_head
-        return device.type == "cpu" and type(head) is StandardRPNHead and type(head.conv) is Conv2d
+        is_simple = type(head) is StandardRPNHead and type(head.conv) is Conv2d
+        return device.type == "cpu" and is_simple and not is_watched(head)
 
     def _predict_at_samples(
         self, maps: list[torch.Tensor], is_sampled: torch.Tensor
@@ -80,17 +80,9 @@ class LossRPN(RPN):
         sizes = [x.shape[-2] * x.shape[-1] * num_anchors for x in maps]
         all_logits, all_deltas = [], []
         for x, own in zip(maps, is_sampled.split(sizes, dim=1), strict=True):
-            has_sample = own.reshape(-1, num_anchors).any(dim=1)  # (N * Hi * Wi,)
-            positions = has_sample.nonzero()[:, 0]  # (P,)
-            hidden = head.conv.activation(conv3x3_at(head.conv, x, positions))
-            for outputs, conv in (
-                (all_logits, head.objectness_logits),
-                (all_deltas, head.anchor_deltas),
-            ):
-                values = pointwise_at(conv, hidden)  # (P, A) or (P, A * 4)
-                dense = values.new_zeros(len(has_sample), values.shape[1])
-                outputs.append(dense.index_put((positions,), values).unflatten(0, (len(x), -1)))
-        return (
-            [logits.flatten(1) for logits in all_logits],
-            [deltas.unflatten(2, (num_anchors, -1)).flatten(1, 2) for deltas in all_deltas],
-        )
+            has_sample = own.unflatten(1, (-1, num_anchors)).any(dim=2)  # (N, Hi * Wi)
+            predictors = (head.objectness_logits, head.anchor_deltas)
+            logits, deltas = predict_at(head.conv, predictors, x, has_sample)
+            all_logits.append(logits.flatten(1))
+            all_deltas.append(deltas.unflatten(2, (num_anchors, -1)).flatten(1, 2))
+        return all_logits, all_deltas

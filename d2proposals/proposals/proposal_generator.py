@@ -61,13 +61,14 @@ class ProposalGenerator(nn.Module):
                 f"{type(self).__name__} needs the feature maps {', '.join(missing)} (in_features), "
                 f"and the backbone has {', '.join(features)}."
             )
+        if not self.training:
+            return self.propose(self.predict(images, features)), {}
+        assert gt_instances is not None, f"{type(self).__name__} needs gt_instances in training"
+        if not self.proposals_in_training:
+            losses = self.losses_alone(images, features, gt_instances)
+            return make_empty_proposals(images.image_sizes, images.tensor.device), losses
         predictions = self.predict(images, features)
-        losses = {}
-        if self.training:
-            assert gt_instances is not None, f"{type(self).__name__} needs gt_instances in training"
-            losses = self.training_losses(predictions, gt_instances)
-            if not self.proposals_in_training:
-                return make_empty_proposals(images.image_sizes, images.tensor.device), losses
+        losses = self.training_losses(predictions, gt_instances)
         return self.propose(predictions), losses
 
     def head_parts(self) -> list[nn.Module]:
@@ -81,6 +82,15 @@ class ProposalGenerator(nn.Module):
         them, and ignores the features.
         """
         return images
+
+    def losses_alone(
+        self, images: ImageList, features: dict[str, torch.Tensor], gt_instances: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """The losses of a training that wants no proposals; arguments as :meth:`forward`.
+
+        By default those of all predictions; a generator may compute less.
+        """
+        return self.training_losses(self.predict(images, features), gt_instances)
 
     def training_losses(
         self, predictions: Any, gt_instances: list[Instances]

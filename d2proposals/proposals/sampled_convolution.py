@@ -10,8 +10,11 @@ Shape shorthand in this module:
     P: number of output cells
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+from detectron2.layers import Conv2d
 from torch import nn
 
 
@@ -44,6 +47,36 @@ def conv3x3_at(conv: nn.Conv2d, x: torch.Tensor, positions: torch.Tensor) -> tor
 def pointwise_at(conv: nn.Conv2d, rows: torch.Tensor) -> torch.Tensor:
     """A 1x1 convolution of rows (P, C): (P, D)."""
     return F.linear(rows, conv.weight.flatten(1), conv.bias)
+
+
+def predict_at(
+    hidden: Conv2d, predictors: Sequence[nn.Conv2d], x: torch.Tensor, is_wanted: torch.Tensor
+) -> list[torch.Tensor]:
+    """What 1x1 convolutions make of a 3x3 convolution and its activation, at some cells.
+
+    Args:
+        hidden: Detectron2's, without norm, as of :func:`conv3x3_at`.
+        predictors: 1x1 convolutions of its output.
+        x: (N, C, H, W).
+        is_wanted: (N, H * W) bool.
+
+    Returns:
+        list[Tensor]: of each predictor (N, H * W, its channels), zero at the other cells.
+    """
+    positions = is_wanted.flatten().nonzero()[:, 0]
+    rows = hidden.activation(conv3x3_at(hidden, x, positions))
+    outputs = []
+    for conv in predictors:
+        values = pointwise_at(conv, rows)
+        dense = values.new_zeros(is_wanted.numel(), values.shape[1])
+        outputs.append(dense.index_put((positions,), values).unflatten(0, is_wanted.shape))
+    return outputs
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody looks at what a part of a module computes, by a forward hook: at every
+    cell, then, as the warning of a collapse does now and then."""
+    return any(part._forward_hooks for part in module.modules())
 
 
 def _within(index: torch.Tensor, size: int) -> torch.Tensor:

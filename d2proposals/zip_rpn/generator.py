@@ -41,7 +41,8 @@ from ..proposals.ranking import (
     probability_to_logit,
     strictly_decreasing,
 )
-from .gray_class_sampling import EquilibriumSampler, GrayClassLabeler
+from ..proposals.sampled_convolution import is_watched
+from .gray_class_sampling import IGNORED, EquilibriumSampler, GrayClassLabeler
 from .head import ZIPLevelHeads
 from .level_candidates import LevelCandidates, LevelSuppression, best_of_levels
 from .losses import ZoomLoss, log_sample_counts
@@ -260,12 +261,33 @@ class ZIP(ProposalGenerator):
         labels, gt_boxes = self.label_and_sample_anchors(anchors, valid, gt_instances)
         return self.losses(anchors, logits, deltas, labels, gt_boxes)
 
+    def losses_alone(
+        self, images: ImageList, features: dict[str, torch.Tensor], gt_instances: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """See :meth:`losses`. On a CPU the heads look at the cells of the sampled anchors alone: a
+        few hundred of each image, chosen by the ground truth."""
+        is_simple = isinstance(self.heads, ZIPLevelHeads) and not is_watched(self.heads)
+        if images.tensor.device.type != "cpu" or not is_simple:
+            return super().losses_alone(images, features, gt_instances)
+        maps, valid = self._maps(images, features)
+        anchors = self.anchor_generator(maps)
+        labels, gt_boxes = self.label_and_sample_anchors(anchors, valid, gt_instances)
+        outputs = self.heads.at_anchors(maps, [labels_i != IGNORED for labels_i in labels])
+        return self.losses(anchors, *outputs, labels, gt_boxes)
+
     def propose(self, predictions) -> list[Instances]:
         """See :meth:`predict_proposals`."""
         return self.predict_proposals(*predictions)
 
     def predict(self, images: ImageList, features: dict[str, torch.Tensor]):
         """Anchors, valid cells, class logits and offsets of each level, and the images' sizes."""
+        maps, valid = self._maps(images, features)
+        return self.anchor_generator(maps), valid, *self.heads(maps), images.image_sizes
+
+    def _maps(
+        self, images: ImageList, features: dict[str, torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The map of each level, zero outside of the images, and its valid cells."""
         image_sizes = stack_image_sizes(images.image_sizes, images.tensor.device)
         self._check_extent(image_sizes, features)
         maps = [features[name] for name in self.in_features]
@@ -273,8 +295,7 @@ class ZIP(ProposalGenerator):
             valid_cells(image_sizes, x.shape[-2:], stride, x.dtype)
             for x, stride in zip(maps, self.strides, strict=True)
         ]
-        maps = [x * v for x, v in zip(maps, valid, strict=True)]
-        return self.anchor_generator(maps), valid, *self.heads(maps), images.image_sizes
+        return [x * v for x, v in zip(maps, valid, strict=True)], valid
 
     def _check_extent(self, image_sizes: torch.Tensor, features: dict[str, torch.Tensor]) -> None:
         """Warn once if the zoom network took the border of an image for padding."""

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import nn
 
+from ..proposals.sampled_convolution import predict_at
+
 
 class ZIPHead(nn.Module):
     """A 3x3 convolution with ReLU, then 1x1 convolutions for classes and box offsets.
@@ -55,6 +57,24 @@ class ZIPHead(nn.Module):
         logits = self.class_logits(x).permute(0, 2, 3, 1).reshape(len(x), -1, self.num_classes)
         deltas = self.anchor_deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4)
         return logits, deltas
+
+    def at_anchors(
+        self, x: torch.Tensor, is_wanted: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`forward`, but zero at the anchors of cells with none that is wanted.
+
+        Args:
+            x: (N, C, Hi, Wi).
+            is_wanted: (N, R) bool.
+        """
+        num_anchors = self.anchor_deltas.out_channels // 4
+        of_cells = is_wanted.unflatten(1, (-1, num_anchors)).any(dim=2)
+        predictors = (self.class_logits, self.anchor_deltas)
+        logits, deltas = predict_at(self.conv, predictors, x, of_cells)
+        return (
+            logits.reshape(len(x), -1, self.num_classes),
+            deltas.reshape(len(x), -1, 4),
+        )
 
 
 class ZIPLevelHeads(nn.Module):
@@ -97,6 +117,16 @@ class ZIPLevelHeads(nn.Module):
         self, features: Sequence[torch.Tensor]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Class logits and offsets of each level, as :class:`ZIPHead` returns them."""
-        heads = list(self.heads) if len(self.heads) > 1 else [self.heads[0]] * self.num_levels
-        outputs = [head(x) for head, x in zip(heads, features, strict=True)]
+        outputs = [head(x) for head, x in zip(self._of_levels(), features, strict=True)]
         return [logits for logits, _ in outputs], [deltas for _, deltas in outputs]
+
+    def at_anchors(
+        self, features: Sequence[torch.Tensor], is_wanted: Sequence[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """As :meth:`forward`, but zero where :meth:`ZIPHead.at_anchors` is."""
+        levels = zip(self._of_levels(), features, is_wanted, strict=True)
+        outputs = [head.at_anchors(x, wanted) for head, x, wanted in levels]
+        return [logits for logits, _ in outputs], [deltas for _, deltas in outputs]
+
+    def _of_levels(self) -> list[ZIPHead]:
+        return list(self.heads) if len(self.heads) > 1 else [self.heads[0]] * self.num_levels

@@ -2,9 +2,16 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d
 from torch import nn
 
-from d2proposals.proposals.sampled_convolution import conv3x3_at, pointwise_at
+from d2proposals.proposals.sampled_convolution import (
+    conv3x3_at,
+    is_watched,
+    pointwise_at,
+    predict_at,
+)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -42,3 +49,26 @@ def test_rows_by_a_pointwise_convolution():
     nn.init.constant_(conv.weight, 3)
     nn.init.constant_(conv.bias, 1)
     assert pointwise_at(conv, torch.tensor([[1.0, 2.0]])).tolist() == [[10.0]]
+
+
+def test_predictions_at_wanted_cells_are_zero_elsewhere():
+    torch.manual_seed(0)
+    hidden = Conv2d(3, 5, 3, padding=1, activation=F.relu)
+    predictors = (nn.Conv2d(5, 2, 1), nn.Conv2d(5, 4, 1))
+    x = torch.randn(2, 3, 4, 6)
+    is_wanted = torch.rand(2, 24) < 0.3
+    outputs = predict_at(hidden, predictors, x, is_wanted)
+    for conv, output in zip(predictors, outputs, strict=True):
+        expected = conv(hidden(x)).flatten(2).mT * is_wanted[..., None]
+        torch.testing.assert_close(output, expected)
+    none, _ = predict_at(hidden, predictors, x, torch.zeros_like(is_wanted))
+    assert none.shape == (2, 24, 2) and not none.any()
+
+
+def test_a_hook_of_any_part_watches_the_whole():
+    module = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sequential(nn.ReLU()))
+    assert not is_watched(module)
+    handle = module[1][0].register_forward_hook(lambda *_: None)
+    assert is_watched(module)
+    handle.remove()
+    assert not is_watched(module)

@@ -8,6 +8,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
+from d2proposals.proposals.proposal_generator import ProposalGenerator
 from d2proposals.zip_rpn import ZIP
 from d2proposals.zip_rpn.gray_class_sampling import GRAY, IGNORED, NEGATIVE, POSITIVE
 from d2proposals.zip_rpn.head import ZIPHead
@@ -128,6 +129,52 @@ def test_labels_never_lie_in_the_padding_and_match_the_objects():
         assert sum(p.sum() for p in positives) > 0
         for p, b in zip(positives, boxes, strict=True):
             assert (b[n][p] == gt[n].gt_boxes.tensor).all()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_losses_alone_are_those_of_all_cells(shared, monkeypatch):
+    """In values and gradients; whoever watches the heads sees all cells."""
+    shapes = {name: ShapeSpec(channels=12, stride=s.stride) for name, s in SHAPES.items()}
+    shapes = shapes if shared else SHAPES
+    overrides = ("MODEL.PROPOSAL_GENERATOR.PROPOSALS_IN_TRAINING", False)
+    generator = build(*overrides, "MODEL.ZIP.SHARED_HEAD", shared, shapes=shapes)
+    images = make_images((64, 64), (128, 160))
+    gt = [
+        make_instances((64, 64), [[4, 4, 36, 36]]),
+        make_instances((128, 160), [[30, 40, 90, 100], [0, 0, 20, 160]]),
+    ]
+    features = make_features(images, shapes)
+    for x in features.values():
+        x.requires_grad_()
+    looked_at = []
+    forward = generator.heads.forward
+    monkeypatch.setattr(generator.heads, "forward", lambda x: looked_at.append(1) or forward(x))
+
+    def losses_and_gradients():
+        torch.manual_seed(3)  # the same samples
+        with EventStorage():
+            empty, losses = generator(images, features, gt)
+        assert [len(x) for x in empty] == [0, 0]
+        inputs = [*features.values(), *generator.parameters()]
+        return losses, torch.autograd.grad(sum(losses.values()), inputs)
+
+    losses, gradients = losses_and_gradients()
+    assert not looked_at
+    with monkeypatch.context() as patch:
+        patch.setattr(type(generator), "losses_alone", ProposalGenerator.losses_alone)
+        expected, expected_gradients = losses_and_gradients()
+    assert looked_at == [1] and losses.keys() == expected.keys()
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name])
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-6, rtol=1e-3)
+    assert all(gradient.any() for gradient in gradients[: len(features)])
+    handle = next(generator.heads.children()).register_forward_hook(lambda *_: None)
+    losses_and_gradients()
+    assert looked_at == [1, 1]
+    handle.remove()
+    losses_and_gradients()
+    assert looked_at == [1, 1]
 
 
 def hand_made_case():

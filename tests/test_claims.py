@@ -28,6 +28,9 @@ OF_THE_TEST = {
     "MODEL.DETECTORNET.TOPK_PER_SCALE",
     "MODEL.DETECTORNET.REFINEMENT.ENABLED",
     "MODEL.DETECTORNET.HALVES_WEIGHT",
+    # Another generator before the same heads, of which these proposals are not measured.
+    "MODEL.PROPOSAL_GENERATOR.NAME",
+    "TEST.PROPOSALS.OF_DETECTORS",
 }
 # Few patches and crops of an image.
 FEW = ["MODEL.DEEPMASK.BATCH_SIZE_PER_IMAGE", 2, "MODEL.DETECTORNET.NUM_CROPS", 6]

@@ -15,9 +15,7 @@ FILES = sorted(
 # With random weights SPOP's boxes have no side and DetectorNet is sure of nothing.
 SURE = {"photos/detectornet_mobilenet_v2.yaml": ["MODEL.DETECTORNET.SCORE_THRESH", -1.0]}
 # Models that give proposals, not detections.
-PROPOSING = [
-    file for file in FILES if make_cfg(file).MODEL.META_ARCHITECTURE == "ProposalNetwork"
-]
+PROPOSING = [file for file in FILES if make_cfg(file).MODEL.META_ARCHITECTURE == "ProposalNetwork"]
 # They read pixels, so that images of one batch are apart from the start.
 IMAGE_LEVEL = [f"photos/{name}_mobilenet_v2.yaml" for name in ("deepmask", "spop", "detectornet")]
 

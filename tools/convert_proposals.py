@@ -31,7 +31,7 @@ from d2proposals.files.conversion import (
     reinterpret_boxes,
     write_proposals,
 )
-from d2proposals.files.proposal_set import DatasetImages
+from d2proposals.files.proposal_set import DatasetImages, name_some
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,11 +77,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.box_mode:
             reinterpret_boxes(proposals, args.box_mode)
         from_format, had_masks = proposals.format, proposals.masks is not None
+        known = set(map(str, images.ids)) if images else None
+        foreign = {x for x in map(str, proposals.image_ids) if known is not None and x not in known}
+        if foreign:
+            print(
+                f"warning: {args.input}: [unknown-images] {len(foreign)} of its images do not "
+                f"belong to the dataset ({name_some(sorted(foreign))}) and follow behind the "
+                "others; is it the right dataset and split?",
+                file=sys.stderr,
+            )
         proposals = merge_images(proposals, images)
         proposals = drop_proposals(proposals, args.top, args.drop_unusable)
         write_proposals(args.output, proposals, args.to, images)
     if had_masks and args.to in ("detectron2", "mmdet2", "mmdet3"):
         print(f"warning: the format {args.to} has no masks; boxes only", file=sys.stderr)
+    if args.to == "sam" and from_format != "sam":
+        print("warning: the format sam has no boxes but those around the masks", file=sys.stderr)
     number = int(np.sum([len(boxes_i) for boxes_i in proposals.boxes], dtype=np.int64))
     print(
         f"{args.output}: {number} proposals of {len(proposals.image_ids)} images, "

@@ -100,20 +100,26 @@ def print_check(
         inputs: by name, (3, H, W).
         label: of the exported network's times.
     """
-    rows, is_equal = [], True
+    rows, is_equal, num_boxes = [], True, 0
     device = network.model.device
     for path, image in inputs.items():
         image = image.to(device)
         differences = compare_outputs(network(image), exported(image))
         is_equal &= differences.is_equal
+        num_boxes += sum(differences.num_boxes)
         seconds = fastest_in_turn([network, exported], image)
         rows.append(row_of(path, image, differences, seconds))
     headers = ["image", "size", "boxes", "unmatched (ties)", "box (px)", "score", "misplaced"]
     print(tabulate(rows, [*headers, "model (s)", f"{label} (s)"], disable_numparse=True))
     print(
-        f"The same: boxes to {BOX_TOLERANCE:g} px, scores to {SCORE_TOLERANCE:g}. Times: the "
-        f"fastest of {ROUNDS} rounds, {torch.get_num_threads()} threads, {device}."
+        f"Counted as the same: boxes to {BOX_TOLERANCE:g} px, scores to {SCORE_TOLERANCE:g}. "
+        f"Times: the fastest of {ROUNDS} rounds, {torch.get_num_threads()} threads, {device}."
     )
+    if not num_boxes:
+        print(
+            "No boxes in these images: nothing was compared. Name other images, or lower the "
+            "least score (of detectors MODEL.ROI_HEADS.SCORE_THRESH_TEST)."
+        )
     return is_equal
 
 

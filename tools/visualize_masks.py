@@ -60,9 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = [records[index] for index in spread_evenly(args.num_images, len(records))]
         model = load_trained_model(cfg)
         mapper = ProposalDatasetMapper(cfg, False)
-        rows = -(-len(chosen) // _COLUMNS)
-        figure = Figure(figsize=(3 * _COLUMNS, 3 * rows), dpi=110, layout="constrained")
-        panels = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
+        columns = min(_COLUMNS, len(chosen))
+        rows = -(-len(chosen) // columns)
+        figure = Figure(figsize=(3 * columns, 3 * rows), dpi=110, layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).flatten()
         found = total = 0
         for axes, record in zip(panels, chosen, strict=False):
             with torch.no_grad():

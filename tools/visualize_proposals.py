@@ -218,7 +218,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if output:
             images = list(images)
             pictures = [picture_of(image) for image in images]
-            write_contact_sheet(output, pictures, top=args.top, iou_threshold=args.iou, title=title)
+            some = f", {len(chosen)} of {len(records)} images"
+            sheet_title = f"{title}{some if len(chosen) < len(records) else ''}"
+            write_contact_sheet(
+                output, pictures, top=args.top, iou_threshold=args.iou, title=sheet_title
+            )
             print(f"{output}: {len(chosen)} images of {title}")
         if args.gallery:
             if not ground_truth.is_annotated:

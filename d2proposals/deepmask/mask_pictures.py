@@ -12,7 +12,8 @@ from pycocotools import mask as mask_util
 
 from ..files.image_files import read_rgb_image
 
-_COLORS = matplotlib.colormaps["tab10"].colors
+# Without red and brown: red is an object without a mask.
+_COLORS = tuple(matplotlib.colormaps["tab10"](k)[:3] for k in (0, 1, 2, 4, 6, 7, 8, 9))
 
 
 def object_masks(record: dict) -> list[dict]:

@@ -35,6 +35,8 @@ from .proposal_files import check_proposal_files
 from .trained_model import load_trained_model
 from .trainer import Trainer
 
+_PROJECT = Path(__file__).resolve().parents[2]
+
 # The first images wait for memory and caches.
 _WARM_UP_IMAGES = 5
 # In a run's folder: the commit that its training began with.
@@ -125,6 +127,11 @@ def _proposal_folder(run: Run, folder: str | os.PathLike) -> Path:
     return trained_folder(run.proposals_of, folder) / "proposals"
 
 
+def _find_command(path: str) -> str:
+    """The command, of the project's folder where it is not in this one."""
+    return path if os.path.isfile(path) else str(_PROJECT / path)
+
+
 def _export_proposals(
     run: Run, folder: str | os.PathLike, opts: Sequence[Any], names: list[str], output: Path
 ) -> None:
@@ -140,7 +147,7 @@ def _export_proposals(
             f"{run.name} needs proposals of {weights}, which is missing: train {proposing.name} "
             "(--again where it has a result)."
         )
-    command = ["tools/export_proposals.py", "--config-file", proposing.config]
+    command = [_find_command("tools/export_proposals.py"), "--config-file", proposing.config]
     command += ["--datasets", *names, "--output", str(output)]
     command += [*run_overrides(proposing, folder, opts), "MODEL.WEIGHTS", str(weights)]
     _run_logged(command, output / "export.txt", f"{run.name}: proposals of {proposing.name}")
@@ -181,7 +188,7 @@ def train(
         run: of a table.
         folder: below which runs train.
         opts: the user's KEY VALUE overrides.
-        train_net: path of the command.
+        train_net: path of the command, in the folder of the project where it is not in this one.
 
     Raises:
         FileNotFoundError: it is on the proposals of a run that is not trained.
@@ -207,7 +214,14 @@ def train(
         (output / _COMMIT_FILE).write_text(_commit() or "", encoding="utf-8")
     fit_to_device(cfg)
     (output / _DEVICE_FILE).write_text(device_name(cfg.MODEL.DEVICE), encoding="utf-8")
-    command = [train_net, "--config-file", run.config, "--resume", *overrides, *on_proposals]
+    command = [
+        _find_command(train_net),
+        "--config-file",
+        run.config,
+        "--resume",
+        *overrides,
+        *on_proposals,
+    ]
     # Measured afterwards, once.
     command += ["DATASETS.TEST", "()", "DATASETS.PROPOSAL_FILES_TEST", "()"]
     _run_logged(command, output / "train.txt", run.name)

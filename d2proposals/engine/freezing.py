@@ -127,6 +127,30 @@ def warn_of_frozen_random_parts(cfg: CfgNode, missing_keys: set[str]) -> None:
             )
 
 
+def warn_of_frozen_random_layers(cfg: CfgNode, model: nn.Module, missing_keys: set[str]) -> None:
+    """Warn of layers of parts that are trained which are frozen with random weights.
+
+    Args:
+        cfg: a configuration.
+        model: its model.
+        missing_keys: as of :func:`warn_of_frozen_random_parts`.
+    """
+    if cfg.MODEL.TORCHVISION.WEIGHTS:  # which no checkpoint has set, and are not random
+        return
+    frozen = tuple(f"{name}." for node, name in FREEZABLE.items() if cfg.MODEL[node].FREEZE)
+    stay = [
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad and name in missing_keys and not name.startswith(frozen)
+    ]
+    if stay:
+        logger.warning(
+            f"{len(stay)} parameters are frozen with random weights, the first is {stay[0]}: name "
+            "a checkpoint in MODEL.WEIGHTS, or train them (MODEL.BACKBONE.FREEZE_AT 0; of a "
+            "generator's own trunk the FREEZE_AT beside its other keys)."
+        )
+
+
 class _StaysInEvaluation:
     """Stands in for a module's ``train``; an object, since copies and pickles keep objects whole.
 

@@ -180,7 +180,13 @@ def warn_of_frozen_random_norm(cfg: CfgNode) -> None:
     """Warn where a network that starts from random weights has normalisation that cannot adapt."""
     if cfg.MODEL.WEIGHTS or cfg.MODEL.BACKBONE.WEIGHTS:
         return
-    keys = {"build_bn_inception_backbone": [("MODEL.BN_INCEPTION.NORM", cfg.MODEL.BN_INCEPTION)]}
+    resnet = [("MODEL.RESNETS.NORM", cfg.MODEL.RESNETS)]
+    keys = {
+        "build_bn_inception_backbone": [("MODEL.BN_INCEPTION.NORM", cfg.MODEL.BN_INCEPTION)],
+        "build_resnet_backbone": resnet,
+        "build_resnet_fpn_backbone": resnet,
+        "build_retinanet_resnet_fpn_backbone": resnet,
+    }
     if not cfg.MODEL.TORCHVISION.WEIGHTS:
         torchvision = [("MODEL.TORCHVISION.NORM", cfg.MODEL.TORCHVISION)]
         keys["build_torchvision_backbone"] = torchvision
@@ -197,7 +203,8 @@ def warn_of_frozen_random_norm(cfg: CfgNode) -> None:
         logger.warning(
             f"MODEL.WEIGHTS is empty, and {' and '.join(frozen)} 'FrozenBN' normalises nothing "
             "without trained statistics. Convert pre-trained weights (tools/convert_weights.py; "
-            "torchvision's: MODEL.TORCHVISION.WEIGHTS), or set 'GN' to train from scratch."
+            "torchvision's: MODEL.TORCHVISION.WEIGHTS), or set 'GN' and MODEL.BACKBONE.FREEZE_AT 0 "
+            "to train from scratch."
         )
 
 

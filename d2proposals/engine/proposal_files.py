@@ -42,8 +42,8 @@ _MEND = {
     "relative": "in pixels of the original image",
     "outside": "in pixels of the original image",
 }
-# Not worth a word: Detectron2 takes the images that it needs, and sorts.
-_HARMLESS = ("unknown-images", "unsorted-scores")
+# Not worth a word: Detectron2 sorts.
+_HARMLESS = ("unsorted-scores",)
 
 
 class _Listed(NamedTuple):

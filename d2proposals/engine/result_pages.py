@@ -14,7 +14,7 @@ the row's base, with its sign; "base" is the label of that row. Other columns ar
 seed by seed. The word "missing" among the columns has a line below the table that names the rows
 and seeds without a result; "only:zip*" and "without:zip*" choose rows by their names, where there
 are several by any of them. "task:NAME" has a line for each row and task named so, whose columns are
-measures of it, without a task's name.
+measures of it, without a task's name. "seed:1" shows the results of that seed alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import os
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
@@ -43,6 +43,7 @@ _MARK = re.compile(
 
 _CHOICES = ("only:", "without:")
 _TASK = "task:"
+_SEED = "seed:"
 
 # Columns of how a row was made: what to read of a result, and how many decimals.
 FACTS: dict[str, tuple[Callable[[dict[str, Any]], Any], int]] = {
@@ -108,6 +109,7 @@ def format_rows(rows: dict[str, Row], columns: Iterable[str]) -> str:
         columns: see the head of this module.
     """
     words, shown = _words_and_shown(columns)
+    rows = _of_seeds(rows, words)
     chosen = [row for name, row in rows.items() if _is_chosen(name, words)]
     header = ["", *(title for title, _ in shown)]
     lines = [header, ["---", *("---:" for _ in shown)]]
@@ -130,9 +132,25 @@ def format_rows(rows: dict[str, Row], columns: Iterable[str]) -> str:
 def _words_and_shown(columns: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """The words that say which rows there are, and the title and name of each other column."""
     columns = list(columns)
-    words = [word for word in columns if word == "missing" or word.startswith((*_CHOICES, _TASK))]
+    begins = (*_CHOICES, _TASK, _SEED)
+    words = [word for word in columns if word == "missing" or word.startswith(begins)]
     titled = (column.rpartition("=") for column in columns if column not in words)
     return words, [(title or column, column) for title, _, column in titled]
+
+
+def _of_seeds(rows: dict[str, Row], words: Iterable[str]) -> dict[str, Row]:
+    """The rows with the results of the seeds that words name alone; of all without such a word."""
+    seeds = {int(word.removeprefix(_SEED)) for word in words if word.startswith(_SEED)}
+    if not seeds:
+        return rows
+    return {
+        name: replace(
+            row,
+            results={seed: result for seed, result in row.results.items() if seed in seeds},
+            missing_seeds=[seed for seed in row.missing_seeds if seed in seeds],
+        )
+        for name, row in rows.items()
+    }
 
 
 def _tasks(words: Iterable[str]) -> list[str]:

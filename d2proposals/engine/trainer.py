@@ -40,7 +40,12 @@ from .checkpointer import ProposalCheckpointer
 from .collapse import CollapseWarner
 from .detector_proposals import DetectorProposalEvaluator, recorded_proposals
 from .execution import prepare_execution
-from .freezing import check_trainable, freeze_parts, warn_of_frozen_random_parts
+from .freezing import (
+    check_trainable,
+    freeze_parts,
+    warn_of_frozen_random_layers,
+    warn_of_frozen_random_parts,
+)
 from .job import is_two_stage, warn_of_frozen_random_norm
 from .optimizer import build_optimizer
 from .part_weights import load_part_weights, warn_of_random_generator
@@ -123,7 +128,9 @@ class Trainer(DefaultTrainer):
         else:
             warn_of_frozen_random_norm(self.cfg)
             load_part_weights(self.cfg, self.checkpointer)
-            warn_of_frozen_random_parts(self.cfg, self.checkpointer.missing_keys)
+            missing_keys = self.checkpointer.missing_keys
+            warn_of_frozen_random_parts(self.cfg, missing_keys)
+            warn_of_frozen_random_layers(self.cfg, self.checkpointer.model, missing_keys)
             warn_of_random_generator(self.cfg, self.checkpointer)
 
     def train(self) -> OrderedDict | None:

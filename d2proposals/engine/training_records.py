@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # "evaluator_type" of datasets on which detectors are evaluated.
 EVALUATOR_TYPES = ("coco", "lvis", "pascal_voc")
+# How the names of what is evaluated begin.
+_TASKS = ("box_proposals", "mask_proposals", "bbox", "segm", "keypoints")
 
 
 def with_training_copies(cfg: CfgNode) -> CfgNode:
@@ -113,8 +115,9 @@ def check_evaluations(cfg: CfgNode, *, trains: bool = True) -> None:
         ValueError: in one line, when images have no "image_id", when a detector's dataset has no
             evaluator, fewer classes than the detector, or those of the training in another order;
             where proposals are measured, for wrong limits and for seen categories that split no
-            dataset.
+            dataset; for expected results that nothing can be compared with.
     """
+    _check_expected_results(cfg)
     is_alone = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
     measures_proposals = is_alone or (cfg.TEST.PROPOSALS.OF_DETECTORS and is_two_stage(cfg))
     seen = cfg.TEST.PROPOSALS.SEEN if measures_proposals else ()
@@ -150,6 +153,24 @@ def check_evaluations(cfg: CfgNode, *, trains: bool = True) -> None:
         _check_classes_of_test(cfg, name, trains, needs_all)
 
 
+def _check_expected_results(cfg: CfgNode) -> None:
+    """Detectron2 compares with them when all the work is done."""
+    expected = cfg.TEST.EXPECTED_RESULTS
+    if expected and len(cfg.DATASETS.TEST) != 1:
+        raise ValueError(
+            "TEST.EXPECTED_RESULTS is compared with the results of one dataset, DATASETS.TEST has "
+            f"{len(cfg.DATASETS.TEST)}: name one, or leave it empty."
+        )
+    for entry in expected:
+        is_whole = isinstance(entry, list | tuple) and len(entry) == 4
+        if not is_whole or not str(entry[0]).startswith(_TASKS):
+            raise ValueError(
+                "TEST.EXPECTED_RESULTS has entries [task, measure, value, tolerance], with tasks "
+                f"that begin with {', '.join(_TASKS)}, e.g. ['box_proposals', 'AR@100', 44.0, "
+                f"0.5]; got {entry!r}."
+            )
+
+
 def _check_classes_of_test(cfg: CfgNode, name: str, trains: bool, needs_all: bool) -> None:
     """An evaluation takes a class of the training for the dataset's of the same number."""
     key, number = _classes_of(cfg)
@@ -181,8 +202,9 @@ def _check_same_classes(
         return
     moved = [k for k in others if known[k] in classes or classes[k] in known]
     k = (moved or others)[0]
+    where = "" if trains else "if the weights are of DATASETS.TRAIN: "
     message = (
-        f"class {k} is {known[k]!r} in DATASETS.TRAIN '{trained}' and {classes[k]!r} in "
+        f"{where}class {k} is {known[k]!r} in DATASETS.TRAIN '{trained}' and {classes[k]!r} in "
         f"DATASETS.TEST '{name}' ({len(others)} of {len(classes)} classes differ), and detections "
         "are counted by the number: list the same categories in the same order, with the same ids."
     )

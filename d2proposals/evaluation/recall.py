@@ -119,6 +119,8 @@ def describe_idle_limits(limits: Sequence[int], numbers: Sequence[int]) -> str:
     idle = find_idle_limits(limits, numbers)
     if not idle:
         return ""
+    if not max(numbers, default=0):
+        return "no image has a proposal (boxes that are not finite or empty are none)"
     lower = max(set(limits) - set(idle))
     return (
         f"no image has more than {max(numbers, default=0)} proposals: the figures at "

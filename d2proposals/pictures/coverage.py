@@ -286,7 +286,8 @@ def write_contact_sheet(
         axes.set_axis_off()
     total = f"{num_covered} of {num_objects} objects covered"
     figure.suptitle(f"{title}: {total}" if title else total, fontsize=12, parse_math=False)
-    _add_legend(figure, top, iou_threshold, columns)
+    by_masks = all(None not in (x.gt_masks, x.proposal_masks) for x in pictures)
+    _add_legend(figure, top, iou_threshold, columns, "mask IoU" if by_masks else "IoU")
     write_figure(path, figure)
 
 
@@ -337,10 +338,10 @@ def _aspect(picture: ProposalPicture) -> float:
     return min(height / width, _MAX_ASPECT)
 
 
-def _add_legend(figure: Figure, top: int, iou_threshold: float, columns: int) -> None:
+def _add_legend(figure: Figure, top: int, iou_threshold: float, columns: int, measure: str) -> None:
     """Explain the three kinds of boxes at the bottom."""
     labels = {
-        f"object covered at IoU {iou_threshold:g} by the top {top}": _COVERED,
+        f"object covered at {measure} {iou_threshold:g} by the top {top}": _COVERED,
         "its best proposal": _BEST_PROPOSAL,
         "missed object": _MISSED,
     }

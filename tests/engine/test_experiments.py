@@ -583,3 +583,10 @@ def test_images_are_timed_after_the_first_ones():
             model(torch.zeros(1))
     model(torch.zeros(1))
     assert len(times) == 2 and min(times) >= 0
+
+
+def test_commands_are_found_from_any_folder(tmp_path, commands, monkeypatch):
+    (run,) = read_table(write_table(tmp_path / "t.yaml", [row(config=str(ROOT / CONFIG))]))
+    monkeypatch.chdir(tmp_path)
+    experiments.train(run, tmp_path / "runs")
+    assert commands[0][0] == str(ROOT / "train_net.py")

@@ -20,6 +20,8 @@ from d2proposals.engine import (
     freeze_parts,
     load_part_weights,
 )
+from d2proposals.engine.freezing import warn_of_frozen_random_layers
+from tests.common import make_cfg
 from tests.test_contract import BOXES, GENERATORS, host_cfg, make_batch
 
 FREEZE_GENERATOR = ("MODEL.PROPOSAL_GENERATOR.FREEZE", True)
@@ -322,3 +324,27 @@ def test_a_generator_can_be_frozen_by_hand():
         # Before anything has called train() again.
         losses = model(make_batch(BOXES, []))
     assert not any("deepmask" in name for name in losses)
+
+
+def test_layers_that_stay_random_are_warned_of(caplog):
+    overrides = ("MODEL.TORCHVISION.NORM", "GN", "MODEL.TORCHVISION.WEIGHTS", "")
+    for freeze_at, number in ((3, 1), (0, 0)):
+        cfg = make_cfg(
+            "photos/sc_rpn_mobilenet_v2.yaml", *overrides, "MODEL.BACKBONE.FREEZE_AT", freeze_at
+        )
+        model = Trainer.build_model(cfg)
+        missing_keys = set(model.state_dict())
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="d2proposals"):
+            warn_of_frozen_random_layers(cfg, model, missing_keys)
+        messages = [record.getMessage() for record in caplog.records]
+        assert len(messages) == number
+        assert all("frozen with random weights, the first is backbone." in x for x in messages)
+    # Those of torchvision, and what a checkpoint has set, are not random.
+    cfg.MODEL.BACKBONE.FREEZE_AT = 3
+    model = Trainer.build_model(cfg)
+    caplog.clear()
+    warn_of_frozen_random_layers(cfg, model, set())
+    cfg.MODEL.TORCHVISION.WEIGHTS = "IMAGENET1K_V1"
+    warn_of_frozen_random_layers(cfg, model, set(model.state_dict()))
+    assert not caplog.records

@@ -228,6 +228,7 @@ def test_processes_share_the_cores(processes, setting, expected, monkeypatch):
             ["MODEL.ZIP_DETECTOR.NORM"],
         ),
         (["MODEL.WEIGHTS", "some.pkl"], []),
+        (["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"], ["MODEL.RESNETS.NORM"]),
         (
             ["MODEL.BACKBONE.NAME", "build_torchvision_fpn_backbone"],
             ["MODEL.TORCHVISION.NORM"],

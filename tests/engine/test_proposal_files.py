@@ -276,11 +276,22 @@ def test_how_many_odd_boxes_are_too_many(files, name, num_odd, caplog):
     assert name in warning
 
 
-def test_more_images_and_another_order_are_nothing_to_speak_of(files, caplog):
+def test_images_of_another_dataset_are_named(files, caplog):
+    """Those of a larger split pass for a smaller one's where both number their images from 1."""
+
     def change(content):
         content["ids"].append(99)
         content["boxes"].append(content["boxes"][0])
         content["objectness_logits"].append(content["objectness_logits"][0])
+
+    rewrite(files["tiny_train"], change)
+    check_proposal_files(configuration(files))
+    (warning,) = warnings_in(caplog)
+    assert "1 of 5 images do not belong to the dataset" in warning
+
+
+def test_another_order_is_nothing_to_speak_of(files, caplog):
+    def change(content):
         content["boxes"][1] = content["boxes"][1][::-1]
         content["objectness_logits"][1] = content["objectness_logits"][1][::-1]
 

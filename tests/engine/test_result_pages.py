@@ -24,6 +24,7 @@ def test_cells_of_a_table():
     assert header == "|  | AR@100 | AR@7 | AP | iterations | s/step | MB | seeds | commit | file |"
     # Sample standard deviation of 20 and 22.
     assert line == "| RPN | 21.0 ± 1.4 |  | 3.1 | 10,000 | 0.500 |  | 2 | abc1234 | `a.yaml` |"
+    assert format_rows(rows, ["AR@100", "seed:2"]).splitlines()[2] == "| RPN | 22.0 |"
     assert mean_and_spread([1.25]) == "1.2"
     assert format_rows(rows, ["row", "data"]).splitlines()[2] == "| RPN | `rpn` | a, b |"
     # Nothing to show, as a method without masks in a table of masks.

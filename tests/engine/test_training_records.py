@@ -132,6 +132,28 @@ def test_evaluations_that_would_fail_after_the_training(register):
             check_evaluations(of_two)
 
 
+@pytest.mark.parametrize(
+    ("expected", "number", "line"),
+    [
+        ([["box_proposals", "AR@100", 44.0, 0.5]], 1, None),
+        ([["bbox", "AP", 44.0, 0.5]], 1, None),
+        ([["box_proposals", "AR@100", 44.0, 0.5]], 2, "DATASETS.TEST has 2: name one"),
+        ([["box_proposals", "AR@100", 44.0]], 1, r"got \['box_proposals', 'AR@100', 44.0\]"),
+        ([["boxes", "AR@100", 44.0, 0.5]], 1, "tasks that begin with box_proposals"),
+        (["bbox"], 1, "got 'bbox'"),
+    ],
+)
+def test_expected_results_are_checked_before_the_work(register, expected, number, line):
+    names = [register(f"records_expected_{k}", [item()]) for k in range(number)]
+    overrides = ("DATASETS.TEST", tuple(names), "TEST.EXPECTED_RESULTS", expected)
+    cfg = make_cfg("shapes/rpn_only.yaml", *overrides)
+    if line is None:
+        check_evaluations(cfg)
+        return
+    with pytest.raises(ValueError, match=f"^TEST.EXPECTED_RESULTS .*{line}"):
+        check_evaluations(cfg)
+
+
 @pytest.mark.parametrize("evaluator_type", ["coco", "pascal_voc"])
 def test_detectors_tested_on_classes_of_another_order(register, caplog, evaluator_type):
     kinds = {"evaluator_type": evaluator_type}

@@ -67,6 +67,7 @@ def test_limits_that_repeat_a_lower_one_are_named():
     text = describe_idle_limits(limits, [3, 1000, 7])
     assert "more than 1000 proposals: the figures at 1500, 2000 repeat those at 1000" in text
     assert describe_idle_limits(limits, [2000]) == ""
+    assert describe_idle_limits(limits, [0, 0]).startswith("no image has a proposal")
 
 
 def test_pictures_do_not_depend_on_pyplot(tmp_path):

@@ -429,7 +429,9 @@ def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     if unknown:
         raise ValueError(
             f"MODEL.FPN.IN_FEATURES must be of MODEL.TORCHVISION.OUT_FEATURES {list(shapes)}, got "
-            f"{list(cfg.MODEL.FPN.IN_FEATURES)}."
+            f"{list(cfg.MODEL.FPN.IN_FEATURES)}. (A trunk of a generator's own has the same "
+            "MODEL.TORCHVISION: beside it a detector takes another backbone, such as "
+            "build_resnet_fpn_backbone.)"
         )
     has_p5 = shapes[cfg.MODEL.FPN.IN_FEATURES[-1]].stride == 32
     return FPN(

@@ -68,7 +68,10 @@ def load_lazy_config(args: Namespace) -> DictConfig:
         cfg = LazyConfig.apply_overrides(cfg, [override.lstrip("+") for override in args.opts])
     except (HydraException, KeyError, OmegaConfBaseException) as error:
         line = str(error).strip().splitlines()[0]
-        raise ValueError(f"Overrides KEY=VALUE of lazy configurations: {line}.") from error
+        raise ValueError(
+            f"Overrides KEY=VALUE of lazy configurations: {line} (a value with spaces or odd "
+            "letters stands in quotes of its own: \"KEY='a b'\")."
+        ) from error
     for key, value in before.items():
         _check_kind(key, value, _value_of(cfg, key))
     return cfg

@@ -42,6 +42,10 @@ def can_show_proposals(cfg: CfgNode) -> bool:
     return cfg.VIS_PERIOD > 0 and len(cfg.DATASETS.TEST) > 0 and has_generator
 
 
+def _has_objects(record: dict[str, Any]) -> bool:
+    return any(not item.get("iscrowd", 0) for item in record.get("annotations", ()))
+
+
 class ProposalPictures(HookBase):
     """Every ``VIS_PERIOD`` iterations, draws the covered and missed objects of a few test images.
 
@@ -59,6 +63,7 @@ class ProposalPictures(HookBase):
         self._mapper = ProposalDatasetMapper(cfg, False)
         name = checked_dataset(cfg, cfg.DATASETS.TEST[0], "TEST")
         records = read_dataset(name).records
+        records = [x for x in records if _has_objects(x)] or records
         self._records = [records[index] for index in spread_evenly(_NUM_IMAGES, len(records))]
 
     def after_step(self) -> None:

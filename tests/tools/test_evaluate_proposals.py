@@ -371,6 +371,17 @@ def test_files_of_one_name_are_told_apart(gt, perfect_file, tmp_path):
     assert re.search(r"\| +box_proposals.pkl \| +b/box_proposals.pkl \|", out)
 
 
+def test_converting_names_images_of_another_dataset(gt, perfect_file, tmp_path):
+    content = json.loads(Path(gt).read_text())
+    content["images"] = [image for image in content["images"] if image["id"] != 2]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    arguments = [perfect_file, tmp_path / "out.pkl", "--to", "detectron2", "--gt", other]
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as err:
+        CONVERT["main"]([str(x) for x in arguments])
+    assert "[unknown-images] 1 of its images do not belong to the dataset (2)" in err.getvalue()
+
+
 def test_converting(gt, perfect_file, tmp_path):
     path, before = perfect_file, "d2proposals"
     for number, format_name in enumerate(("sam", "coco", "d2proposals", "mmdet3", "mmdet2",
@@ -381,6 +392,8 @@ def test_converting(gt, perfect_file, tmp_path):
         expected = f"6 proposals of 3 images, {before} -> {format_name}"
         assert expected in out.getvalue()
         assert ("no masks; boxes only" in err.getvalue()) == (format_name == "mmdet3")
+        assert ("no boxes but those around the masks" in err.getvalue()) == (format_name == "sam")
+        assert "[unknown-images]" not in err.getvalue()
         path, before = target, format_name
     np.testing.assert_array_equal(read_proposals(path).boxes[2], perfect().boxes[2])
     path = tmp_path / "0_sam"

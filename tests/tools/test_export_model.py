@@ -26,8 +26,20 @@ def test_a_written_model_is_checked_on_images(tmp_path, capsys):
     out = capsys.readouterr().out
     (row,) = (line.split() for line in out.splitlines() if line.startswith("photo.png"))
     assert row[1] == "80x120"
+    assert "Counted as the same" in out and "nothing was compared" not in out
     boxes, scores = torch.jit.load(path)(torch.zeros(3, 80, 120))
     assert boxes.shape == (len(scores), 4)
+
+
+def test_a_check_without_boxes_says_so(tmp_path, capsys):
+    Image.new("RGB", (90, 60)).save(tmp_path / "photo.png")
+    run_tool(
+        "export_model",
+        *("--config-file", CONFIGS / "shapes/rpn_only.yaml", "--format", "torchscript"),
+        *("--check", tmp_path / "photo.png", "--output", tmp_path / "rpn.ts", *overrides("RPN")),
+        *("INPUT.MIN_SIZE_TEST", 80, "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 1000),
+    )
+    assert "No boxes in these images: nothing was compared." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     check_evaluations(cfg, trains=False)
     check_proposal_files(cfg, train=False)
     model = Trainer.build_model(without_needless_weights(cfg, resume=resume))
-    checkpointer = ProposalCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = ProposalCheckpointer(model, save_dir=cfg.OUTPUT_DIR, save_to_disk=False)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     load_part_weights(cfg, checkpointer, only_missing=True)
     check_weights_are_whole(checkpointer, cfg)

@@ -91,8 +91,11 @@ def read_dataset(name: str, *, needs_ids: bool = True) -> DatasetReading:
         return replace(_of_file(name, file, records), is_readable=False)
     if file is not None and _is_reading_of(records, file):
         by_id = {str(record["image_id"]): record for record in file.records}
+        # Detectron2's reader gives those of a file without annotations empty lists.
+        left_out = set() if any("annotations" in x for x in file.records) else {"annotations"}
         kept = [
-            {**_others(record), **by_id[_id_text(record)], **_path_of(record)} for record in records
+            {**_others(record, left_out), **by_id[_id_text(record)], **_path_of(record)}
+            for record in records
         ]
         return _of_file(name, file, kept)
     if needs_ids:
@@ -117,9 +120,9 @@ def _id_text(record: dict[str, Any]) -> str:
     return str(read_id(record.get("image_id")))
 
 
-def _others(record: dict[str, Any]) -> dict[str, Any]:
+def _others(record: dict[str, Any], left_out: set[str]) -> dict[str, Any]:
     """What a record has besides what is read of the file."""
-    return {key: value for key, value in record.items() if key not in ("height", "width")}
+    return {key: record[key] for key in record if key not in {"height", "width", *left_out}}
 
 
 def _path_of(record: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +173,7 @@ def _is_reading_of(records: list[dict[str, Any]], file: AnnotationFile) -> bool:
     by_id = {str(record["image_id"]): record for record in file.records}
     for record in records:
         known = by_id.get(_id_text(record))
-        if known is None or ("annotations" in known) != ("annotations" in record):
+        if known is None or ("annotations" in known and "annotations" not in record):
             return False
         annotations = record.get("annotations", [])
         read = file.read_by_detectron2.get(_id_text(record), [])

@@ -9,6 +9,7 @@ the dataset itself.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ def check_image_files(names: Iterable[str], part: str) -> None:
         part: "TRAIN" or "TEST".
 
     Raises:
-        ValueError: an image of one has no file name, or its file was not there.
+        ValueError: an image of one has no file name, or, of a test, its file was not there.
     """
     for name in names:
         if (name, part) in _CHECKED and _CHECKED[name, part].imageless:
@@ -162,7 +163,7 @@ def _check(name: str, part: str) -> _Checked:
     reading = read_dataset(name, needs_ids=False)
     if part == "TEST" and not reading.records:
         raise ValueError(f"the dataset {name!r} has no images to test on: its list is empty")
-    imageless = _find_imageless(reading)
+    imageless = _find_imageless(reading, part)
     ground_truth = ground_truth_of(reading)
     if part == "TEST" and ground_truth.is_annotated and not len(ground_truth.boxes):
         crowd = f": its {ground_truth.num_crowd} annotations are crowd regions, which do not count"
@@ -190,22 +191,46 @@ def _check(name: str, part: str) -> _Checked:
     return _Checked(function, mended, ground_truth.faults, num_unlisted, imageless)
 
 
-def _find_imageless(reading: DatasetReading) -> str:
+def _find_imageless(reading: DatasetReading, part: str) -> str:
     """What is wrong where images have no file; "" where all have."""
-    without_name = [record for record in reading.records if "file_name" not in record]
+    without_name = [
+        record
+        for record in reading.records
+        if not isinstance(record.get("file_name"), str | os.PathLike)
+    ]
     if without_name:
         return (
             f"{len(without_name)} images of {reading.name!r} have no 'file_name' (image id "
             f"{without_name[0].get('image_id')} is the first): give each the name of its file"
         )
-    missing = missing_files(record["file_name"] for record in reading.records)
-    if missing:
-        return (
-            f"{len(missing)} of {len(reading.records)} images of {reading.name!r} are not there, "
-            f"the first is {missing[0]}: correct the folder (DATASETS.COCO_FILES, or "
-            "DETECTRON2_DATASETS) or take them out of the annotations"
-        )
-    return ""
+    # Of a training those alone that are left to train on.
+    return _describe_missing(reading.records, reading.name) if part == "TEST" else ""
+
+
+def _describe_missing(records: list[dict[str, Any]], name: str) -> str:
+    missing = missing_files(record["file_name"] for record in records)
+    if not missing:
+        return ""
+    return (
+        f"{len(missing)} of {len(records)} images of {name!r} are not there, the first is "
+        f"{missing[0]}: correct the folder (DATASETS.COCO_FILES, or DETECTRON2_DATASETS) or take "
+        "them out of the annotations"
+    )
+
+
+def check_images_to_train_on(records: list[dict[str, Any]], names: Iterable[str]) -> None:
+    """Check that the images that a training reads are there.
+
+    Args:
+        records: of the training, each with ``file_name``.
+        names: of its datasets.
+
+    Raises:
+        ValueError: in one line, if one is not.
+    """
+    message = _describe_missing(records, ", ".join(names))
+    if message:
+        raise ValueError(message)
 
 
 def _lacks_categories(reading: DatasetReading) -> bool:

@@ -22,11 +22,12 @@ _OF_TRAINING = re.compile(r"model_(\d+|final)\.pth")
 
 
 class ProposalCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer with three guards.
+    """Detectron2's checkpointer with four guards.
 
     * A file appears under its own name, and in ``last_checkpoint``, only when it is complete.
     * Files are read as tensors, numpy arrays, numbers, strings and plain containers. A file that
       asks for anything else is refused: a pickle can run any code.
+    * Checkpoints of a training of which none is said to be the last are not written over.
     * A file that is missing, cut off or refused gets one line that says which and how to go on.
 
     Attributes:
@@ -34,6 +35,7 @@ class ProposalCheckpointer(DetectionCheckpointer):
         without_weights: what the model has when the key is "", for the same lines.
         missing_keys: names of the model's parameters and buffers that no checkpoint has set yet.
         loaded_path: the file of the last :meth:`load`, "" before it or when it had none.
+        last_saved: name of the last file that this checkpointer has written, "" before it.
         other_shapes: of the last :meth:`load`, names of parameters that are of another shape in the
             file, with both shapes, the file's first.
     """
@@ -46,6 +48,7 @@ class ProposalCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **kwargs)
         self.missing_keys = set(self.model.state_dict())
         self.loaded_path = ""
+        self.last_saved = ""
         self.other_shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -62,6 +65,7 @@ class ProposalCheckpointer(DetectionCheckpointer):
         try:
             # Detectron2 writes the file and calls ``tag_last_checkpoint``, which names it rightly.
             super().save(name + _PARTIAL, **kwargs)
+            self.last_saved = name
         except BaseException as error:
             for unfinished in (
                 f"{name}{_PARTIAL}.pth",
@@ -100,13 +104,20 @@ class ProposalCheckpointer(DetectionCheckpointer):
                 last: a training from the beginning would overwrite them.
             FileNotFoundError: as :meth:`load`.
         """
-        if resume and self.save_dir and not self.has_checkpoint():
-            self._check_has_no_training()
+        if resume and self.save_dir and self.save_to_disk and not self.has_checkpoint():
+            self._check_has_no_training(path)
         return super().resume_or_load(path, resume=resume)
 
-    def _check_has_no_training(self) -> None:
+    def _check_has_no_training(self, path: str) -> None:
+        """``path`` is what a training from the beginning would start from, and no matter of it."""
         names = self.path_manager.ls(self.save_dir) if os.path.isdir(self.save_dir) else []
-        names = [name for name in names if _OF_TRAINING.fullmatch(name)]
+        start = os.path.realpath(path) if path else ""
+        names = [
+            name
+            for name in names
+            if _OF_TRAINING.fullmatch(name)
+            and os.path.realpath(os.path.join(self.save_dir, name)) != start
+        ]
         if names:
             newest = max(
                 names, key=lambda name: os.path.getmtime(os.path.join(self.save_dir, name))
@@ -114,7 +125,7 @@ class ProposalCheckpointer(DetectionCheckpointer):
             raise ValueError(
                 f"{self.save_dir} has checkpoints, the newest is {newest}, but no file "
                 f"'last_checkpoint', which says where to go on: write {newest} into "
-                f"{self._tag_file}, or take another OUTPUT_DIR."
+                f"{self._tag_file}, or take another folder for the output."
             )
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def freeze_parts(cfg: CfgNode, model: nn.Module) -> None:
 def check_trainable(cfg: CfgNode, model: nn.Module) -> None:
     """Check before training that there is something to train, on features that make sense.
 
-    Warns of a frozen generator that reads feature maps other than those it was trained on.
+    Warns of a frozen generator whose backbone is trained.
 
     Args:
         cfg: a configuration.

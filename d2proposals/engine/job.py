@@ -284,7 +284,7 @@ def _check_plain_values(cfg: CfgNode) -> None:
         )
     if cfg.TEST.AUG.ENABLED and not cfg.TEST.AUG.MIN_SIZES:
         raise ValueError("TEST.AUG.MIN_SIZES is empty: name lengths of the shorter side in pixels.")
-    if not min(cfg.MODEL.PIXEL_STD) > 0:
+    if not min(cfg.MODEL.PIXEL_STD, default=0) > 0:
         raise ValueError(
             f"MODEL.PIXEL_STD {tuple(cfg.MODEL.PIXEL_STD)} divides the pixels: each must be above "
             "0 (1.0 divides nothing)."
@@ -379,7 +379,8 @@ def _missing_dataset_error(name: str, path: str | None) -> FileNotFoundError:
 def _first_line(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
         mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}."
+        where = f"line {mark.line + 1}, column {mark.column + 1} of {mark.name}"
+        return f"{where}: {error.problem}."
     message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
     return message.strip().splitlines()[0].rstrip(".") + "."
 

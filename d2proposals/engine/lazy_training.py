@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-import re
+import traceback
 from argparse import Namespace
 from typing import Any
 
@@ -90,13 +90,10 @@ def _value_of(cfg: DictConfig, key: str) -> Any:
 
 
 def _check_kind(key: str, before: Any, after: Any) -> None:
-    """ValueError where a plain value has become one of another kind, which would fail later."""
-    if not all(isinstance(value, bool | int | float | str) for value in (before, after)):
-        return
-    kinds = (type(before), type(after))
-    if kinds[0] is not kinds[1] and kinds != (float, int):
+    """ValueError where a number has become text, which would fail later."""
+    if isinstance(before, bool | int | float) and isinstance(after, str):
         raise ValueError(
-            f"Overrides KEY=VALUE of lazy configurations: {key} takes a {kinds[0].__name__}, as "
+            f"Overrides KEY=VALUE of lazy configurations: {key} is a number or a truth value, as "
             f"{before!r}, not {after!r}."
         )
 
@@ -164,10 +161,15 @@ def _instantiate(cfg: DictConfig, key: str) -> Any:
     Raises:
         ValueError: in one line, for an argument that there is not, or one that is missing.
     """
+    node = OmegaConf.select(cfg, key)
+    if node is None:
+        raise ValueError(f"The lazy configuration has no {key}.")
     try:
-        return instantiate(OmegaConf.select(cfg, key))
+        return instantiate(node)
     except TypeError as error:
-        if not re.search("unexpected keyword argument|required .*argument", str(error)):
+        # Elsewhere it is an error of what is built.
+        is_of_arguments = traceback.extract_tb(error.__traceback__)[-1].name == "instantiate"
+        if not is_of_arguments or "argument" not in str(error):
             raise
         raise ValueError(f"{key} of the lazy configuration: {error}.") from error
 

@@ -6,6 +6,7 @@ A generator that was trained alone goes into a detector whose other weights come
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import torch
@@ -109,10 +110,10 @@ def _warn_of_other_backbone(cfg: CfgNode, path: str) -> None:
         path: of the generator's checkpoint.
     """
     backbone_weights = cfg.MODEL.BACKBONE.WEIGHTS or cfg.MODEL.WEIGHTS
-    if path != backbone_weights:
+    if os.path.realpath(path) != os.path.realpath(backbone_weights):
         logger.warning(
             f"MODEL.PROPOSAL_GENERATOR.WEIGHTS: the generator of {path} reads feature maps of "
-            f"another backbone ({backbone_weights or 'without a checkpoint'}). Set "
+            f"another backbone ({backbone_weights or 'from no checkpoint'}). Set "
             "MODEL.BACKBONE.WEIGHTS to the generator's checkpoint as well, unless both have the "
             "same backbone, or the generator is to learn anew."
         )

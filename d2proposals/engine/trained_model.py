@@ -13,6 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import nn
 
+from ..backbones.torchvision_weights import warn_of_other_pixels
 from ..data.nonempty_resize import without_empty_sides
 from ..files.image_files import to_input_format
 from ..proposals.native_size_hosts import hand_over_native_sizes
@@ -22,14 +23,17 @@ from .part_weights import check_weights_are_whole, load_part_weights
 
 
 def without_trunk_weights(cfg: CfgNode) -> CfgNode:
-    """The configuration of a model that takes no weights of torchvision, which may be downloaded:
-    for one whose weights a checkpoint has, or of which the shapes are all that is wanted.
+    """The configuration of a model that takes no weights of torchvision, which may be downloaded.
+
+    For one whose weights a checkpoint has, or of which the shapes are all that is wanted. Of other
+    pixels than those of these weights is warned here, as where they are loaded.
 
     Args:
         cfg: of any model; not changed.
     """
     if not cfg.MODEL.TORCHVISION.WEIGHTS:
         return cfg
+    warn_of_other_pixels(cfg)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.TORCHVISION.WEIGHTS = ""

@@ -35,7 +35,12 @@ from ..evaluation.evaluator import ProposalEvaluator
 from ..evaluation.voc_evaluator import VOCEvaluator
 from ..proposals.native_size_hosts import hand_over_native_sizes
 from .bad_input import explain_bad_input
-from .checked_datasets import check_image_files, checked_dataset, with_checked_datasets
+from .checked_datasets import (
+    check_image_files,
+    check_images_to_train_on,
+    checked_dataset,
+    with_checked_datasets,
+)
 from .checkpointer import ProposalCheckpointer
 from .collapse import CollapseWarner
 from .detector_proposals import DetectorProposalEvaluator, recorded_proposals
@@ -140,8 +145,9 @@ class Trainer(DefaultTrainer):
             results of the last evaluation, if there is one.
 
         Raises:
-            Exception: what ended the training. If that was bad input, a checkpoint with what was
-                learnt until then has been saved, from which ``--resume`` goes on.
+            Exception: what ended the training. If that was bad input, and the first process met
+                it, a checkpoint with what was learnt until then has been saved, from which
+                ``--resume`` goes on.
         """
         try:
             return super().train()
@@ -160,12 +166,12 @@ class Trainer(DefaultTrainer):
         """Save a checkpoint of the last whole iteration of this run, if there was one."""
         if self._last_whole_iteration < 0 or not comm.is_main_process():
             return
+        if self.cfg.TEST.PRECISE_BN.ENABLED and self.iter == self._last_whole_iteration:
+            return  # whose statistics it may have stopped at
         name = f"model_{self._last_whole_iteration:07d}"
         is_last = self._last_whole_iteration + 1 >= self.max_iter
-        if self.checkpointer.has_checkpoint():
-            saved = os.path.basename(self.checkpointer.get_checkpoint_file())
-            if saved == f"{name}.pth" or (is_last and saved == "model_final.pth"):
-                return
+        if self.checkpointer.last_saved in (name, "model_final" if is_last else name):
+            return
         self.iter = self._last_whole_iteration  # after which a resumed training begins
         with suppress(OSError):  # a full disk is what may have ended it
             self.checkpointer.save(name, iteration=self.iter)
@@ -245,7 +251,7 @@ class Trainer(DefaultTrainer):
 
         Raises:
             ValueError: when the batch does not split evenly over the processes, when annotations
-                mean nothing, or when the datasets do not fit the model
+                mean nothing, when images are not there, or when the datasets do not fit the model
                 (engine/training_records.py).
         """
         num_processes = comm.get_world_size()
@@ -260,6 +266,8 @@ class Trainer(DefaultTrainer):
         check_image_files(names, "TRAIN")
         check_image_files(cfg.DATASETS.TEST, "TEST")
         mapper, dataset = ProposalDatasetMapper(cfg, True), training_records(cfg)
+        if isinstance(dataset, list):
+            check_images_to_train_on(dataset, names)
         scale, batch_size = cfg.INPUT.DY_TRAIN_SCALE, cfg.SOLVER.IMS_PER_BATCH // num_processes
         if not scale.ENABLED or scale.GROUPED_BATCHES == 1 or batch_size == 1:
             return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)

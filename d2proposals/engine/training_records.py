@@ -184,7 +184,7 @@ def _check_classes_of_test(cfg: CfgNode, name: str, trains: bool, needs_all: boo
     for trained in cfg.DATASETS.TRAIN:
         trained_on = checked_dataset(cfg, trained, "TRAIN") if trains else trained
         known = MetadataCatalog.get(trained_on).get("thing_classes") or []
-        _check_same_classes(trained, known[:number], name, classes[:number], trains)
+        _check_same_classes(trained, known, name, classes, number, trains)
     if needs_all and len(classes) < number:
         raise ValueError(
             f"{key} is {number}, but DATASETS.TEST '{name}' has {len(classes)} classes "
@@ -193,22 +193,22 @@ def _check_classes_of_test(cfg: CfgNode, name: str, trains: bool, needs_all: boo
 
 
 def _check_same_classes(
-    trained: str, known: list[str], name: str, classes: list[str], trains: bool
+    trained: str, known: list[str], name: str, classes: list[str], number: int, trains: bool
 ) -> None:
-    """Warn of classes that are others than those of the training; where a training has the same
-    ones under other numbers, that is an error."""
-    others = [k for k, pair in enumerate(zip(known, classes, strict=False)) if len({*pair}) > 1]
+    """Warn of classes that are others than those of the training; where it has the same ones in
+    another order, that is an error."""
+    pairs = list(zip(known, classes, strict=False))[:number]
+    others = [k for k, (first, second) in enumerate(pairs) if first != second]
     if not others:
         return
-    moved = [k for k in others if known[k] in classes or classes[k] in known]
-    k = (moved or others)[0]
+    k = others[0]
     where = "" if trains else "if the weights are of DATASETS.TRAIN: "
     message = (
         f"{where}class {k} is {known[k]!r} in DATASETS.TRAIN '{trained}' and {classes[k]!r} in "
         f"DATASETS.TEST '{name}' ({len(others)} of {len(classes)} classes differ), and detections "
         "are counted by the number: list the same categories in the same order, with the same ids."
     )
-    if moved and trains:
+    if trains and sorted(known) == sorted(classes):
         raise ValueError(message)
     logger.warning(message)
 

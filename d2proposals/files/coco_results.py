@@ -61,7 +61,9 @@ class ResultEntries:
         """A hook of json: keeps what it needs of an entry, and leaves other objects alone."""
         if "image_id" not in entry or not ("bbox" in entry or "segmentation" in entry):
             if {"image_id", "category_id", "score"} <= entry.keys():
-                raise ContentError(f"a result has neither 'bbox' nor 'segmentation': {entry}")
+                raise ContentError(
+                    f"a result has neither 'bbox' nor 'segmentation', but {', '.join(entry)}"
+                )
             return entry
         number = len(self._image)
         image_id = plain_id(entry["image_id"])

@@ -34,6 +34,8 @@ _TRANSPOSITIONS = {
 # Of these orientations width and height change places.
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
 _RANGES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))
+# Files of a folder that are asked for one by one.
+_FEW_FILES = 50
 # What has been said once a process.
 _WARNED: set[str] = set()
 
@@ -150,7 +152,7 @@ def find_image_file(image_root: str, image: dict[str, Any]) -> str | None:
 def missing_files(paths: Iterable[str]) -> list[str]:
     """Those of many paths, in their order, where no file is; addresses are not asked.
 
-    Each folder is listed once: that costs a hundredth of asking for each file over a network.
+    A folder of many is listed once: over a network that costs a hundredth of asking for each.
     """
     folders: dict[str, list[str]] = defaultdict(list)
     paths = [os.fspath(path) for path in paths]
@@ -159,14 +161,18 @@ def missing_files(paths: Iterable[str]) -> list[str]:
             folders[os.path.dirname(path)].append(path)
     unlisted = set()
     for folder, of_folder in folders.items():
+        if len(of_folder) <= _FEW_FILES:
+            unlisted.update(path for path in of_folder if not os.path.isfile(path))
+            continue
         try:
             with os.scandir(folder or ".") as entries:
-                names = {entry.name for entry in entries}
+                # Of links alone this asks where they lead.
+                names = {entry.name for entry in entries if entry.is_file()}
         except OSError:
             names = set()
         unlisted.update(path for path in of_folder if os.path.basename(path) not in names)
     # Under another spelling it may be there.
-    return [x for x in paths if x in unlisted and not os.path.exists(with_separators_of_here(x))]
+    return [x for x in paths if x in unlisted and not os.path.isfile(with_separators_of_here(x))]
 
 
 def with_separators_of_here(path: str) -> str:

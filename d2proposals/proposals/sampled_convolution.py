@@ -74,9 +74,16 @@ def predict_at(
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether somebody looks at what a part of a module computes, by a forward hook: at every
-    cell, then, as the warning of a collapse does now and then."""
-    return any(part._forward_hooks for part in module.modules())
+    """Whether a part of a module has to be called itself: because it has hooks, as those of the
+    warning of a collapse, of pruning and of weight norms, or because it is compiled."""
+    return any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        or part._compiled_call_impl is not None
+        for part in module.modules()
+    )
 
 
 def _within(index: torch.Tensor, size: int) -> torch.Tensor:

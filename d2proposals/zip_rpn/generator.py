@@ -266,8 +266,9 @@ class ZIP(ProposalGenerator):
     ) -> dict[str, torch.Tensor]:
         """See :meth:`losses`. On a CPU the heads look at the cells of the sampled anchors alone: a
         few hundred of each image, chosen by the ground truth."""
-        is_simple = isinstance(self.heads, ZIPLevelHeads) and not is_watched(self.heads)
-        if images.tensor.device.type != "cpu" or not is_simple:
+        # Others may compute something else.
+        is_simple = type(self.heads) is ZIPLevelHeads and self.heads.are_simple()
+        if images.tensor.device.type != "cpu" or not is_simple or is_watched(self.heads):
             return super().losses_alone(images, features, gt_instances)
         maps, valid = self._maps(images, features)
         anchors = self.anchor_generator(maps)
@@ -433,7 +434,7 @@ def _warn_of_small_anchors_of_deep_maps(
     names: Sequence[str], shapes: Sequence[ShapeSpec], sizes: Sequence[Sequence[float]]
 ) -> None:
     """Warn where a map of a larger stride has smaller anchors than another one."""
-    if len(sizes) != len(names):
+    if len(sizes) != len(names) or not all(isinstance(x, list | tuple) and x for x in sizes):
         return
     levels = sorted(zip(shapes, map(max, sizes), names, strict=True), key=lambda x: x[0].stride)
     for (shape, size, name), (deeper, other_size, other_name) in itertools.pairwise(levels):

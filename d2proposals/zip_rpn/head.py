@@ -128,5 +128,9 @@ class ZIPLevelHeads(nn.Module):
         outputs = [head.at_anchors(x, wanted) for head, x, wanted in levels]
         return [logits for logits, _ in outputs], [deltas for _, deltas in outputs]
 
+    def are_simple(self) -> bool:
+        """Whether all heads are :class:`ZIPHead` itself, with plain convolutions."""
+        return all(type(x) is ZIPHead and type(x.conv) is Conv2d for x in self.heads)
+
     def _of_levels(self) -> list[ZIPHead]:
         return list(self.heads) if len(self.heads) > 1 else [self.heads[0]] * self.num_levels

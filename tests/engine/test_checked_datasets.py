@@ -15,6 +15,7 @@ from d2proposals.data.mapper import ProposalDatasetMapper
 from d2proposals.engine import Trainer
 from d2proposals.engine.checked_datasets import (
     checked_dataset,
+    own_name,
     records_to_test,
     with_checked_datasets,
 )
@@ -219,13 +220,33 @@ def test_a_list_of_categories_may_be_empty(registered, caplog):
 
 def test_images_without_a_file_name_are_one_line(registered):
     record = {"image_id": 7, "height": HEIGHT, "width": WIDTH, "annotations": []}
-    DatasetCatalog.register("nameless", lambda: [{**record, "file_name": "a.png"}, record | {}])
+    record["file_name"] = None
+    DatasetCatalog.register("nameless", lambda: [{**record, "file_name": "a.png"}, {**record}])
     with pytest.raises(ValueError, match="1 images of 'nameless' have no 'file_name' .image id 7"):
         Trainer.build_train_loader(config("nameless"))
     with pytest.raises(ValueError, match="1 images of 'nameless' have no 'file_name'"):
         Trainer.build_test_loader(config(None, ("nameless",)), "nameless")
     # Commands that read annotations alone take it.
     assert checked_dataset(config("nameless"), "nameless", "TRAIN") == "nameless"
+
+
+def test_images_that_a_training_leaves_out_may_be_missing(registered, tmp_path):
+    dataset = registered([annotation(1)])
+    (tmp_path / "2.png").unlink()
+    cfg = config(dataset, (), "SOLVER.IMS_PER_BATCH", 1, "DATALOADER.NUM_WORKERS", 0)
+    (item,) = next(iter(Trainer.build_train_loader(cfg)))
+    assert item["image_id"] == 1
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    with pytest.raises(ValueError, match="1 of 2 images of .* are not there"):
+        Trainer.build_train_loader(cfg)
+
+
+def test_names_of_mended_copies_are_the_configuration_s(registered):
+    dataset = registered([annotation(1, iscrowd="0"), annotation(2, image_id=2)])
+    for part in ("TRAIN", "TEST"):
+        name = checked_dataset(config(dataset), dataset, part)
+        assert name != dataset and own_name(name) == dataset
+    assert own_name(dataset) == dataset
 
 
 def test_images_that_are_not_there_are_one_line(registered, tmp_path):
@@ -244,6 +265,17 @@ def test_images_that_are_not_there_are_one_line(registered, tmp_path):
     assert len(records_to_test(config(dataset), dataset)) == 2
     (tmp_path / "away.png").rename(path)
     assert len(first_batch(config(dataset))) == 2
+
+
+def test_a_test_set_without_annotations_is_none_without_objects(registered, tmp_path, caplog):
+    content = {"images": [{"id": 1, "file_name": "1.png", "height": HEIGHT, "width": WIDTH}]}
+    content["categories"] = CATEGORIES
+    path = tmp_path / "images_alone.json"
+    path.write_text(json.dumps(content))
+    register_coco_instances("images_alone", {}, str(path), str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        name = checked_dataset(config(None, (), "DATASETS.STRICT", True), "images_alone", "TEST")
+    assert name == "images_alone" and not caplog.records
 
 
 @pytest.mark.parametrize("iscrowd", [0, 1])

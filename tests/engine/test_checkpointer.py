@@ -58,6 +58,11 @@ def test_no_training_is_begun_over_checkpoints_of_which_none_is_the_last(model, 
     with pytest.raises(ValueError, match=line):
         ProposalCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)
     ProposalCheckpointer(model, str(tmp_path)).resume_or_load("", resume=False)
+    # What it would start from, alone, is nobody's training; an evaluation writes over nothing.
+    ProposalCheckpointer(model, str(tmp_path), save_to_disk=False).resume_or_load("", resume=True)
+    (tmp_path / "model_0000009.pth").rename(tmp_path / "other.pth")
+    path = str(tmp_path / "model_0000019.pth")
+    ProposalCheckpointer(model, str(tmp_path)).resume_or_load(path, resume=True)
     (tmp_path / "last_checkpoint").write_text("model_0000019.pth")
     rest = ProposalCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)
     assert rest["iteration"] == 19

@@ -46,8 +46,11 @@ def test_bad_override(opts, message):
     [
         ("VERSION: 2\nMODEL: {ZIPP: {HEAD_CHANNELS: 3}}", "MODEL.ZIPP.*Did you mean MODEL.ZIP"),
         ("VERSION: 2\nSOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER"),
-        ("VERSION: 2\nSOLVER: [", "line 2, column 10: expected the node content"),
-        ("MODEL:\n\tMASK_ON: True", "line 2, column 1: found character .*cannot start any token"),
+        ("VERSION: 2\nSOLVER: [", "line 2, column 10 of .*bad.yaml: expected the node content"),
+        (
+            "MODEL:\n\tMASK_ON: True",
+            "line 2, column 1 of .*bad.yaml: found character .*cannot start any token",
+        ),
         ("_BASE_: gone.yaml", "gone.yaml"),
         ("", "it needs KEY: value lines, and is empty"),
         ("[1, 2]", "it needs KEY: value lines, and has a list"),

@@ -125,7 +125,7 @@ def test_warnings_of_a_generator_on_foreign_features(
     overrides = ["MODEL.WEIGHTS", "", GENERATOR_KEY, path]
     cfg = host_cfg(generator, "FasterRCNN", *overrides)
     if backbone_key is not None:
-        cfg.merge_from_list([backbone_key, path])
+        cfg.merge_from_list([backbone_key, os.path.relpath(path)])
     model = seeded_model(cfg, 2)
     checkpointer = ProposalCheckpointer(model)
     with caplog.at_level(logging.WARNING, logger="d2proposals"):

@@ -22,7 +22,7 @@ def no_connection(monkeypatch):
     monkeypatch.setattr(torchvision_weights, "_download_state", refuse)
 
 
-def test_a_checkpoint_s_weights_need_no_others(no_connection, tmp_path):
+def test_a_checkpoint_s_weights_need_no_others(no_connection, tmp_path, caplog):
     cfg = make_cfg(CONFIG, KEY, "IMAGENET1K_V1", "OUTPUT_DIR", str(tmp_path))
     with pytest.raises(ConnectionError):
         load_trained_model(cfg)
@@ -33,6 +33,9 @@ def test_a_checkpoint_s_weights_need_no_others(no_connection, tmp_path):
     loaded = load_trained_model(named)
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+    other_pixels = make_cfg(CONFIG, KEY, "IMAGENET1K_V1", "INPUT.FORMAT", "BGR")
+    without_trunk_weights(other_pixels)
+    assert "were trained on torchvision's pixels" in caplog.text
     # The configuration stays what it is, and a training may begin with a part.
     assert named.MODEL.TORCHVISION.WEIGHTS == "IMAGENET1K_V1"
     assert without_needless_weights(named, trains=True) is named

@@ -143,10 +143,32 @@ def test_a_broken_image_loses_nothing_of_the_training(tmp_path, monkeypatch, fai
         assert done >= 1 and (fails_in == "training" or done == 3)
         last = (tmp_path / "out" / "last_checkpoint").read_text()
         assert last == f"model_{done:07d}.pth"
+        # Another run in the same folder saves its own.
+        before = (tmp_path / "out" / last).stat().st_mtime_ns
+        broken.write_bytes(whole)
+        steps.clear()
+        with pytest.raises(ValueError, match="000000000002.jpg cannot be read"):
+            train(cfg)
+        assert (tmp_path / "out" / last).stat().st_mtime_ns > before
         broken.write_bytes(whole)
         resumed = train(cfg, resume=True)
     assert resumed.start_iter == done + 1
     assert steps.count(done) == 1 and steps[-1] == 11
+
+
+def test_a_test_that_fails_behind_the_last_iteration_saves_nothing_twice(tmp_path, monkeypatch):
+    root = write_tiny_coco(tmp_path) / "coco"
+    broken = root / "val2017" / "000000000002.jpg"
+
+    def run_step(self, run_step=Trainer.run_step):
+        broken.write_bytes(b"broken")
+        run_step(self)
+
+    monkeypatch.setattr(Trainer, "run_step", run_step)
+    with registered(root):
+        with pytest.raises(ValueError, match="000000000002.jpg cannot be read"):
+            train(tiny_cfg(tmp_path / "out", "SOLVER.MAX_ITER", 2, "DATALOADER.NUM_WORKERS", 0))
+    assert [x.name for x in (tmp_path / "out").glob("*.pth")] == ["model_final.pth"]
 
 
 def test_augmented_test_resizes_from_the_original_image(tiny_coco, tmp_path, monkeypatch):

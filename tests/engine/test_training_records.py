@@ -161,6 +161,8 @@ def test_detectors_tested_on_classes_of_another_order(register, caplog, evaluato
     same = register("records_abcd", [item()], "abcd", **kinds)
     moved = register("records_acb", [item()], "acb", **kinds)
     others = register("records_axc", [item()], "axc", **kinds)
+    # A class that moved among others: another dataset, of which its proposals may be measured.
+    another = register("records_axbc", [item()], "axbc", **kinds)
 
     def cfg_of(test, config="shapes/faster_rcnn_rpn.yaml"):
         return make_cfg(
@@ -184,5 +186,7 @@ def test_detectors_tested_on_classes_of_another_order(register, caplog, evaluato
     # One of another name may be the same.
     check_evaluations(cfg_of(others))
     assert "class 1 is 'b'" in words()[0]
+    check_evaluations(cfg_of(another))
+    assert "(2 of 4 classes differ)" in words()[0]
     check_evaluations(cfg_of(moved, "shapes/rpn_only.yaml"))
     assert not words()

@@ -12,7 +12,12 @@ from PIL import Image, ImageOps
 from d2proposals.evaluation.ground_truth import load_ground_truth
 from d2proposals.files import image_files
 from d2proposals.files.annotation_file import register_annotation_file
-from d2proposals.files.image_files import find_image_file, image_size, read_rgb_image
+from d2proposals.files.image_files import (
+    find_image_file,
+    image_size,
+    missing_files,
+    read_rgb_image,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +37,24 @@ def save_turned(path, orientation, size=(4, 6)):
 
 def white_pixel(image):
     return tuple(int(x) for x in np.argwhere(image[..., 0] > 128)[0])
+
+
+@pytest.mark.parametrize("number", [3, 60])
+def test_missing_files(tmp_path, number):
+    """A folder of many is listed, of few they are asked for."""
+    (tmp_path / "inside").mkdir()
+    paths = [tmp_path / "inside" / f"{k}.png" for k in range(number)]
+    for path in paths:
+        path.touch()
+    paths[1].unlink()
+    paths[2].unlink()
+    paths[2].symlink_to(tmp_path / "nowhere.png")
+    folder = tmp_path / "inside" / "folder"
+    folder.mkdir()
+    others = [f"{tmp_path}\\inside\\0.png", "https://example.org/a.png", tmp_path / "no" / "a.png"]
+    missing = missing_files([*paths, folder, *others])
+    assert missing == [str(x) for x in (paths[1], paths[2], folder, tmp_path / "no" / "a.png")]
+    assert missing_files([]) == []
 
 
 @pytest.mark.parametrize(

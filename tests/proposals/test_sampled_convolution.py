@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import nn
+from torch.nn.utils import prune
 
 from d2proposals.proposals.sampled_convolution import (
     conv3x3_at,
@@ -65,10 +66,20 @@ def test_predictions_at_wanted_cells_are_zero_elsewhere():
     assert none.shape == (2, 24, 2) and not none.any()
 
 
-def test_a_hook_of_any_part_watches_the_whole():
+@pytest.mark.parametrize(
+    "kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+)
+def test_a_hook_of_any_part_watches_the_whole(kind):
     module = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sequential(nn.ReLU()))
     assert not is_watched(module)
-    handle = module[1][0].register_forward_hook(lambda *_: None)
+    handle = getattr(module[1][0], f"register_{kind}")(lambda *_: None)
     assert is_watched(module)
     handle.remove()
     assert not is_watched(module)
+
+
+def test_pruned_and_compiled_parts_are_called_themselves():
+    pruned, compiled = nn.Conv2d(1, 1, 1), nn.Sequential(nn.Conv2d(1, 1, 1))
+    prune.l1_unstructured(pruned, "weight", 0.5)
+    compiled.compile(backend="eager")
+    assert is_watched(pruned) and is_watched(compiled)

@@ -176,6 +176,13 @@ def test_losses_alone_are_those_of_all_cells(shared, monkeypatch):
     losses_and_gradients()
     assert looked_at == [1, 1]
 
+    class OtherHead(ZIPHead):
+        """Might compute something else."""
+
+    generator.heads.heads[0].__class__ = OtherHead
+    losses_and_gradients()
+    assert looked_at == [1, 1, 1]
+
 
 def hand_made_case():
     """Two anchors on one level: a positive with its target, a negative, a gray, one ignored."""
@@ -462,6 +469,7 @@ def test_bad_settings_are_named(overrides, message):
 def test_anchors_that_fall_while_strides_grow_are_named(caplog):
     build()
     build("MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32]])
+    build("MODEL.ANCHOR_GENERATOR.SIZES", [16, 32, 64])
     assert not caplog.records
     build("MODEL.ANCHOR_GENERATOR.SIZES", [[256, 512], [64, 128], [16, 32]])
     messages = [record.getMessage() for record in caplog.records]

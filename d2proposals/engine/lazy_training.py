@@ -12,9 +12,11 @@ import logging
 import os
 import traceback
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2 import config
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
@@ -167,9 +169,9 @@ def _instantiate(cfg: DictConfig, key: str) -> Any:
     try:
         return instantiate(node)
     except TypeError as error:
-        # Elsewhere it is an error of what is built.
-        is_of_arguments = traceback.extract_tb(error.__traceback__)[-1].name == "instantiate"
-        if not is_of_arguments or "argument" not in str(error):
+        # Raised elsewhere it is an error within what is built.
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent
+        if raised_in != Path(config.__file__).parent or "argument" not in str(error):
             raise
         raise ValueError(f"{key} of the lazy configuration: {error}.") from error
 

@@ -152,7 +152,7 @@ def find_image_file(image_root: str, image: dict[str, Any]) -> str | None:
 def missing_files(paths: Iterable[str]) -> list[str]:
     """Those of many paths, in their order, where no file is; addresses are not asked.
 
-    A folder of many is listed once: over a network that costs a hundredth of asking for each.
+    A folder of many is listed once, rather than asked for each of them.
     """
     folders: dict[str, list[str]] = defaultdict(list)
     paths = [os.fspath(path) for path in paths]

@@ -49,9 +49,10 @@ def test_a_checkpoint_s_weights_need_no_others(no_connection, tmp_path, caplog):
     ("tool", "arguments"),
     [("plot_anchor_sizes", ("--output", "a.png")), ("measure_training_scale", ("--draws", "7"))],
 )
-def test_shapes_need_no_weights(no_connection, tmp_path, monkeypatch, tool, arguments):
+def test_shapes_need_no_weights(no_connection, tmp_path, monkeypatch, capsys, tool, arguments):
     monkeypatch.chdir(tmp_path)
     main = importlib.import_module(f"tools.{tool}").main
     names = dict.fromkeys(("DATASETS.TRAIN", "DATASETS.TEST"), "('d2p_shapes_val',)")
     overrides = [KEY, "IMAGENET1K_V1", *(word for item in names.items() for word in item)]
     main(["--config-file", str(CONFIGS / CONFIG), *arguments, *overrides])
+    assert capsys.readouterr().out
